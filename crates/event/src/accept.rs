@@ -215,43 +215,20 @@ impl Acceptor {
                 detail: name::clip(&refused.refusal.detail, MAX_DETAIL_BYTES).to_owned(),
                 head: refused.head,
             });
-            (
-                vec![rejection],
-                Outcome::Rejected { agent_id, reason },
-                Vec::new(),
-            )
+            (vec![rejection], Outcome::Rejected { agent_id, reason }, Vec::new())
         });
-        let entry = |kind| v1::Entry {
-            stream_seq: message.stream_seq,
-            kind: Some(kind),
-        };
-        Decided {
-            entries: kinds.into_iter().map(entry).collect(),
-            outcome,
-            runs,
-        }
+        let entry = |kind| v1::Entry { stream_seq: message.stream_seq, kind: Some(kind) };
+        Decided { entries: kinds.into_iter().map(entry).collect(), outcome, runs }
     }
 
     fn decide_batch(&self, agent_id: &str, payload: &Bytes) -> Result<Kinds, Refused> {
         let batch = seal::open_batch(agent_id, payload, &self.valid_keys(KeyRole::Agent, agent_id))?;
         match self.place(&batch) {
-            Place::Follows {
-                skipped,
-                previous_epoch,
-            } if skipped == batch.digests.len() => {
+            Place::Follows { skipped, previous_epoch } if skipped == batch.digests.len() => {
                 debug_assert!(previous_epoch.is_none());
-                Ok((
-                    Vec::new(),
-                    Outcome::Duplicate {
-                        agent_id: agent_id.to_owned(),
-                    },
-                    Vec::new(),
-                ))
+                Ok((Vec::new(), Outcome::Duplicate { agent_id: agent_id.to_owned() }, Vec::new()))
             }
-            Place::Follows {
-                skipped,
-                previous_epoch,
-            } => {
+            Place::Follows { skipped, previous_epoch } => {
                 let new_events = batch.digests.len() - skipped;
                 let sealed = Kind::BatchSealed(v1::BatchSealed {
                     seal: batch.signed.seal,
@@ -262,15 +239,8 @@ impl Acceptor {
                     previous_epoch,
                 });
                 let events = batch.signed.events.into_iter().skip(skipped).map(Kind::Event);
-                let outcome = Outcome::Batch {
-                    agent_id: agent_id.to_owned(),
-                    new_events,
-                };
-                Ok((
-                    std::iter::once(sealed).chain(events).collect(),
-                    outcome,
-                    Vec::new(),
-                ))
+                let outcome = Outcome::Batch { agent_id: agent_id.to_owned(), new_events };
+                Ok((std::iter::once(sealed).chain(events).collect(), outcome, Vec::new()))
             }
             Place::Conflicts { place, recorded } => {
                 let equivocation = Kind::Equivocation(v1::Equivocation {
@@ -284,23 +254,14 @@ impl Acceptor {
                     offered_seal: batch.signed.seal,
                     offered_signature: batch.signed.signature,
                 });
-                Ok((
-                    vec![equivocation],
-                    Outcome::Equivocation {
-                        agent_id: agent_id.to_owned(),
-                    },
-                    Vec::new(),
-                ))
+                Ok((vec![equivocation], Outcome::Equivocation { agent_id: agent_id.to_owned() }, Vec::new()))
             }
             Place::Refused(reason, detail) => {
                 let head = self.head(agent_id).unwrap_or_else(|| v1::AgentHead {
                     agent_id: agent_id.to_owned(),
                     ..v1::AgentHead::default()
                 });
-                Err(Refused {
-                    refusal: Refusal::new(reason, detail),
-                    head: Some(head),
-                })
+                Err(Refused { refusal: Refusal::new(reason, detail), head: Some(head) })
             }
         }
     }
@@ -330,10 +291,7 @@ impl Acceptor {
                     );
                 }
                 let previous_epoch = before.and_then(|_| self.head(&batch.seal.agent_id));
-                return Place::Follows {
-                    skipped: 0,
-                    previous_epoch,
-                };
+                return Place::Follows { skipped: 0, previous_epoch };
             }
         };
         let next = agent.seq + 1;
@@ -342,10 +300,7 @@ impl Acceptor {
         }
         if first == next {
             return if batch.prev_hash == agent.hash() {
-                Place::Follows {
-                    skipped: 0,
-                    previous_epoch: None,
-                }
+                Place::Follows { skipped: 0, previous_epoch: None }
             } else {
                 Place::Refused(
                     RejectionReason::WrongChain,
@@ -360,47 +315,24 @@ impl Acceptor {
                 format!("seq {first}, compared are {oldest} and later"),
             );
         }
-        let known = agent
-            .recent
-            .iter()
-            .skip(usize::try_from(first - oldest).unwrap_or(usize::MAX));
+        let known = agent.recent.iter().skip(usize::try_from(first - oldest).unwrap_or(usize::MAX));
         let mut skipped = 0;
         for (place, (recorded, offered)) in known.zip(&batch.digests).enumerate() {
             if recorded != offered {
-                return Place::Conflicts {
-                    place,
-                    recorded: *recorded,
-                };
+                return Place::Conflicts { place, recorded: *recorded };
             }
             skipped = place + 1;
         }
-        Place::Follows {
-            skipped,
-            previous_epoch: None,
-        }
+        Place::Follows { skipped, previous_epoch: None }
     }
 
     fn decide_block(&self, partition: &str, message: &Incoming<'_>) -> Result<Kinds, Refused> {
-        let block = seal::open_block(
-            partition,
-            &message.payload,
-            &self.valid_keys(KeyRole::Metering, ""),
-        )?;
-        let OpenBlock {
-            place,
-            signed,
-            runs,
-            digests,
-            key,
-            ..
-        } = block;
+        let block = seal::open_block(partition, &message.payload, &self.valid_keys(KeyRole::Metering, ""))?;
+        let OpenBlock { place, signed, runs, digests, key, .. } = block;
         let head = self.partition(partition);
         let fenced = |detail: String| Err(Refusal::new(RejectionReason::Fenced, detail).into());
         if place.index != head.index + 1 || place.prev_hash != head.hash {
-            return fenced(format!(
-                "block {} does not follow block {}",
-                place.index, head.index
-            ));
+            return fenced(format!("block {} does not follow block {}", place.index, head.index));
         }
         if place.epoch < head.epoch || place.now_unix_ms < head.now_unix_ms {
             return fenced(format!("epoch {} or clock fell below the chain's", place.epoch));
@@ -418,9 +350,7 @@ impl Acceptor {
             item_digests: seal::join_digests(&digests),
         });
         let items = signed.items.into_iter().map(Kind::DecisionRun);
-        let outcome = Outcome::Block {
-            partition: partition.to_owned(),
-        };
+        let outcome = Outcome::Block { partition: partition.to_owned() };
         Ok((std::iter::once(sealed).chain(items).collect(), outcome, runs))
     }
 
@@ -445,10 +375,7 @@ impl Acceptor {
                 }
             }
             _ if self.origin.is_empty() => {
-                return Err(Refusal::new(
-                    RejectionReason::Genesis,
-                    "the log has no genesis yet",
-                ));
+                return Err(Refusal::new(RejectionReason::Genesis, "the log has no genesis yet"));
             }
             _ if !self.valid_keys(KeyRole::Ledger, "").contains(&open.signer) => {
                 return Err(Refusal::new(
@@ -486,10 +413,9 @@ impl Acceptor {
     }
 
     fn evolve_batch(&mut self, sealed: &v1::BatchSealed) {
-        let (Ok(seal), Some(digests)) = (
-            v1::BatchSeal::decode(sealed.seal.clone()),
-            seal::split_digests(&sealed.event_digests),
-        ) else {
+        let (Ok(seal), Some(digests)) =
+            (v1::BatchSeal::decode(sealed.seal.clone()), seal::split_digests(&sealed.event_digests))
+        else {
             return;
         };
         let agent = self.agents.entry(seal.agent_id).or_insert_with(|| AgentState {
@@ -502,9 +428,7 @@ impl Acceptor {
             agent.recent.clear();
         }
         agent.seq = seal.first_seq + u64::from(seal.count) - 1;
-        agent
-            .recent
-            .extend(digests.into_iter().skip(sealed.skipped as usize));
+        agent.recent.extend(digests.into_iter().skip(sealed.skipped as usize));
         let surplus = agent.recent.len().saturating_sub(COMPARED_EVENTS);
         agent.recent.drain(..surplus);
     }
@@ -537,19 +461,10 @@ impl Acceptor {
         let Ok(key) = control::public_key("public_key", key) else {
             return;
         };
-        match self
-            .keys
-            .iter_mut()
-            .find(|k| k.role == role && k.holder == holder && k.key == key)
-        {
+        match self.keys.iter_mut().find(|k| k.role == role && k.holder == holder && k.key == key) {
             // A revoked key stays revoked: whoever leaked it can't be trusted with it again.
             Some(_) => {}
-            None => self.keys.push(KeyState {
-                role,
-                holder: holder.to_owned(),
-                key,
-                revoked: false,
-            }),
+            None => self.keys.push(KeyState { role, holder: holder.to_owned(), key, revoked: false }),
         }
     }
 }
@@ -568,13 +483,7 @@ impl From<Refusal> for Refused {
 }
 
 enum Place {
-    Follows {
-        skipped: usize,
-        previous_epoch: Option<v1::AgentHead>,
-    },
-    Conflicts {
-        place: usize,
-        recorded: Digest,
-    },
+    Follows { skipped: usize, previous_epoch: Option<v1::AgentHead> },
+    Conflicts { place: usize, recorded: Digest },
     Refused(RejectionReason, String),
 }

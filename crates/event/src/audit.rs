@@ -61,15 +61,9 @@ impl Auditor {
 
     /// The next entry, in log order.
     pub fn check(&mut self, entry: &v1::Entry) -> Result<(), Refusal> {
-        let kind = entry
-            .kind
-            .as_ref()
-            .ok_or_else(|| malformed("entry.kind is missing"))?;
+        let kind = entry.kind.as_ref().ok_or_else(|| malformed("entry.kind is missing"))?;
         if entry.stream_seq < self.stream_seq {
-            return Err(mismatch(format!(
-                "stream_seq {} after {}",
-                entry.stream_seq, self.stream_seq
-            )));
+            return Err(mismatch(format!("stream_seq {} after {}", entry.stream_seq, self.stream_seq)));
         }
         let follows = matches!(kind, Kind::Event(_) | Kind::DecisionRun(_));
         if follows && entry.stream_seq != self.stream_seq {
@@ -117,32 +111,20 @@ impl Auditor {
         if self.pending.is_empty() {
             return Ok(());
         }
-        Err(mismatch(format!(
-            "{} records of the last seal are missing",
-            self.pending.len()
-        )))
+        Err(mismatch(format!("{} records of the last seal are missing", self.pending.len())))
     }
 
     fn expect(&mut self, purpose: Purpose, bytes: &Bytes) -> Result<(), Refusal> {
-        let promised = if self.pending_kind == Some(purpose) {
-            self.pending.pop_front()
-        } else {
-            None
-        };
+        let promised = if self.pending_kind == Some(purpose) { self.pending.pop_front() } else { None };
         if promised != Some(purpose.digest(bytes)) {
-            return Err(mismatch(
-                "the record is not the one that the seal before it promises",
-            ));
+            return Err(mismatch("the record is not the one that the seal before it promises"));
         }
         Ok(())
     }
 
     fn check_batch(&mut self, sealed: &v1::BatchSealed) -> Result<(), Refusal> {
         let checked = check_sealed_batch(sealed)?;
-        if !self
-            .acceptor
-            .may_sign(KeyRole::Agent, &checked.agent_id, &checked.key)
-        {
+        if !self.acceptor.may_sign(KeyRole::Agent, &checked.agent_id, &checked.key) {
             return Err(Refusal::new(
                 RejectionReason::UnknownKey,
                 "the batch's key was not enrolled here, or revoked",
@@ -185,17 +167,9 @@ impl Auditor {
     fn check_block(&mut self, stream_seq: u64, sealed: &v1::BlockSealed) -> Result<(), Refusal> {
         let (place, count, root) = seal::read_block_seal(&sealed.seal)?;
         let digests = sealed_digests(&sealed.item_digests, count, root)?;
-        let key = sealed_key(
-            &sealed.public_key,
-            Purpose::BlockSeal,
-            &sealed.seal,
-            &sealed.signature,
-        )?;
-        let enrolled = self
-            .acceptor
-            .keys()
-            .iter()
-            .any(|k| k.role == KeyRole::Metering && !k.revoked && k.key == key);
+        let key = sealed_key(&sealed.public_key, Purpose::BlockSeal, &sealed.seal, &sealed.signature)?;
+        let enrolled =
+            self.acceptor.keys().iter().any(|k| k.role == KeyRole::Metering && !k.revoked && k.key == key);
         if !enrolled {
             return Err(Refusal::new(
                 RejectionReason::UnknownKey,
@@ -235,10 +209,8 @@ impl Auditor {
         seal::verifying_key(&keys, digest, &equivocation.offered_signature)?;
         let root = seal::digest_field("offered_seal.root", &seal.root)?;
         let digests = sealed_digests(&equivocation.offered_event_digests, seal.count, root)?;
-        let place = equivocation
-            .seq
-            .checked_sub(seal.first_seq)
-            .and_then(|place| usize::try_from(place).ok());
+        let place =
+            equivocation.seq.checked_sub(seal.first_seq).and_then(|place| usize::try_from(place).ok());
         let offered = place.and_then(|place| digests.get(place)).copied();
         if offered != Some(seal::event_digest(&equivocation.offered_event))
             || offered.is_none_or(|digest| digest.0 != *equivocation.offered_digest)
@@ -277,12 +249,7 @@ pub fn check_sealed_batch(sealed: &v1::BatchSealed) -> Result<CheckedBatch, Refu
     let seal = v1::BatchSeal::decode(sealed.seal.clone()).map_err(|e| malformed(format!("seal: {e}")))?;
     let root = seal::digest_field("seal.root", &seal.root)?;
     let digests = sealed_digests(&sealed.event_digests, seal.count, root)?;
-    let key = sealed_key(
-        &sealed.public_key,
-        Purpose::BatchSeal,
-        &sealed.seal,
-        &sealed.signature,
-    )?;
+    let key = sealed_key(&sealed.public_key, Purpose::BatchSeal, &sealed.seal, &sealed.signature)?;
     if seal.first_seq == 0 || seal.count == 0 {
         return Err(malformed("seal: first_seq and count begin at 1"));
     }
@@ -302,12 +269,7 @@ pub fn check_sealed_block(
 ) -> Result<(Vec<Digest>, ed25519_dalek::VerifyingKey), Refusal> {
     let (_, count, root) = seal::read_block_seal(&sealed.seal)?;
     let digests = sealed_digests(&sealed.item_digests, count, root)?;
-    let key = sealed_key(
-        &sealed.public_key,
-        Purpose::BlockSeal,
-        &sealed.seal,
-        &sealed.signature,
-    )?;
+    let key = sealed_key(&sealed.public_key, Purpose::BlockSeal, &sealed.seal, &sealed.signature)?;
     Ok((digests, key))
 }
 

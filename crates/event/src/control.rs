@@ -18,11 +18,7 @@ pub fn sign_control(key: &SigningKey, record: &v1::ControlRecord) -> v1::SignedC
     let record: Bytes = record.encode_to_vec().into();
     let signature = seal::sign(key, Purpose::Control.digest(&record));
     let public_key = Bytes::copy_from_slice(key.verifying_key().as_bytes());
-    v1::SignedControl {
-        record,
-        signature,
-        public_key,
-    }
+    v1::SignedControl { record, signature, public_key }
 }
 
 /// Topic of the stream subject on which a record of this kind travels.
@@ -50,20 +46,10 @@ pub fn open_control(signed: &v1::SignedControl) -> Result<OpenControl, Refusal> 
     let mut record =
         v1::ControlRecord::decode(signed.record.clone()).map_err(|e| malformed(format!("record: {e}")))?;
     let signer = public_key("public_key", &signed.public_key)?;
-    if !seal::verifies(
-        &signer,
-        Purpose::Control.digest(&signed.record),
-        &signed.signature,
-    ) {
-        return Err(Refusal::new(
-            RejectionReason::BadSignature,
-            "signature is not public_key's",
-        ));
+    if !seal::verifies(&signer, Purpose::Control.digest(&signed.record), &signed.signature) {
+        return Err(Refusal::new(RejectionReason::BadSignature, "signature is not public_key's"));
     }
-    let kind = record
-        .kind
-        .take()
-        .ok_or_else(|| malformed("record.kind is missing"))?;
+    let kind = record.kind.take().ok_or_else(|| malformed("record.kind is missing"))?;
     match &kind {
         Kind::Genesis(genesis) => {
             public_key("genesis.ledger_key", &genesis.ledger_key)?;
@@ -123,15 +109,8 @@ pub fn sign_receipt(key: &SigningKey, receipt: &v1::Receipt) -> v1::SignedReceip
 pub fn open_receipt(payload: &Bytes, ledger: &VerifyingKey, agent_id: &str) -> Result<v1::Receipt, Refusal> {
     let signed =
         v1::SignedReceipt::decode(payload.clone()).map_err(|e| malformed(format!("receipt: {e}")))?;
-    if !seal::verifies(
-        ledger,
-        Purpose::Receipt.digest(&signed.receipt),
-        &signed.signature,
-    ) {
-        return Err(Refusal::new(
-            RejectionReason::BadSignature,
-            "the receipt is not the ledger's",
-        ));
+    if !seal::verifies(ledger, Purpose::Receipt.digest(&signed.receipt), &signed.signature) {
+        return Err(Refusal::new(RejectionReason::BadSignature, "the receipt is not the ledger's"));
     }
     let receipt = v1::Receipt::decode(signed.receipt).map_err(|e| malformed(format!("receipt: {e}")))?;
     if receipt.head.as_ref().is_none_or(|head| head.agent_id != agent_id) {

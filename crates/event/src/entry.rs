@@ -17,10 +17,7 @@ pub fn encode(entry: &v1::Entry) -> Option<Bytes> {
 /// Decodes an entry.
 pub fn decode(bytes: &Bytes) -> Result<v1::Entry, Refusal> {
     if bytes.len() > MAX_ENTRY_BYTES {
-        return Err(malformed(format!(
-            "entry: {} bytes, at most {MAX_ENTRY_BYTES}",
-            bytes.len()
-        )));
+        return Err(malformed(format!("entry: {} bytes, at most {MAX_ENTRY_BYTES}", bytes.len())));
     }
     let entry = v1::Entry::decode(bytes.clone()).map_err(|e| malformed(format!("entry: {e}")))?;
     if entry.kind.is_none() {
@@ -49,10 +46,7 @@ pub struct Facets {
 /// Reads off an entry what it is found by. An entry that nobody signed as it should (it can't come from an acceptor) yields its kind
 /// alone.
 pub fn facets(entry: &v1::Entry) -> Facets {
-    let of = |kind| Facets {
-        kind,
-        ..Facets::default()
-    };
+    let of = |kind| Facets { kind, ..Facets::default() };
     match &entry.kind {
         None => of(EntryKind::Unspecified),
         Some(Kind::BatchSealed(sealed)) => Facets {
@@ -88,16 +82,11 @@ pub fn facets(entry: &v1::Entry) -> Facets {
             ..of(EntryKind::Control)
         },
         Some(Kind::Rejection(rejection)) => Facets {
-            agent_id: rejection
-                .subject
-                .strip_prefix("events.")
-                .unwrap_or_default()
-                .to_owned(),
+            agent_id: rejection.subject.strip_prefix("events.").unwrap_or_default().to_owned(),
             ..of(EntryKind::Rejection)
         },
-        Some(Kind::Equivocation(equivocation)) => Facets {
-            agent_id: equivocation.agent_id.clone(),
-            ..of(EntryKind::Equivocation)
-        },
+        Some(Kind::Equivocation(equivocation)) => {
+            Facets { agent_id: equivocation.agent_id.clone(), ..of(EntryKind::Equivocation) }
+        }
     }
 }

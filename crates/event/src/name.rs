@@ -78,9 +78,7 @@ pub fn is_holder(name: &str) -> bool {
 /// Whether this can name a tenant: 1 to 64 of `[A-Za-z0-9._-]`.
 pub fn is_tenant(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 /// Whether this can name an execution or a hold: a UUID in lower-case hyphenated form.

@@ -29,10 +29,7 @@ pub struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(reason: RejectionReason, detail: impl Into<String>) -> Self {
-        Self {
-            reason,
-            detail: detail.into(),
-        }
+        Self { reason, detail: detail.into() }
     }
 }
 
@@ -61,11 +58,7 @@ pub fn event_digest(event: &[u8]) -> Digest {
 
 /// Digests end to end, as a seal's entry holds them.
 pub fn join_digests(digests: &[Digest]) -> Bytes {
-    digests
-        .iter()
-        .flat_map(|digest| digest.0)
-        .collect::<Vec<u8>>()
-        .into()
+    digests.iter().flat_map(|digest| digest.0).collect::<Vec<u8>>().into()
 }
 
 /// Digests from their concatenation; `None` if it is cut.
@@ -94,11 +87,7 @@ pub fn seal_batch(
     .encode_to_vec()
     .into();
     let signature = sign(key, Purpose::BatchSeal.digest(&seal));
-    v1::SignedBatch {
-        seal,
-        signature,
-        events,
-    }
+    v1::SignedBatch { seal, signature, events }
 }
 
 /// A batch that is consistent in itself.
@@ -134,22 +123,13 @@ pub fn open_batch(agent_id: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Res
     let prev_hash = digest_field("seal.prev_hash", &seal.prev_hash)?;
     let root = digest_field("seal.root", &seal.root)?;
     if signed.events.is_empty() || signed.events.len() > MAX_BATCH_EVENTS {
-        return Err(malformed(format!(
-            "events: {} of 1 to {MAX_BATCH_EVENTS}",
-            signed.events.len()
-        )));
+        return Err(malformed(format!("events: {} of 1 to {MAX_BATCH_EVENTS}", signed.events.len())));
     }
     if usize::try_from(seal.count) != Ok(signed.events.len()) {
-        return Err(mismatch(format!(
-            "seal.count is {}, events are {}",
-            seal.count,
-            signed.events.len()
-        )));
+        return Err(mismatch(format!("seal.count is {}, events are {}", seal.count, signed.events.len())));
     }
     if seal.first_seq == 0 || seal.epoch == 0 || seal.first_seq.checked_add(u64::from(seal.count)).is_none() {
-        return Err(malformed(
-            "seal.first_seq and seal.epoch begin at 1 and do not overflow",
-        ));
+        return Err(malformed("seal.first_seq and seal.epoch begin at 1 and do not overflow"));
     }
     for (place, event) in signed.events.iter().enumerate() {
         check_size(&format!("events[{place}]"), event.len(), MAX_EVENT_BYTES)?;
@@ -161,10 +141,7 @@ pub fn open_batch(agent_id: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Res
     }
     let mut prev = prev_hash;
     for (seq, (bytes, digest)) in (seal.first_seq..).zip(signed.events.iter().zip(&digests)) {
-        let at = |refusal: Refusal| Refusal {
-            detail: format!("event {seq}: {}", refusal.detail),
-            ..refusal
-        };
+        let at = |refusal: Refusal| Refusal { detail: format!("event {seq}: {}", refusal.detail), ..refusal };
         let event = decode_event(bytes).map_err(at)?;
         if event.agent_id != seal.agent_id || event.epoch != seal.epoch || event.seq != seq {
             return Err(at(mismatch("agent_id, epoch or seq is not the seal's")));
@@ -174,13 +151,7 @@ pub fn open_batch(agent_id: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Res
         }
         prev = *digest;
     }
-    Ok(OpenBatch {
-        seal,
-        signed,
-        digests,
-        prev_hash,
-        key,
-    })
+    Ok(OpenBatch { seal, signed, digests, prev_hash, key })
 }
 
 /// Decodes one event and checks its names.
@@ -222,10 +193,7 @@ pub fn block_digest(seal: &[u8]) -> Digest {
 
 /// Seals encoded decision runs into a block.
 pub fn seal_block(key: &SigningKey, place: BlockPlace, items: Vec<Bytes>) -> v1::SignedBlock {
-    let digests: Vec<_> = items
-        .iter()
-        .map(|item| Purpose::DecisionRun.digest(item))
-        .collect();
+    let digests: Vec<_> = items.iter().map(|item| Purpose::DecisionRun.digest(item)).collect();
     let seal: Bytes = v1::BlockSeal {
         partition: place.partition,
         epoch: place.epoch,
@@ -239,11 +207,7 @@ pub fn seal_block(key: &SigningKey, place: BlockPlace, items: Vec<Bytes>) -> v1:
     .encode_to_vec()
     .into();
     let signature = sign(key, Purpose::BlockSeal.digest(&seal));
-    v1::SignedBlock {
-        seal,
-        signature,
-        items,
-    }
+    v1::SignedBlock { seal, signature, items }
 }
 
 /// A block that is consistent in itself.
@@ -269,38 +233,22 @@ pub fn open_block(partition: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Re
     let signed = v1::SignedBlock::decode(payload.clone()).map_err(|e| malformed(format!("block: {e}")))?;
     let (place, count, root) = read_block_seal(&signed.seal)?;
     if place.partition != partition {
-        return Err(mismatch(format!(
-            "seal.partition is not the subject's {partition}"
-        )));
+        return Err(mismatch(format!("seal.partition is not the subject's {partition}")));
     }
     if signed.items.len() > MAX_BLOCK_ITEMS || usize::try_from(count) != Ok(signed.items.len()) {
-        return Err(mismatch(format!(
-            "seal.count is {count}, items are {}",
-            signed.items.len()
-        )));
+        return Err(mismatch(format!("seal.count is {count}, items are {}", signed.items.len())));
     }
     for (place, item) in signed.items.iter().enumerate() {
         check_size(&format!("items[{place}]"), item.len(), MAX_ITEM_BYTES)?;
     }
     let hash = block_digest(&signed.seal);
     let key = verifying_key(keys, hash, &signed.signature)?;
-    let digests: Vec<_> = signed
-        .items
-        .iter()
-        .map(|item| Purpose::DecisionRun.digest(item))
-        .collect();
+    let digests: Vec<_> = signed.items.iter().map(|item| Purpose::DecisionRun.digest(item)).collect();
     if tree::root(&digests) != root {
         return Err(mismatch("seal.root is not the root over the items"));
     }
     let runs = signed.items.iter().map(decode_run).collect::<Result<_, _>>()?;
-    Ok(OpenBlock {
-        place,
-        signed,
-        runs,
-        digests,
-        hash,
-        key,
-    })
+    Ok(OpenBlock { place, signed, runs, digests, hash, key })
 }
 
 /// Decodes one decision run and checks its tenant.
@@ -333,10 +281,7 @@ pub(crate) fn digest_field(field: &str, bytes: &[u8]) -> Result<Digest, Refusal>
 
 pub(crate) fn check_size(what: &str, size: usize, max: usize) -> Result<(), Refusal> {
     if size > max {
-        return Err(Refusal::new(
-            RejectionReason::TooLarge,
-            format!("{what}: {size} bytes, at most {max}"),
-        ));
+        return Err(Refusal::new(RejectionReason::TooLarge, format!("{what}: {size} bytes, at most {max}")));
     }
     Ok(())
 }
@@ -348,18 +293,10 @@ pub(crate) fn verifying_key(
     signature: &[u8],
 ) -> Result<VerifyingKey, Refusal> {
     if keys.is_empty() {
-        return Err(Refusal::new(
-            RejectionReason::UnknownKey,
-            "no enrolled, unrevoked key",
-        ));
+        return Err(Refusal::new(RejectionReason::UnknownKey, "no enrolled, unrevoked key"));
     }
     keys.iter()
         .find(|key| verifies(key, digest, signature))
         .copied()
-        .ok_or_else(|| {
-            Refusal::new(
-                RejectionReason::BadSignature,
-                "no enrolled key made this signature",
-            )
-        })
+        .ok_or_else(|| Refusal::new(RejectionReason::BadSignature, "no enrolled key made this signature"))
 }

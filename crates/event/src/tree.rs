@@ -29,11 +29,7 @@ impl rs_merkle::Hasher for NodeHasher {
 /// Root over the leaves, in order; [`Digest::ZERO`] for none. An odd node moves up unhashed, as in RFC 6962.
 pub fn root(leaves: &[Digest]) -> Digest {
     let leaves: Vec<_> = leaves.iter().map(|leaf| leaf.0).collect();
-    Digest(
-        MerkleTree::<NodeHasher>::from_leaves(&leaves)
-            .root()
-            .unwrap_or_default(),
-    )
+    Digest(MerkleTree::<NodeHasher>::from_leaves(&leaves).root().unwrap_or_default())
 }
 
 /// Hashes that lead from a leaf to the root, lowest first; `None` if there is no such leaf.
@@ -74,9 +70,7 @@ mod tests {
     use super::*;
 
     fn leaves(count: usize) -> Vec<Digest> {
-        (0..count)
-            .map(|i| Purpose::Event.digest(&i.to_be_bytes()))
-            .collect()
+        (0..count).map(|i| Purpose::Event.digest(&i.to_be_bytes())).collect()
     }
 
     fn naive_root(leaves: &[Digest]) -> Digest {
@@ -102,21 +96,12 @@ mod tests {
             assert_eq!(root, naive_root(&leaves), "{count}");
             for index in 0..count {
                 let mut path = path(&leaves, index).unwrap();
-                assert!(
-                    path_holds(root, leaves[index], index, count, &path),
-                    "{index} of {count}"
-                );
+                assert!(path_holds(root, leaves[index], index, count, &path), "{index} of {count}");
                 assert!(!path_holds(root, leaves[index], index + 1, count, &path));
                 path.push(Digest::ZERO);
-                assert!(
-                    !path_holds(root, leaves[index], index, count, &path),
-                    "surplus hash"
-                );
+                assert!(!path_holds(root, leaves[index], index, count, &path), "surplus hash");
                 path.truncate(path.len().saturating_sub(2));
-                assert!(
-                    count == 1 || !path_holds(root, leaves[index], index, count, &path),
-                    "missing hash"
-                );
+                assert!(count == 1 || !path_holds(root, leaves[index], index, count, &path), "missing hash");
             }
             assert_eq!(path(&leaves, count), None);
         }

@@ -17,17 +17,11 @@ use prost::{Message, bytes::Bytes};
 use world::{Agent, World, key, public};
 
 fn accepted(agent: &str, new_events: usize) -> Outcome {
-    Outcome::Batch {
-        agent_id: agent.into(),
-        new_events,
-    }
+    Outcome::Batch { agent_id: agent.into(), new_events }
 }
 
 fn rejected(agent: &str, reason: Reason) -> Outcome {
-    Outcome::Rejected {
-        agent_id: Some(agent.into()),
-        reason,
-    }
+    Outcome::Rejected { agent_id: Some(agent.into()), reason }
 }
 
 #[test]
@@ -37,10 +31,8 @@ fn contiguous_batches_are_accepted_in_order_with_their_seal_first() {
     assert_eq!(world.events("a", a.batch(2, "")), accepted("a", 2));
     let head = world.acceptor.head("a").unwrap();
     assert_eq!((head.epoch, head.seq, head.hash), (1, 5, a.hash.into()));
-    let kinds: Vec<_> = world.entries[4..]
-        .iter()
-        .map(|e| matches!(e.kind, Some(Kind::BatchSealed(_))))
-        .collect();
+    let kinds: Vec<_> =
+        world.entries[4..].iter().map(|e| matches!(e.kind, Some(Kind::BatchSealed(_)))).collect();
     assert_eq!(kinds, [true, false, false, false, true, false, false]);
 }
 
@@ -51,15 +43,10 @@ fn an_exact_duplicate_adds_nothing_and_an_overlap_adds_what_is_new() {
     let first = a.batch(3, "");
     world.events("a", first.clone());
     let before = world.entries.len();
-    assert_eq!(
-        world.events("a", first),
-        Outcome::Duplicate { agent_id: "a".into() }
-    );
+    assert_eq!(world.events("a", first), Outcome::Duplicate { agent_id: "a".into() });
     assert_eq!(world.entries.len(), before);
     assert_eq!(world.events("a", fork.batch(5, "")), accepted("a", 2));
-    let Some(Kind::BatchSealed(sealed)) = &world.entries[before].kind else {
-        panic!("no seal")
-    };
+    let Some(Kind::BatchSealed(sealed)) = &world.entries[before].kind else { panic!("no seal") };
     assert_eq!(sealed.skipped, 3);
     assert_eq!(world.entries.len(), before + 3);
 }
@@ -84,24 +71,14 @@ fn two_events_in_one_place_are_an_equivocation_with_evidence_of_both() {
     let (mut world, mut a) = (World::new(), Agent::new("a", 1));
     let mut fork = a.clone();
     world.events("a", a.batch(3, "one"));
-    assert_eq!(
-        world.events("a", fork.batch(4, "other")),
-        Outcome::Equivocation { agent_id: "a".into() }
-    );
-    assert_eq!(
-        world.acceptor.head("a").unwrap().seq,
-        3,
-        "nothing of the fork is accepted"
-    );
+    assert_eq!(world.events("a", fork.batch(4, "other")), Outcome::Equivocation { agent_id: "a".into() });
+    assert_eq!(world.acceptor.head("a").unwrap().seq, 3, "nothing of the fork is accepted");
     let Some(Kind::Equivocation(evidence)) = &world.entries.last().unwrap().kind else {
         panic!("no evidence")
     };
     assert_eq!(evidence.seq, 1);
     assert_ne!(evidence.recorded_digest, evidence.offered_digest);
-    assert_eq!(
-        seal::event_digest(&evidence.offered_event).0,
-        *evidence.offered_digest
-    );
+    assert_eq!(seal::event_digest(&evidence.offered_event).0, *evidence.offered_digest);
 }
 
 #[test]
@@ -110,34 +87,20 @@ fn a_fork_after_the_head_is_the_wrong_chain() {
     let mut fork = a.clone();
     world.events("a", a.batch(3, "one"));
     fork.batch(3, "other");
-    assert_eq!(
-        world.events("a", fork.batch(1, "other")),
-        rejected("a", Reason::WrongChain)
-    );
+    assert_eq!(world.events("a", fork.batch(1, "other")), rejected("a", Reason::WrongChain));
 }
 
 #[test]
 fn a_new_epoch_names_where_the_old_one_ended_and_the_old_one_is_stale() {
     let (mut world, mut a) = (World::new(), Agent::new("a", 1));
     world.events("a", a.batch(3, ""));
-    let mut renewed = Agent {
-        epoch: 2,
-        seq: 0,
-        hash: Digest::ZERO,
-        ..a.clone()
-    };
+    let mut renewed = Agent { epoch: 2, seq: 0, hash: Digest::ZERO, ..a.clone() };
     assert_eq!(world.events("a", renewed.batch(1, "")), accepted("a", 1));
     let seal_at = world.entries.len() - 2;
-    let Some(Kind::BatchSealed(sealed)) = &world.entries[seal_at].kind else {
-        panic!("no seal")
-    };
+    let Some(Kind::BatchSealed(sealed)) = &world.entries[seal_at].kind else { panic!("no seal") };
     assert_eq!(sealed.previous_epoch.as_ref().unwrap().seq, 3);
     assert_eq!(world.events("a", a.batch(1, "")), rejected("a", Reason::Stale));
-    let mut late = Agent {
-        epoch: 3,
-        seq: 4,
-        ..a
-    };
+    let mut late = Agent { epoch: 3, seq: 4, ..a };
     assert_eq!(world.events("a", late.batch(1, "")), rejected("a", Reason::Gap));
 }
 
@@ -156,23 +119,11 @@ fn an_overlap_older_than_what_is_compared_is_stale() {
 fn only_an_enrolled_unrevoked_key_of_the_subjects_agent_is_believed() {
     let mut world = World::new();
     let mut stranger = Agent::new("c", 3);
-    assert_eq!(
-        world.events("c", stranger.batch(1, "")),
-        rejected("c", Reason::UnknownKey)
-    );
-    let mut forger = Agent {
-        key: key(9),
-        ..Agent::new("a", 1)
-    };
-    assert_eq!(
-        world.events("a", forger.batch(1, "")),
-        rejected("a", Reason::BadSignature)
-    );
+    assert_eq!(world.events("c", stranger.batch(1, "")), rejected("c", Reason::UnknownKey));
+    let mut forger = Agent { key: key(9), ..Agent::new("a", 1) };
+    assert_eq!(world.events("a", forger.batch(1, "")), rejected("a", Reason::BadSignature));
     let mut b = Agent::new("b", 2);
-    assert_eq!(
-        world.events("a", b.batch(1, "")),
-        rejected("a", Reason::SealMismatch)
-    );
+    assert_eq!(world.events("a", b.batch(1, "")), rejected("a", Reason::SealMismatch));
     world.control(control_record::Kind::KeyRevoked(v1::KeyRevoked {
         role: KeyRole::Agent.into(),
         holder: "b".into(),
@@ -180,17 +131,10 @@ fn only_an_enrolled_unrevoked_key_of_the_subjects_agent_is_believed() {
         reason: "lost".into(),
     }));
     let mut b = Agent::new("b", 2);
-    assert_eq!(
-        world.events("b", b.batch(1, "")),
-        rejected("b", Reason::UnknownKey)
-    );
+    assert_eq!(world.events("b", b.batch(1, "")), rejected("b", Reason::UnknownKey));
     world.enrol(KeyRole::Agent, "b", public(&key(2)));
     let mut b = Agent::new("b", 2);
-    assert_eq!(
-        world.events("b", b.batch(1, "")),
-        rejected("b", Reason::UnknownKey),
-        "revoked stays revoked"
-    );
+    assert_eq!(world.events("b", b.batch(1, "")), rejected("b", Reason::UnknownKey), "revoked stays revoked");
 }
 
 #[test]
@@ -207,29 +151,14 @@ fn a_tampered_batch_is_refused_for_what_is_wrong_with_it() {
     check(|batch| batch.events.swap(0, 1), Reason::SealMismatch);
     check(|batch| drop(batch.events.pop()), Reason::SealMismatch);
     check(|batch| batch.events.clear(), Reason::Malformed);
-    check(
-        |batch| batch.events[0] = Bytes::from(vec![0; MAX_EVENT_BYTES + 1]),
-        Reason::TooLarge,
-    );
-    check(
-        |batch| batch.seal = Bytes::from_static(b"\xff"),
-        Reason::Malformed,
-    );
+    check(|batch| batch.events[0] = Bytes::from(vec![0; MAX_EVENT_BYTES + 1]), Reason::TooLarge);
+    check(|batch| batch.seal = Bytes::from_static(b"\xff"), Reason::Malformed);
     let mut world = World::new();
-    assert_eq!(
-        world.events("a", Bytes::from(vec![0; MAX_BATCH_BYTES + 1])),
-        rejected("a", Reason::TooLarge)
-    );
-    assert_eq!(
-        world.events("a", Bytes::from_static(b"garbage")),
-        rejected("a", Reason::Malformed)
-    );
+    assert_eq!(world.events("a", Bytes::from(vec![0; MAX_BATCH_BYTES + 1])), rejected("a", Reason::TooLarge));
+    assert_eq!(world.events("a", Bytes::from_static(b"garbage")), rejected("a", Reason::Malformed));
     assert_eq!(
         world.publish("elsewhere", Bytes::new()).outcome,
-        Outcome::Rejected {
-            agent_id: None,
-            reason: Reason::UnknownSubject
-        }
+        Outcome::Rejected { agent_id: None, reason: Reason::UnknownSubject }
     );
 }
 
@@ -244,56 +173,14 @@ fn an_event_that_does_not_fit_its_seal_is_refused_though_signed() {
     let good = v1::Event::decode(good.events[0].clone()).unwrap();
     assert_eq!(resealed(good.clone()), accepted("a", 1));
     let mismatch = rejected("a", Reason::SealMismatch);
-    assert_eq!(
-        resealed(v1::Event {
-            agent_id: "b".into(),
-            ..good.clone()
-        }),
-        mismatch
-    );
-    assert_eq!(
-        resealed(v1::Event {
-            epoch: 2,
-            ..good.clone()
-        }),
-        mismatch
-    );
-    assert_eq!(
-        resealed(v1::Event {
-            seq: 2,
-            ..good.clone()
-        }),
-        mismatch
-    );
-    assert_eq!(
-        resealed(v1::Event {
-            prev_hash: Bytes::new(),
-            ..good.clone()
-        }),
-        mismatch
-    );
+    assert_eq!(resealed(v1::Event { agent_id: "b".into(), ..good.clone() }), mismatch);
+    assert_eq!(resealed(v1::Event { epoch: 2, ..good.clone() }), mismatch);
+    assert_eq!(resealed(v1::Event { seq: 2, ..good.clone() }), mismatch);
+    assert_eq!(resealed(v1::Event { prev_hash: Bytes::new(), ..good.clone() }), mismatch);
     let malformed = rejected("a", Reason::Malformed);
-    assert_eq!(
-        resealed(v1::Event {
-            kind: None,
-            ..good.clone()
-        }),
-        malformed
-    );
-    assert_eq!(
-        resealed(v1::Event {
-            tenant: "a/b".into(),
-            ..good.clone()
-        }),
-        malformed
-    );
-    assert_eq!(
-        resealed(v1::Event {
-            execution_id: "x".into(),
-            ..good
-        }),
-        malformed
-    );
+    assert_eq!(resealed(v1::Event { kind: None, ..good.clone() }), malformed);
+    assert_eq!(resealed(v1::Event { tenant: "a/b".into(), ..good.clone() }), malformed);
+    assert_eq!(resealed(v1::Event { execution_id: "x".into(), ..good }), malformed);
 }
 
 #[test]
@@ -305,23 +192,11 @@ fn nothing_counts_before_the_genesis_and_there_is_only_one() {
             ledger_key: public(key),
         })
     };
-    let reason = |reason| Outcome::Rejected {
-        agent_id: None,
-        reason,
-    };
-    assert_eq!(
-        world.events("a", Agent::new("a", 1).batch(1, "")),
-        rejected("a", Reason::Genesis)
-    );
-    assert_eq!(
-        world.enrol(KeyRole::Agent, "a", public(&key(1))),
-        reason(Reason::Genesis)
-    );
+    let reason = |reason| Outcome::Rejected { agent_id: None, reason };
+    assert_eq!(world.events("a", Agent::new("a", 1).batch(1, "")), rejected("a", Reason::Genesis));
+    assert_eq!(world.enrol(KeyRole::Agent, "a", public(&key(1))), reason(Reason::Genesis));
     let ledger = world.ledger.clone();
-    assert_eq!(
-        world.control_by(&key(7), genesis(&ledger)),
-        reason(Reason::BadSignature)
-    );
+    assert_eq!(world.control_by(&key(7), genesis(&ledger)), reason(Reason::BadSignature));
     assert_eq!(world.control(genesis(&ledger)), Outcome::Control);
     assert_eq!(world.control(genesis(&ledger)), reason(Reason::Genesis));
     let other = key(7);
@@ -336,29 +211,16 @@ fn nothing_counts_before_the_genesis_and_there_is_only_one() {
 #[test]
 fn a_block_that_does_not_follow_its_chain_is_fenced() {
     let mut world = World::new();
-    let accepted = Outcome::Block {
-        partition: "0".into(),
-    };
-    let fenced = Outcome::Rejected {
-        agent_id: None,
-        reason: Reason::Fenced,
-    };
+    let accepted = Outcome::Block { partition: "0".into() };
+    let fenced = Outcome::Rejected { agent_id: None, reason: Reason::Fenced };
     let (outcome, first) = world.block(1, 1, Digest::ZERO, 0);
     assert_eq!(outcome, accepted);
-    assert_eq!(
-        world.block(1, 1, Digest::ZERO, 0).0,
-        fenced,
-        "a second first block"
-    );
+    assert_eq!(world.block(1, 1, Digest::ZERO, 0).0, fenced, "a second first block");
     let (outcome, second) = world.block(2, 2, first, 0);
     assert_eq!(outcome, accepted);
     assert_eq!(world.block(1, 3, second, 0).0, fenced, "a zombie's epoch");
     assert_eq!(world.block(2, 3, first, 0).0, fenced, "another predecessor");
-    assert_eq!(
-        world.block(2, 3, second, 1_000).0,
-        fenced,
-        "usage from the future"
-    );
+    assert_eq!(world.block(2, 3, second, 1_000).0, fenced, "usage from the future");
     assert_eq!(world.block(2, 3, second, 1).0, accepted);
     assert_eq!(world.acceptor.partition("0").index, 3);
 }

@@ -89,10 +89,7 @@ impl Acceptor {
     /// The state from a snapshot's bytes.
     pub fn restore(bytes: &[u8]) -> Result<Self, Refusal> {
         let snapshot = Snapshot::decode(bytes).map_err(|e| seal::malformed(format!("snapshot: {e}")))?;
-        let mut acceptor = Self {
-            origin: snapshot.origin,
-            ..Self::default()
-        };
+        let mut acceptor = Self { origin: snapshot.origin, ..Self::default() };
         for key in snapshot.keys {
             acceptor.keys.push(KeyState {
                 role: KeyRole::try_from(key.role).map_err(|_| seal::malformed("snapshot: role"))?,
@@ -104,11 +101,7 @@ impl Acceptor {
         for agent in snapshot.agents {
             let recent =
                 seal::split_digests(&agent.recent).ok_or_else(|| seal::malformed("snapshot: digests"))?;
-            let state = AgentState {
-                epoch: agent.epoch,
-                seq: agent.seq,
-                recent: recent.into(),
-            };
+            let state = AgentState { epoch: agent.epoch, seq: agent.seq, recent: recent.into() };
             acceptor.agents.insert(agent.id, state);
         }
         for partition in snapshot.partitions {

@@ -33,13 +33,7 @@ pub struct Agent {
 
 impl Agent {
     pub fn new(id: &str, seed: u8) -> Self {
-        Self {
-            id: id.into(),
-            key: key(seed),
-            epoch: 1,
-            seq: 0,
-            hash: Digest::ZERO,
-        }
+        Self { id: id.into(), key: key(seed), epoch: 1, seq: 0, hash: Digest::ZERO }
     }
 
     /// The next batch of events; `salt` makes their content differ.
@@ -54,18 +48,14 @@ impl Agent {
                 seq: self.seq,
                 prev_hash: self.hash.into(),
                 time_unix_ms: 1_000 + self.seq,
-                kind: Some(event::Kind::AgentStopped(v1::AgentStopped {
-                    reason: salt.into(),
-                })),
+                kind: Some(event::Kind::AgentStopped(v1::AgentStopped { reason: salt.into() })),
                 ..v1::Event::default()
             };
             let bytes = Bytes::from(event.encode_to_vec());
             self.hash = seal::event_digest(&bytes);
             events.push(bytes);
         }
-        seal::seal_batch(&self.key, &self.id, self.epoch, first, prev, events)
-            .encode_to_vec()
-            .into()
+        seal::seal_batch(&self.key, &self.id, self.epoch, first, prev, events).encode_to_vec().into()
     }
 }
 
@@ -83,10 +73,7 @@ impl World {
     pub fn new() -> Self {
         let mut world = Self::empty();
         let ledger = public(&world.ledger);
-        world.control(Kind::Genesis(v1::Genesis {
-            origin: "test.local/log".into(),
-            ledger_key: ledger,
-        }));
+        world.control(Kind::Genesis(v1::Genesis { origin: "test.local/log".into(), ledger_key: ledger }));
         let metering = public(&world.metering);
         world.enrol(KeyRole::Metering, "metering", metering);
         world.enrol(KeyRole::Agent, "a", public(&key(1)));
@@ -112,16 +99,8 @@ impl World {
 
     pub fn control_by(&mut self, key: &SigningKey, kind: Kind) -> Outcome {
         let subject = name::control_subject(control::topic(&kind));
-        let record = v1::ControlRecord {
-            time_unix_ms: 1,
-            actor: "test".into(),
-            kind: Some(kind),
-        };
-        self.publish(
-            &subject,
-            control::sign_control(key, &record).encode_to_vec().into(),
-        )
-        .outcome
+        let record = v1::ControlRecord { time_unix_ms: 1, actor: "test".into(), kind: Some(kind) };
+        self.publish(&subject, control::sign_control(key, &record).encode_to_vec().into()).outcome
     }
 
     pub fn enrol(&mut self, role: KeyRole, holder: &str, public_key: Bytes) -> Outcome {
@@ -143,10 +122,7 @@ impl World {
         prev_hash: Digest,
         usage_cursor: u64,
     ) -> (Outcome, Digest) {
-        let run = v1::DecisionRun {
-            tenant: "acme".into(),
-            decisions: vec![v1::Decision::default()],
-        };
+        let run = v1::DecisionRun { tenant: "acme".into(), decisions: vec![v1::Decision::default()] };
         let place = BlockPlace {
             partition: "0".into(),
             epoch,
@@ -157,20 +133,13 @@ impl World {
         };
         let block = seal::seal_block(&self.metering, place, vec![run.encode_to_vec().into()]);
         let hash = seal::block_digest(&block.seal);
-        (
-            self.publish("budget.0", block.encode_to_vec().into()).outcome,
-            hash,
-        )
+        (self.publish("budget.0", block.encode_to_vec().into()).outcome, hash)
     }
 
     /// Appends to the stream, folds, and audits what the fold made of it.
     pub fn publish(&mut self, subject: &str, payload: Bytes) -> Decided {
         self.messages.push((subject.to_owned(), payload.clone()));
-        let incoming = Incoming {
-            stream_seq: self.messages.len() as u64,
-            subject,
-            payload,
-        };
+        let incoming = Incoming { stream_seq: self.messages.len() as u64, subject, payload };
         let decided = self.acceptor.decide(&incoming);
         for entry in &decided.entries {
             self.acceptor.evolve(entry);

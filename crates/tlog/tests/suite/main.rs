@@ -1,0 +1,10 @@
+//! The crate against an independent oracle, other implementations, known answers and bad input.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod decoders;
+mod interop;
+mod notes;
+mod oracle;
+mod proofs;
+mod tlog_proofs;
+mod tree;
