@@ -1,0 +1,448 @@
+//! An append-only journal of numbered records in fsynced segment files: the truth store of the embedded stream and of spools.
+//!
+//! Appends are queued and written by one thread; all that is queued shares one `fdatasync` (group commit). One process at a time
+//! holds the directory (`flock`). Left out: what the records mean; repair (damage is named by segment and offset).
+//! Invariant: a record is acknowledged and becomes readable only once it is on disk; after a failed write or sync nothing more is
+//! acknowledged until the journal is opened again, for then only the disk can tell what it holds.
+
+mod segment;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+
+use self::segment::{FRAME, SUFFIX, Segment, Visit};
+use self::writer::Writer;
+use crate::files;
+use crate::stream::{Ack, AppendError, MAX_IN_FLIGHT, MAX_MESSAGE};
+
+/// Bytes of one record.
+pub const MAX_BODY: usize = MAX_MESSAGE + 64 * 1024;
+/// Bytes that share one write and one sync, at most; one record may exceed it.
+pub const MAX_GROUP: usize = 8 * 1024 * 1024;
+/// Bytes between two looks at the file system's free space.
+const SPACE_CHECK_EVERY: u64 = 1024 * 1024;
+
+/// Bounds of a journal.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A segment that has grown to this many bytes is followed by a new one.
+    pub segment_bytes: u64,
+    /// Appends that would make the journal larger than this are refused with [`AppendError::Full`].
+    pub max_bytes: u64,
+    /// Appends are refused with [`AppendError::Full`] while the file system has less than this left.
+    pub min_free_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            max_bytes: u64::MAX,
+            min_free_bytes: 2 * MAX_IN_FLIGHT as u64,
+        }
+    }
+}
+
+/// A record of the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its sequence, 1 for the first, without holes.
+    pub seq: u64,
+    /// The bytes as appended.
+    pub body: Bytes,
+}
+
+/// Why a journal can't be opened, read or pruned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// Another process (or another handle in this one) has it open.
+    #[error("journal {} is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// Records that were acknowledged are damaged or missing.
+    #[error("journal segment {} is corrupt at offset {offset}: {detail}", .segment.display())]
+    Corrupt {
+        /// The file.
+        segment: PathBuf,
+        /// Where the damaged frame begins, in bytes.
+        offset: u64,
+        /// What is wrong there.
+        detail: String,
+    },
+    /// The records asked for were pruned.
+    #[error("the journal begins at {first}")]
+    Pruned {
+        /// The first sequence there is.
+        first: u64,
+    },
+    /// The journal was closed.
+    #[error("the journal was closed")]
+    Closed,
+    /// A write or sync failed, so nothing more becomes durable before the journal is opened again.
+    #[error("{0}")]
+    Failed(String),
+    /// The file system failed.
+    #[error("cannot {action} {}: {detail}", .path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's message.
+        detail: String,
+    },
+}
+
+impl JournalError {
+    fn io(action: &'static str, path: &Path, error: &std::io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), detail: error.to_string() }
+    }
+}
+
+struct Pending {
+    body: Bytes,
+    ack: oneshot::Sender<Result<u64, AppendError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+#[derive(Default)]
+struct Queue {
+    pending: VecDeque<Pending>,
+    /// Sequence of the next append.
+    next: u64,
+    queued_bytes: u64,
+    unchecked_bytes: u64,
+    /// Why nothing is accepted any more.
+    failed: Option<String>,
+    closing: bool,
+}
+
+struct Shared {
+    dir: PathBuf,
+    options: Options,
+    queue: Mutex<Queue>,
+    work: Condvar,
+    room: Arc<Semaphore>,
+    /// Durable parts only, ascending, never empty.
+    segments: Mutex<VecDeque<Segment>>,
+    bytes: AtomicU64,
+    tip: watch::Sender<u64>,
+}
+
+// No code panics while it holds one of these locks, and each update leaves a consistent state, so poisoning carries no news.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An open journal. Dropping it makes what was queued durable and releases the directory.
+pub struct Journal {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+    // Released after the writer has ended.
+    _lock: DirLock,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal")
+            .field("dir", &self.shared.dir)
+            .field("tip", &self.tip())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, creating it if there is none. Reads and checks all of it. Blocks.
+    pub fn open(dir: &Path, options: Options) -> Result<Self, JournalError> {
+        Self::open_with(dir, options, |_, _| Ok(()))
+    }
+
+    /// As [`Journal::open`]; shows each record to `visit`, whose refusal is reported as corruption.
+    pub fn open_with(
+        dir: &Path,
+        options: Options,
+        mut visit: impl FnMut(u64, &[u8]) -> Result<(), String>,
+    ) -> Result<Self, JournalError> {
+        files::create_dir(dir).map_err(|e| JournalError::io("create", dir, &e))?;
+        let lock = lock_dir(dir)?;
+        let (segments, file) = open_segments(dir, &mut visit)?;
+        let next = segments.back().map_or(1, |s| s.next);
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            options,
+            queue: Mutex::new(Queue { next, unchecked_bytes: SPACE_CHECK_EVERY, ..Queue::default() }),
+            work: Condvar::new(),
+            room: Arc::new(Semaphore::new(MAX_IN_FLIGHT / 1024)),
+            bytes: AtomicU64::new(segments.iter().map(|s| s.end).sum()),
+            segments: Mutex::new(segments),
+            tip: watch::Sender::new(next - 1),
+        });
+        let writer = Writer::new(Arc::clone(&shared), file);
+        let writer = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run())
+            .map_err(|e| JournalError::io("start a writer for", dir, &e))?;
+        Ok(Self { shared, writer: Some(writer), _lock: lock })
+    }
+
+    /// Queues a record and gives its sequence; waits while [`MAX_IN_FLIGHT`] bytes are queued. Sequences rise in the order in
+    /// which calls return.
+    pub async fn enqueue(&self, body: Bytes) -> Result<(u64, Ack), AppendError> {
+        let room = self.reserve(body.len()).await?;
+        self.push(room, body)
+    }
+
+    /// Appends a record and waits until it is durable; its sequence.
+    pub async fn append(&self, body: Bytes) -> Result<u64, AppendError> {
+        self.enqueue(body).await?.1.await
+    }
+
+    pub(crate) async fn reserve(&self, len: usize) -> Result<OwnedSemaphorePermit, AppendError> {
+        if len > MAX_BODY {
+            return Err(AppendError::TooLarge { what: "record", size: len, limit: MAX_BODY });
+        }
+        let units = u32::try_from((len + FRAME) / 1024 + 1).expect("at most MAX_BODY");
+        let room = Arc::clone(&self.shared.room).acquire_many_owned(units).await;
+        room.map_err(|_| AppendError::Unavailable("the journal was closed".into()))
+    }
+
+    pub(crate) fn push(&self, room: OwnedSemaphorePermit, body: Bytes) -> Result<(u64, Ack), AppendError> {
+        let shared = &self.shared;
+        let mut queue = lock(&shared.queue);
+        if let Some(reason) = &queue.failed {
+            return Err(AppendError::Unavailable(reason.clone()));
+        }
+        let size = (FRAME + body.len()) as u64;
+        let total = shared.bytes.load(Ordering::Acquire) + queue.queued_bytes + size;
+        if total > shared.options.max_bytes {
+            return Err(AppendError::Full(format!(
+                "{total} bytes; the journal may have {}",
+                shared.options.max_bytes
+            )));
+        }
+        if queue.unchecked_bytes >= SPACE_CHECK_EVERY {
+            let free = rustix::fs::statvfs(&shared.dir).map(|s| s.f_bavail.saturating_mul(s.f_frsize));
+            let free = free.map_err(|e| AppendError::Unavailable(format!("cannot tell free space: {e}")))?;
+            if free < shared.options.min_free_bytes {
+                let least = shared.options.min_free_bytes;
+                return Err(AppendError::Full(format!(
+                    "{free} bytes left on the file system; {least} are kept free"
+                )));
+            }
+            queue.unchecked_bytes = 0;
+        }
+        let seq = queue.next;
+        let (ack, acked) = oneshot::channel();
+        queue.next += 1;
+        queue.queued_bytes += size;
+        queue.unchecked_bytes += size;
+        queue.pending.push_back(Pending { body, ack, _room: room });
+        drop(queue);
+        shared.work.notify_one();
+        let lost = || AppendError::Unknown("the journal's writer ended".into());
+        Ok((seq, acked.map(move |outcome| outcome.unwrap_or_else(|_| Err(lost()))).boxed()))
+    }
+
+    /// The last durable sequence, 0 if there is none.
+    pub fn tip(&self) -> u64 {
+        *self.shared.tip.borrow()
+    }
+
+    /// The first sequence that was not pruned; `tip() + 1` if there is none.
+    pub fn first(&self) -> u64 {
+        self.shared.first()
+    }
+
+    /// Bytes of all segments.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::Acquire)
+    }
+
+    /// Why appends are refused until the journal is opened again, if they are.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.shared.queue).failed.clone()
+    }
+
+    /// A reader, which doesn't keep the journal open.
+    pub fn reader(&self) -> Reader {
+        Reader { shared: Arc::downgrade(&self.shared), tip: self.shared.tip.subscribe() }
+    }
+
+    /// Removes the segments that hold only records before `seq`; the last segment stays. Blocks.
+    pub fn prune_before(&self, seq: u64) -> Result<(), JournalError> {
+        let shared = &self.shared;
+        let mut segments = lock(&shared.segments);
+        while segments.len() > 1 && segments[0].next <= seq {
+            let path = &segments[0].path;
+            std::fs::remove_file(path).map_err(|e| JournalError::io("remove", path, &e))?;
+            // One by one: a crash must not leave a hole.
+            files::sync_dir(&shared.dir).map_err(|e| JournalError::io("sync", &shared.dir, &e))?;
+            shared.bytes.fetch_sub(segments[0].end, Ordering::AcqRel);
+            segments.pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closing = true;
+        self.shared.work.notify_one();
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!(dir = %self.shared.dir.display(), "the journal's writer panicked");
+        }
+    }
+}
+
+/// Reads the durable records of a journal, also while it is written.
+#[derive(Clone)]
+pub struct Reader {
+    shared: Weak<Shared>,
+    tip: watch::Receiver<u64>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("tip", &*self.tip.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Durable records from `from` (0 = 1) on, in order: about `max_bytes` of them, one at least; none at the end. Blocks.
+    pub fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Entry>, JournalError> {
+        let shared = self.shared.upgrade().ok_or(JournalError::Closed)?;
+        let (mut from, mut budget, mut entries) = (from.max(1), max_bytes, Vec::new());
+        loop {
+            let span = {
+                let segments = lock(&shared.segments);
+                if from < segments[0].first {
+                    return Err(JournalError::Pruned { first: segments[0].first });
+                }
+                let at = segments.partition_point(|s| s.next <= from);
+                match segments.get(at) {
+                    Some(segment) => segment.span(from),
+                    None => return Ok(entries),
+                }
+            };
+            match span.read(from, &mut budget, &mut entries) {
+                // Pruned between the look-up and the opening.
+                Err(JournalError::Io { .. }) if shared.first() > from => {
+                    return Err(JournalError::Pruned { first: shared.first() });
+                }
+                outcome => outcome?,
+            }
+            match entries.last() {
+                Some(entry) if budget > 0 => from = entry.seq + 1,
+                _ => return Ok(entries),
+            }
+        }
+    }
+
+    /// Waits until the record `seq` is durable.
+    pub async fn wait_for(&mut self, seq: u64) -> Result<(), JournalError> {
+        while *self.tip.borrow_and_update() < seq {
+            let shared = self.shared.upgrade().ok_or(JournalError::Closed)?;
+            if let Some(reason) = lock(&shared.queue).failed.clone() {
+                return Err(JournalError::Failed(reason));
+            }
+            drop(shared);
+            self.tip.changed().await.map_err(|_| JournalError::Closed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn first(&self) -> u64 {
+        lock(&self.segments)[0].first
+    }
+
+    fn tail(&self) -> segment::Tail {
+        lock(&self.segments).back().expect("never empty").tail()
+    }
+}
+
+/// The right to use a directory, which ends with this value.
+struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing alone would leave it locked while a process forked meanwhile has not executed its program yet.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "cannot unlock a journal");
+        }
+    }
+}
+
+fn lock_dir(dir: &Path) -> Result<DirLock, JournalError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|e| JournalError::io("open", &path, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(DirLock(file)),
+        Err(TryLockError::WouldBlock) => Err(JournalError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(e)) => Err(JournalError::io("lock", &path, &e)),
+    }
+}
+
+/// Checks all segments, cuts a torn tail and leaves the last one open for writing.
+fn open_segments(dir: &Path, visit: Visit<'_>) -> Result<(VecDeque<Segment>, File), JournalError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| JournalError::io("list", dir, &e))? {
+        let path = entry.map_err(|e| JournalError::io("list", dir, &e))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if let Some(first) = name.strip_suffix(SUFFIX) {
+            let first = first.parse::<u64>().ok().filter(|f| *f > 0 && name == segment::file_name(*f));
+            let detail = || "not a segment's name".to_owned();
+            found.push((
+                first.ok_or_else(|| JournalError::Corrupt {
+                    segment: path.clone(),
+                    offset: 0,
+                    detail: detail(),
+                })?,
+                path,
+            ));
+        }
+    }
+    found.sort();
+    let mut segments: VecDeque<Segment> = VecDeque::new();
+    let (last_of, mut fresh) = (found.len(), (found.is_empty()).then_some(1));
+    for (i, (first, path)) in found.into_iter().enumerate() {
+        if let Some(before) = segments.back()
+            && before.next != first
+        {
+            let detail = format!("records from {} to {} are missing before it", before.next, first - 1);
+            return Err(JournalError::Corrupt { segment: path, offset: 0, detail });
+        }
+        if let Some(segment) = Segment::open(&path, first, i + 1 == last_of, visit)? {
+            segments.push_back(segment);
+        } else {
+            std::fs::remove_file(&path).map_err(|e| JournalError::io("remove", &path, &e))?;
+            fresh = Some(first);
+        }
+    }
+    if let Some(first) = fresh {
+        let created = Segment::create(dir, first);
+        let (segment, file) = created.map_err(|e| JournalError::io("create a segment in", dir, &e))?;
+        segments.push_back(segment);
+        return Ok((segments, file));
+    }
+    let last = &segments[segments.len() - 1];
+    let io = |e| JournalError::io("open", &last.path, &e);
+    let file = OpenOptions::new().read(true).write(true).open(&last.path).map_err(io)?;
+    // Synced even if nothing is cut: what a killed process wrote may be in the page cache only, and is about to be readable.
+    file.set_len(last.end)
+        .and_then(|()| file.sync_all())
+        .map_err(|e| JournalError::io("cut the tail of", &last.path, &e))?;
+    Ok((segments, file))
+}
