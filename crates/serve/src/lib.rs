@@ -1,13 +1,16 @@
 //! What every daemon puts around its services: configuration, logs and traces, the stream, authentication, listening and stopping.
 //!
 //! - [`config`]: the command line of a daemon and the sections that all of them share.
+//! - [`daemon`]: the `main` that the daemons have in common.
 //! - [`server`]: one gRPC and one HTTP listener with health, reflection, metrics, tracing and authentication in front.
 //!
 //! Left out: what is served. Invariant: every RPC and every route passes the authentication layer; only the paths named in
 //! [`server`] and by the service itself are public.
 
 pub mod config;
+pub mod daemon;
 pub mod server;
 
 pub use config::{Arguments, Shared, StreamOptions};
-pub use server::{Parts, Running, start, stop_signal};
+pub use daemon::{Daemon, Living, run};
+pub use server::{Bound, Parts, Running, bind, serve, stop_signal};

@@ -57,17 +57,32 @@ pub struct Running {
     tasks: JoinSet<anyhow::Result<()>>,
 }
 
-/// Listens and serves.
-pub async fn start(listen: Listen, verifier: Verifier, parts: Parts) -> anyhow::Result<Running> {
+/// Listeners that are bound and don't answer yet: for services that have to know their addresses before they start.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where gRPC will be served.
+    pub grpc: SocketAddr,
+    /// Where HTTP will be served.
+    pub http: SocketAddr,
+    grpc_listener: TcpListener,
+    http_listener: TcpListener,
+}
+
+/// Binds both listeners. Connections wait until [`serve`].
+pub async fn bind(listen: Listen) -> anyhow::Result<Bound> {
+    let listener =
+        async |at: SocketAddr| TcpListener::bind(at).await.with_context(|| format!("listening on {at}"));
+    let (grpc_listener, http_listener) = (listener(listen.grpc).await?, listener(listen.http).await?);
+    let (grpc, http) = (grpc_listener.local_addr()?, http_listener.local_addr()?);
+    Ok(Bound { grpc, http, grpc_listener, http_listener })
+}
+
+/// Serves on bound listeners.
+pub fn serve(bound: Bound, verifier: Verifier, parts: Parts) -> anyhow::Result<Running> {
     let Parts { grpc, services, http, public_http, readiness } = parts;
+    let Bound { grpc: grpc_at, http: http_at, grpc_listener, http_listener } = bound;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-
-    let grpc_listener =
-        TcpListener::bind(listen.grpc).await.with_context(|| format!("listening on {}", listen.grpc))?;
-    let http_listener =
-        TcpListener::bind(listen.http).await.with_context(|| format!("listening on {}", listen.http))?;
-    let (grpc_at, http_at) = (grpc_listener.local_addr()?, http_listener.local_addr()?);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {

@@ -1,0 +1,42 @@
+//! The program that attacks: reads a file of the host, opens a socket, makes a forbidden system call, and says how far it got.
+//!
+//! It is this binary itself, so that no tool can be missing. Outside the sandbox all three succeed, which is the positive control: only
+//! then does a failure inside prove anything.
+
+use std::{net::TcpStream, time::Duration};
+
+use rustix::mount::{MountFlags, mount};
+
+/// First argument that makes this binary the attacker. Not a verb: nobody should find it in the help.
+pub const ARGUMENT: &str = "__demo-attack";
+/// Printed once the file's content is in the attacker's hands.
+pub const READ: &str = "took the file's content";
+/// Printed once a connection stands.
+pub const CONNECTED: &str = "stands in connection";
+/// Printed once the kernel has answered the system call, whatever it said. A killed process prints nothing any more.
+pub const ANSWERED: &str = "got an answer to mount(2)";
+
+/// Becomes the attacker, never to return, if the first argument asks for it.
+pub fn run_if_requested() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if arguments.get(1).is_none_or(|first| first != ARGUMENT) {
+        return;
+    }
+    let [_, _, file, address] = &arguments[..] else { std::process::exit(2) };
+    match std::fs::read_to_string(file) {
+        Ok(content) => println!("{READ}: {}", content.trim()),
+        Err(error) => println!("could not read the file: {error}"),
+    }
+    let connected = address
+        .parse()
+        .map_err(std::io::Error::other)
+        .and_then(|address| TcpStream::connect_timeout(&address, Duration::from_secs(2)));
+    match connected {
+        Ok(_) => println!("{CONNECTED}"),
+        Err(error) => println!("could not open a connection: {error}"),
+    }
+    // A target that does not exist: outside, the kernel refuses it by its own rules and nothing is mounted anywhere.
+    let answer = mount("none", "/nonexistent/target", "tmpfs", MountFlags::empty(), None);
+    println!("{ANSWERED}: {answer:?}");
+    std::process::exit(0);
+}

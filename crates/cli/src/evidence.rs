@@ -1,0 +1,21 @@
+//! Evidence: checking a log, and carrying a part of it away so that somebody else can check it.
+//!
+//! - [`verify`](verify::verify) checks an evidence pack, a log directory or a log behind a URL, and says which entry is wrong.
+//! - [`export`](export::export) writes an evidence pack: one tar file with entries, proofs, keys and how to verify them.
+//!
+//! Left out: talking to people. Invariant: a report says [`Holds`](report::Verdict::Holds) only if every byte that the signed tree
+//! covers was read and every check was made.
+
+pub mod export;
+pub mod pack;
+pub mod report;
+pub mod verify;
+
+mod log;
+mod pack_check;
+mod records;
+mod source;
+mod tree;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! Verification and export against real logs: whatever is changed is found and named, and what is whole holds.
+
+mod directories;
+mod exports;
+mod packs;
+mod urls;
+mod world;

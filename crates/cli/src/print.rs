@@ -1,0 +1,61 @@
+//! Output: text or JSON, lines and tables, on a standard output that may be closed early.
+//!
+//! Left out: what is said. Invariant: data goes to standard output, everything else to standard error.
+
+use std::io::{self, Write as _};
+
+use serde_json::Value as Json;
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON document; of several records one a line.
+    Json,
+}
+
+/// A line of text.
+pub fn text(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// A JSON document on a line.
+pub fn json(document: &Json) -> io::Result<()> {
+    text(&document.to_string())
+}
+
+/// Bytes as they are.
+pub fn bytes(mut to: impl io::Write, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+/// Rows under a head, in columns.
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
+    let mut widths = head.map(|name| name.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let mut line = String::new();
+        for (cell, width) in cells.into_iter().zip(widths) {
+            line += &format!("{cell:<width$}  ");
+        }
+        text(line.trim_end())
+    };
+    line(head)?;
+    rows.iter().try_for_each(|row| line(row.each_ref().map(String::as_str)))
+}
+
+/// A remark for people beside the data.
+pub fn remark(line: &str) {
+    // Nobody is left to tell that standard error is closed.
+    let _ = writeln!(io::stderr(), "{line}");
+}

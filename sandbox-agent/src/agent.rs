@@ -1,0 +1,186 @@
+//! The agent as a whole: what it starts, in which order, and how it stops.
+//!
+//! Before anything is served: the spool is open, the sandbox has been probed, the start is recorded, and every execution that an
+//! earlier life left without an outcome has one. Left out: listening, authentication and signals, which the process puts around it.
+
+use std::{sync::Arc, time::Duration};
+
+use ed25519_dalek::VerifyingKey;
+use exchequer_auth::{BearerToken, keys};
+use exchequer_event::v1::{self, agent_service_server::AgentServiceServer, event::Kind};
+use exchequer_stream::{EventStream, ReadError};
+use exchequer_telemetry::Readiness;
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{
+    execute::Executor,
+    grpc::Service,
+    holds::Holds,
+    metrics,
+    options::Options,
+    publish::{self, Progress, Publisher},
+    record,
+    sandbox::{Sandbox, SandboxError, StartOptions, probe},
+    spool::{NewEvent, RecordError, Spool, SpoolError},
+};
+
+/// How long executions may go on after the agent was told to stop.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last events may take to be confirmed when the agent stops. What is not confirmed stays in the spool.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+/// Largest request: standard input and the rest of it.
+const MAX_REQUEST_BYTES: usize = 2 << 20;
+
+/// What is recorded of an execution that an earlier life of the agent left without an outcome.
+const LOST_WITH_AGENT: &str = "the agent was ended while it ran";
+
+/// Why the agent can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its key.
+    #[error(transparent)]
+    Key(#[from] keys::KeyError),
+    /// Its spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The start could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The sandbox's helper process.
+    #[error("sandbox helper: {0}")]
+    Helper(#[from] std::io::Error),
+    /// The sandbox's probe.
+    #[error("sandbox: {0}")]
+    Sandbox(#[from] SandboxError),
+    /// The stream, which knows the ledger's last receipt.
+    #[error("stream: {0}")]
+    Stream(#[from] ReadError),
+    /// Metering's address.
+    #[error("agent.metering_url: {0}")]
+    MeteringUrl(#[from] tonic::transport::Error),
+    /// A task of the start ended early.
+    #[error("start-up was interrupted: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// A running agent. Dropping it without [`stop`](Self::stop) is a crash, from which the next start recovers.
+pub struct Agent {
+    executor: Arc<Executor>,
+    progress: watch::Receiver<Progress>,
+    missing: Vec<String>,
+    public_key: VerifyingKey,
+    publisher: JoinHandle<()>,
+}
+
+impl Agent {
+    /// Recovers, records the start, and begins to publish. The token is the agent's own, for metering.
+    pub async fn start(
+        options: Options,
+        token: BearerToken,
+        stream: Arc<dyn EventStream>,
+    ) -> Result<Self, StartError> {
+        let key = keys::load_or_create(&options.key_file)?;
+        let public_key = key.verifying_key();
+        let holds = Holds::new(&options.metering_url, token)?;
+        let sandbox =
+            Sandbox::start(StartOptions { helper: options.helper.clone(), ..StartOptions::default() })?;
+        let controls = record::controls(&probe(&sandbox).await?);
+        let receipt = publish::latest_receipt(&*stream, &options.id, &options.ledger_key).await?;
+        let min_epoch = receipt.and_then(|receipt| receipt.head).map_or(0, |head| head.epoch);
+        let (dir, id, limit) = (options.data.join("spool"), options.id.clone(), options.spool_limit);
+        let opened = tokio::task::spawn_blocking(move || Spool::open(&dir, &id, limit, min_epoch)).await?;
+        let (spool, lost) = opened?;
+        let spool = Arc::new(spool);
+        let missing = record::missing(&controls).into_iter().map(|control| control.name).collect::<Vec<_>>();
+        let started = Kind::AgentStarted(v1::AgentStarted {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            controls,
+            allow_degraded: options.allow_degraded,
+        });
+        spool.record(own_event(started)).await?;
+        for lost in lost {
+            tracing::warn!(
+                execution_id = lost.execution_id,
+                "an execution was lost with the agent's last life"
+            );
+            let kind = Kind::ExecutionFinished(record::lost(&lost.hold_id, LOST_WITH_AGENT));
+            spool.record(NewEvent { tenant: lost.tenant, execution_id: lost.execution_id, kind }).await?;
+        }
+        let (report, progress) = watch::channel(Progress::default());
+        let publisher = Publisher {
+            spool: Arc::clone(&spool),
+            stream,
+            key,
+            ledger_key: options.ledger_key,
+            resend_after: options.resend_after,
+        };
+        let publisher = tokio::spawn(publisher.run(report));
+        let executor = Executor::new(options, spool, holds, sandbox);
+        Ok(Self { executor, progress, missing, public_key, publisher })
+    }
+
+    /// The key under which the agent has to be enrolled.
+    pub fn public_key(&self) -> &VerifyingKey {
+        &self.public_key
+    }
+
+    /// The spool.
+    pub fn spool(&self) -> &Arc<Spool> {
+        &self.executor.spool
+    }
+
+    /// Controls that the probe at the start found missing.
+    pub fn missing_controls(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// The RPCs.
+    pub fn grpc(&self) -> tonic::service::Routes {
+        let service = AgentServiceServer::new(Service::new(Arc::clone(&self.executor)));
+        tonic::service::Routes::new(service.max_decoding_message_size(MAX_REQUEST_BYTES))
+    }
+
+    /// What works and what does not.
+    pub fn readiness(&self) -> Readiness {
+        let spool = &self.executor.spool;
+        metrics::confirmed_seq().record(spool.confirmed_seq(), &[]);
+        metrics::spool_bytes().record(spool.kept_bytes(), &[]);
+        let controls = if self.missing.is_empty() || self.executor.options.allow_degraded {
+            Ok(())
+        } else {
+            Err(format!("missing: {}", self.missing.join(", ")))
+        };
+        let publishing = self.progress.borrow().trouble.clone().map_or(Ok(()), Err);
+        Readiness::new()
+            .component("spool", spool.check_room().map_err(|error| error.to_string()))
+            .component("sandbox_controls", controls)
+            .component("publishing", publishing)
+    }
+
+    /// Refuses new executions, lets running ones end, records the stop, and waits a little for the last receipt.
+    pub async fn stop(mut self) {
+        self.executor.drain(DRAIN_PATIENCE).await;
+        let stopped = Kind::AgentStopped(v1::AgentStopped { reason: "told to stop".to_owned() });
+        match self.executor.spool.record(own_event(stopped)).await {
+            Ok(position) => {
+                let confirmed = self.progress.wait_for(|progress| progress.confirmed >= position.seq);
+                if tokio::time::timeout(FLUSH_PATIENCE, confirmed).await.is_err() {
+                    tracing::info!("the last events are not confirmed yet; they stay in the spool");
+                }
+            }
+            Err(error) => tracing::error!(%error, "the stop could not be recorded"),
+        }
+        self.publisher.abort();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.publisher.abort();
+    }
+}
+
+fn own_event(kind: Kind) -> NewEvent {
+    NewEvent { tenant: String::new(), execution_id: String::new(), kind }
+}

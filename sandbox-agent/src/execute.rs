@@ -1,0 +1,387 @@
+//! One execution from request to recorded outcome.
+//!
+//! slot → room in the spool → hold → sandbox prepared and its controls read back → **admission on disk** → released → output streamed
+//! → **outcome on disk** → answered. Whatever refuses on the way is recorded as a denial before it is answered, and gives back what was
+//! held. The caller may go away at any moment: the execution is then cancelled, and its outcome is still recorded.
+//!
+//! Left out: the wire (`grpc.rs`) and the checks of the request ([`request`](crate::request)).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use exchequer_auth::Caller;
+use exchequer_event::v1::{self, DenialGate, event::Kind, execute_response::Part};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    holds::{self, HoldError, Holds},
+    metrics,
+    options::Options,
+    record::{self, Outputs},
+    request::Checked,
+    sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream},
+    spool::{NewEvent, RecordError, Spool},
+};
+
+/// Domain of the reasons in error details.
+const ERROR_DOMAIN: &str = "exchequer";
+/// Parts of an answer that wait for the caller to read; beyond them the program's output waits in its pipes.
+const WAITING_PARTS: usize = 16;
+
+/// How long a caller may leave its answer unread before it counts as gone.
+const CALLER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Parts of the answer as they come.
+pub type Parts = mpsc::Receiver<Result<Part, Status>>;
+type Answer = mpsc::Sender<Result<Part, Status>>;
+
+/// Runs executions.
+pub struct Executor {
+    /// The agent's configuration.
+    pub options: Options,
+    /// Where admissions and outcomes are recorded.
+    pub spool: Arc<Spool>,
+    /// Where they are paid.
+    pub holds: Holds,
+    /// Where they run.
+    pub sandbox: Sandbox,
+    slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    killing: CancellationToken,
+}
+
+/// Who asks for what.
+struct Request {
+    execution_id: String,
+    caller: String,
+    checked: Checked,
+}
+
+impl Request {
+    fn event(&self, kind: Kind) -> NewEvent {
+        NewEvent { tenant: self.checked.tenant.clone(), execution_id: self.execution_id.clone(), kind }
+    }
+}
+
+/// An execution that is admitted and not yet released.
+struct Admitted {
+    prepared: Prepared,
+    output: mpsc::Receiver<Chunk>,
+    hold_id: String,
+    part: v1::Admitted,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// A refusal to admit: what is recorded, and what is answered.
+struct Denial {
+    gate: DenialGate,
+    scope: String,
+    meter: String,
+    status: Status,
+}
+
+impl Denial {
+    fn new(gate: DenialGate, status: Status) -> Self {
+        Self { gate, scope: String::new(), meter: String::new(), status }
+    }
+}
+
+impl Executor {
+    /// An executor over these parts.
+    pub fn new(options: Options, spool: Arc<Spool>, holds: Holds, sandbox: Sandbox) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Arc::new(Semaphore::new(options.max_concurrent)),
+            options,
+            spool,
+            holds,
+            sandbox,
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            killing: CancellationToken::new(),
+        })
+    }
+
+    /// Begins an execution. It goes on by itself; dropping the parts cancels it.
+    pub fn begin(self: &Arc<Self>, caller: &Caller, checked: Checked) -> Parts {
+        let (answer, parts) = mpsc::channel(WAITING_PARTS);
+        let request = Request {
+            execution_id: uuid::Uuid::now_v7().to_string(),
+            caller: caller.subject.clone(),
+            checked,
+        };
+        let executor = Arc::clone(self);
+        self.tasks.spawn(async move { executor.run(request, answer).await });
+        parts
+    }
+
+    /// Refuses new executions and waits for those that run; after `kill_after` they are cancelled. Their outcomes are recorded.
+    pub async fn drain(&self, kill_after: Duration) {
+        self.draining.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(kill_after, self.tasks.wait()).await.is_err() {
+            self.killing.cancel();
+            self.tasks.wait().await;
+        }
+    }
+
+    async fn run(&self, request: Request, answer: Answer) {
+        let began = Instant::now();
+        match self.admit(&request).await {
+            Ok(admitted) => {
+                metrics::admission_seconds().record(began.elapsed().as_secs_f64(), &[]);
+                metrics::running().add(1, &[]);
+                self.execute(&request, admitted, &answer).await;
+                metrics::running().add(-1, &[]);
+            }
+            Err(denial) => {
+                let status = self.record_denial(&request, denial).await;
+                deliver(&answer, Err(status)).await;
+            }
+        }
+    }
+
+    async fn admit(&self, request: &Request) -> Result<Admitted, Denial> {
+        let busy = |message: String| Denial::new(DenialGate::Policy, Status::resource_exhausted(message));
+        if self.draining.is_cancelled() {
+            return Err(Denial::new(DenialGate::Policy, Status::unavailable("the agent is stopping")));
+        }
+        let slot = Arc::clone(&self.slots).try_acquire_owned();
+        let slot =
+            slot.map_err(|_| busy(format!("{} executions are running", self.options.max_concurrent)))?;
+        self.spool.check_room().map_err(|error| match error {
+            RecordError::Full { .. } => busy(error.to_string()),
+            error => Denial::new(DenialGate::Policy, Status::unavailable(error.to_string())),
+        })?;
+        let hold = self.hold(request).await?;
+        match self.prepare(request, &hold, slot).await {
+            Ok(admitted) => Ok(admitted),
+            Err(denial) => {
+                self.holds.void(&hold.hold_id).await;
+                Err(denial)
+            }
+        }
+    }
+
+    async fn hold(&self, request: &Request) -> Result<v1::HoldGranted, Denial> {
+        let checked = &request.checked;
+        let margin = u64::try_from(self.options.hold_margin.as_millis()).unwrap_or(u64::MAX);
+        let reserve = v1::ReserveRequest {
+            scope: checked.scope.clone(),
+            amounts: holds::amounts(&checked.limits, &checked.extra_holds),
+            ttl_ms: checked.limits.wall_ms.saturating_add(margin),
+            idempotency_key: request.execution_id.clone(),
+            holder: String::new(),
+        };
+        self.holds.reserve(reserve).await.map_err(|error| match error {
+            HoldError::Denied(denied) => budget_denial(&denied),
+            HoldError::Refused(status) => Denial::new(DenialGate::Budget, status),
+            HoldError::Unavailable(status) => {
+                let message = format!("metering is not available, so nothing runs: {}", status.message());
+                Denial::new(DenialGate::MeteringUnavailable, Status::unavailable(message))
+            }
+        })
+    }
+
+    async fn prepare(
+        &self,
+        request: &Request,
+        hold: &v1::HoldGranted,
+        slot: OwnedSemaphorePermit,
+    ) -> Result<Admitted, Denial> {
+        let checked = &request.checked;
+        let (chunks, output) = mpsc::channel(WAITING_PARTS);
+        let stdin = (!checked.stdin.is_empty()).then(|| checked.stdin.clone());
+        let prepared = self.sandbox.prepare(&checked.spec, stdin, chunks).await.map_err(|error| {
+            Denial::new(
+                DenialGate::Launch,
+                Status::internal(format!("the sandbox can't be prepared: {error}")),
+            )
+        })?;
+        let controls = record::controls(prepared.controls());
+        let missing = record::missing(&controls);
+        if !missing.is_empty() {
+            let executed = self.options.allow_degraded;
+            let degraded = Kind::ControlDegraded(v1::ControlDegraded { controls: missing.clone(), executed });
+            self.spool.record(request.event(degraded)).await.map_err(|error| spool_denial(&error))?;
+            if !executed {
+                return Err(control_denial(&missing));
+            }
+        }
+        let record = v1::ExecutionAdmitted {
+            caller: request.caller.clone(),
+            profile: checked.spec.profile.name.clone(),
+            program: checked.spec.program.clone(),
+            arguments_redacted: checked.arguments_redacted.clone(),
+            input_digest: checked.input_digest.into(),
+            limits: Some(checked.limits),
+            hold_id: hold.hold_id.clone(),
+            scope: checked.scope.clone(),
+            controls,
+        };
+        let admitted = Kind::ExecutionAdmitted(record.clone());
+        let position =
+            self.spool.record(request.event(admitted)).await.map_err(|error| spool_denial(&error))?;
+        let part = v1::Admitted {
+            execution_id: request.execution_id.clone(),
+            position: Some(position),
+            record: Some(record),
+            held: hold.amounts.clone(),
+        };
+        Ok(Admitted { prepared, output, hold_id: hold.hold_id.clone(), part, _slot: slot })
+    }
+
+    async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
+        let Admitted { prepared, output, hold_id, part, _slot } = admitted;
+        let caller_is_there = deliver(answer, Ok(Part::Admitted(part))).await;
+        let mut outputs = Outputs::default();
+        let outcome = match prepared.release().await {
+            Ok(running) => self.follow(running, output, answer, caller_is_there, &mut outputs).await,
+            Err(error) => Err(error),
+        };
+        let record = match outcome {
+            Ok(outcome) => record::finished(&outcome, &outputs, &hold_id),
+            Err(error) => {
+                tracing::error!(%error, execution_id = request.execution_id, "the sandbox lost an execution");
+                record::lost(&hold_id, &error.to_string())
+            }
+        };
+        metrics::count_execution(record.cause().as_str_name());
+        let last = match self.spool.record(request.event(Kind::ExecutionFinished(record.clone()))).await {
+            Ok(position) => Ok(Part::Finished(v1::Finished {
+                execution_id: request.execution_id.clone(),
+                position: Some(position),
+                record: Some(record),
+            })),
+            Err(error) => {
+                tracing::error!(%error, execution_id = request.execution_id, "an outcome could not be recorded");
+                Err(Status::internal(format!("the outcome could not be recorded: {error}")))
+            }
+        };
+        deliver(answer, last).await;
+    }
+
+    /// Passes output on until the execution has ended. A caller that is gone, or a drain that has run out of patience, kills it.
+    async fn follow(
+        &self,
+        mut running: Running,
+        mut output: mpsc::Receiver<Chunk>,
+        answer: &Answer,
+        mut caller_is_there: bool,
+        outputs: &mut Outputs,
+    ) -> Result<Outcome, SandboxError> {
+        let mut has_output = true;
+        loop {
+            if !caller_is_there {
+                running.kill();
+            }
+            let chunk = tokio::select! {
+                biased;
+                () = answer.closed(), if caller_is_there => None,
+                () = self.killing.cancelled(), if caller_is_there => None,
+                chunk = output.recv(), if has_output => {
+                    has_output = chunk.is_some();
+                    let Some(chunk) = chunk else { continue };
+                    Some(chunk)
+                }
+                outcome = running.outcome(), if !has_output => return outcome,
+            };
+            let Some(Chunk { stream, bytes }) = chunk else {
+                caller_is_there = false;
+                continue;
+            };
+            outputs.update(stream, &bytes);
+            if caller_is_there {
+                let part = match stream {
+                    Stream::Stdout => Part::Stdout(bytes),
+                    Stream::Stderr => Part::Stderr(bytes),
+                };
+                caller_is_there = deliver(answer, Ok(part)).await;
+            }
+        }
+    }
+
+    /// Records a denial; the status to answer with, which is another one if it could not be recorded.
+    async fn record_denial(&self, request: &Request, denial: Denial) -> Status {
+        metrics::count_execution(denial.gate.as_str_name());
+        let record = v1::ExecutionDenied {
+            caller: request.caller.clone(),
+            gate: denial.gate.into(),
+            reason: exchequer_event::name::clip(denial.status.message(), 1024).to_owned(),
+            program: request.checked.spec.program.clone(),
+            scope: denial.scope,
+            meter: denial.meter,
+        };
+        match self.spool.record(request.event(Kind::ExecutionDenied(record))).await {
+            Ok(_) => denial.status,
+            Err(error) => {
+                tracing::error!(%error, "a denial could not be recorded");
+                denial.status
+            }
+        }
+    }
+}
+
+/// Hands a part to the caller; whether it is still there. A caller that stops reading must not keep an outcome from being recorded.
+async fn deliver(answer: &Answer, part: Result<Part, Status>) -> bool {
+    answer.send_timeout(part, CALLER_PATIENCE).await.is_ok()
+}
+
+fn budget_denial(denied: &v1::HoldDenied) -> Denial {
+    let scope = &denied.binding_scope;
+    let meter = &denied.binding_meter;
+    let (code, message) = match denied.reason() {
+        v1::DenialReason::NoBudget => {
+            (Code::FailedPrecondition, format!("no budget covers scope {}: set one first", denied.scope))
+        }
+        v1::DenialReason::InDebt => (
+            Code::ResourceExhausted,
+            format!("scope {scope} is in debt for {meter}; {} was requested", denied.requested),
+        ),
+        v1::DenialReason::Exhausted | v1::DenialReason::Unspecified => (
+            Code::ResourceExhausted,
+            format!(
+                "scope {scope} has {} of {meter} left, {} was requested",
+                denied.available, denied.requested
+            ),
+        ),
+    };
+    let metadata = [
+        ("scope", scope.clone()),
+        ("meter", meter.clone()),
+        ("requested", denied.requested.to_string()),
+        ("available", denied.available.to_string()),
+    ];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
+    let details = ErrorDetails::with_error_info(denied.reason().as_str_name(), ERROR_DOMAIN, metadata);
+    Denial {
+        gate: DenialGate::Budget,
+        scope: scope.clone(),
+        meter: meter.clone(),
+        status: Status::with_error_details(code, message, details),
+    }
+}
+
+fn control_denial(missing: &[v1::Control]) -> Denial {
+    let names: Vec<_> = missing.iter().map(|control| control.name.as_str()).collect();
+    let remedies = missing.iter().map(|control| (control.name.clone(), control.remedy.clone()));
+    let message = format!(
+        "this host does not enforce {}; the agent refuses (agent.allow_degraded is off)",
+        names.join(", ")
+    );
+    let details = ErrorDetails::with_error_info(
+        "CONTROL_MISSING",
+        ERROR_DOMAIN,
+        remedies.collect::<std::collections::HashMap<_, _>>(),
+    );
+    Denial::new(DenialGate::Control, Status::with_error_details(Code::FailedPrecondition, message, details))
+}
+
+fn spool_denial(error: &RecordError) -> Denial {
+    Denial::new(DenialGate::Policy, Status::unavailable(format!("the admission can't be recorded: {error}")))
+}

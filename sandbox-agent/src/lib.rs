@@ -1,0 +1,28 @@
+//! The sandbox agent: admit, execute, seal, spool, publish, serve.
+//!
+//! One path for every way in: authenticate → check the request → hold → prepare the sandbox → record the admission durably → run →
+//! record the outcome durably → answer. Nothing runs and nothing is answered unaudited.
+//!
+//! - [`agent`]: start, readiness and stop of the whole.
+//! - [`options`]: section `[agent]` of the configuration.
+//! - [`request`], [`redact`]: the policy gate, and what may be written down.
+//! - [`execute`]: one execution, gate by gate. [`holds`]: the calls to metering. [`record`]: what is recorded of it.
+//! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records.
+//! - [`spool`], [`publish`]: the durable record, and its way into the stream.
+
+pub mod agent;
+pub mod execute;
+pub mod grpc;
+pub mod holds;
+pub mod options;
+pub mod publish;
+pub mod record;
+pub mod redact;
+pub mod request;
+pub mod sandbox;
+pub mod spool;
+
+mod metrics;
+
+pub use agent::{Agent, StartError};
+pub use options::Options;

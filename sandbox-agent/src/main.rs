@@ -1,0 +1,84 @@
+//! The `sandbox-agent` binary: the agent over JetStream. What a daemon does beside its service is in `exchequer-serve`.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use axum::Router;
+use clap::Parser;
+use exchequer_auth::BearerToken;
+use exchequer_config::Reader;
+use exchequer_serve::{Arguments, Daemon};
+use exchequer_stream::EventStream;
+use exchequer_telemetry::Readiness;
+use sandbox_agent::{Agent, Options, sandbox};
+use tonic::service::Routes;
+
+/// The sandbox agent: runs programs in a sandbox, metered, and records each of them in the audit log.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Configured by the sections [stream], [auth], [telemetry] and [agent]; `--check` lists every fault."
+)]
+struct Command {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+struct Worker(Agent);
+
+impl Daemon for Worker {
+    const NAME: &'static str = "sandbox-agent";
+    const SECTION: &'static str = "agent";
+    const PORT: u16 = 7421;
+    const SERVICES: &'static [&'static str] = &["exchequer.v1.AgentService"];
+    type Options = (Options, PathBuf);
+
+    fn read(reader: &mut Reader) -> Option<(Options, PathBuf)> {
+        let token_file = reader.required::<PathBuf>("agent.token_file");
+        Options::read(reader).zip(token_file)
+    }
+
+    async fn start(
+        (options, token_file): Self::Options,
+        stream: Arc<dyn EventStream>,
+    ) -> anyhow::Result<Self> {
+        let id = options.id.clone();
+        let token = BearerToken::file(token_file).context("agent.token_file")?;
+        let agent = Agent::start(options, token, stream).await?;
+        let public_key = hex::encode(agent.public_key().as_bytes());
+        tracing::info!(
+            id,
+            public_key,
+            "batches are signed with this key; the ledger has to know it (role agent)"
+        );
+        if !agent.missing_controls().is_empty() {
+            tracing::warn!(
+                missing = agent.missing_controls().join(", "),
+                "this host does not enforce every control"
+            );
+        }
+        Ok(Self(agent))
+    }
+
+    fn grpc(&self) -> Routes {
+        self.0.grpc()
+    }
+
+    fn http(&self) -> (Router, Vec<String>) {
+        (Router::new(), Vec::new())
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.0.readiness()
+    }
+
+    async fn stop(self) {
+        self.0.stop().await;
+    }
+}
+
+fn main() -> ExitCode {
+    // Before any thread exists: the same binary is the sandbox's helper process.
+    sandbox::helper::run_if_requested();
+    exchequer_serve::run::<Worker>(&Command::parse().arguments)
+}

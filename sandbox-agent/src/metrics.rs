@@ -1,0 +1,79 @@
+//! The agent's metrics.
+
+use std::sync::OnceLock;
+
+use exchequer_telemetry::{KeyValue, LATENCY_SECONDS, meter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
+
+macro_rules! instrument {
+    ($(#[$doc:meta])* $name:ident: $type:ty = $build:expr) => {
+        $(#[$doc])*
+        pub(crate) fn $name() -> &'static $type {
+            static INSTRUMENT: OnceLock<$type> = OnceLock::new();
+            INSTRUMENT.get_or_init(|| $build)
+        }
+    };
+}
+
+instrument! {
+    /// Executions that ended or were denied, by outcome.
+    executions: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_executions_total")
+        .with_description("Executions by outcome: an exit cause, or the gate that denied them.")
+        .build()
+}
+instrument! {
+    /// Executions running now.
+    running: UpDownCounter<i64> = meter()
+        .i64_up_down_counter("exchequer_agent_running_executions")
+        .with_description("Executions between admission and outcome.")
+        .build()
+}
+instrument! {
+    /// From the request to the durable admission.
+    admission_seconds: Histogram<f64> = meter()
+        .f64_histogram("exchequer_agent_admission_seconds")
+        .with_description("From the request to the durable admission, in seconds.")
+        .with_boundaries(LATENCY_SECONDS.to_vec())
+        .build()
+}
+instrument! {
+    /// Events handed to the stream, repetitions included.
+    published_events: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_published_events_total")
+        .with_description("Events handed to the stream, repetitions included.")
+        .build()
+}
+instrument! {
+    /// Failures after which publishing began again.
+    publish_retries: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_publish_retries_total")
+        .with_description("Times that publishing went back to the last confirmed event.")
+        .build()
+}
+instrument! {
+    /// The last seq that the stream acknowledged.
+    published_seq: Gauge<u64> = meter()
+        .u64_gauge("exchequer_agent_published_seq")
+        .with_description("Seq of the last event that the stream acknowledged.")
+        .build()
+}
+instrument! {
+    /// The last seq that a receipt covers.
+    confirmed_seq: Gauge<u64> = meter()
+        .u64_gauge("exchequer_agent_confirmed_seq")
+        .with_description("Seq of the last event that a signed receipt of the ledger covers.")
+        .build()
+}
+instrument! {
+    /// Bytes in the spool.
+    spool_bytes: Gauge<u64> = meter()
+        .u64_gauge("exchequer_agent_spool_bytes")
+        .with_description("Bytes of events that are kept.")
+        .build()
+}
+
+/// Counts an execution by its outcome.
+pub(crate) fn count_execution(outcome: &'static str) {
+    executions().add(1, &[KeyValue::new("outcome", outcome)]);
+}

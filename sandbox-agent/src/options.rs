@@ -1,0 +1,144 @@
+//! The agent's configuration: section `[agent]`.
+
+use std::{path::PathBuf, time::Duration};
+
+use ed25519_dalek::VerifyingKey;
+use exchequer_config::Reader;
+use exchequer_event::v1;
+use exchequer_tlog::VerifierKey;
+
+use crate::{sandbox, spool};
+
+/// Largest number of concurrent executions that can be configured.
+pub const MAX_CONCURRENT: usize = 4096;
+
+/// What the agent is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The agent's id, under which its key is enrolled.
+    pub id: String,
+    /// Directory of the spool and the key.
+    pub data: PathBuf,
+    /// Ed25519 key that signs batches; created if absent.
+    pub key_file: PathBuf,
+    /// The ledger's public key, which signs receipts.
+    pub ledger_key: VerifyingKey,
+    /// Where the metering service answers.
+    pub metering_url: String,
+    /// Whether executions run although controls are missing. Every such execution is recorded as degraded.
+    pub allow_degraded: bool,
+    /// Bytes of unconfirmed events at which new executions are refused.
+    pub spool_limit: u64,
+    /// Host paths that executions see read-only beside those of the profile: tools that are installed elsewhere.
+    pub read_only: Vec<PathBuf>,
+    /// Executions at one time.
+    pub max_concurrent: usize,
+    /// How long a hold outlives the wall-clock limit: the time in which the outcome has to reach metering.
+    pub hold_margin: Duration,
+    /// How long receipts may stay away before unconfirmed events are published again.
+    pub resend_after: Duration,
+    /// Limits of an execution that asks for none.
+    pub default_limits: v1::Limits,
+    /// Largest limits that may be asked for.
+    pub max_limits: v1::Limits,
+    /// The program to start the sandbox helper from: this program, unless a test says otherwise.
+    pub helper: PathBuf,
+}
+
+impl Options {
+    /// Takes the options of section `[agent]`; faults stay with the reader.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let id = reader.required::<String>("agent.id");
+        if id.as_deref().is_some_and(|id| !spool::is_agent_id(id)) {
+            reader.fault("agent.id", "has to match ^[a-z0-9][a-z0-9_-]{0,62}$");
+        }
+        let data = reader.required::<PathBuf>("agent.data");
+        let key_file = reader.optional::<PathBuf>("agent.key_file");
+        let ledger_key = reader.required::<VerifierKey>("agent.ledger_verifier_key");
+        let metering_url = reader.required::<String>("agent.metering_url");
+        if metering_url.as_deref().is_some_and(|url| url.parse::<tonic::transport::Endpoint>().is_err()) {
+            reader.fault("agent.metering_url", "is not a URL");
+        }
+        let allow_degraded = reader.get("agent.allow_degraded", false);
+        let spool_limit = reader.bytes("agent.spool_limit", 256 << 20, (8 << 20)..=(1 << 40));
+        let read_only = reader.list::<PathBuf>("agent.read_only");
+        if read_only.iter().any(|path| !path.is_absolute()) {
+            reader.fault("agent.read_only", "has to be a list of absolute paths");
+        }
+        let max_concurrent = reader.in_range("agent.max_concurrent", 64, 1..=MAX_CONCURRENT);
+        let hold_margin = reader.duration(
+            "agent.hold_margin",
+            Duration::from_secs(300),
+            Duration::from_secs(1)..=Duration::from_secs(3600),
+        );
+        let resend_after = reader.duration(
+            "agent.resend_after",
+            Duration::from_secs(10),
+            Duration::from_millis(100)..=Duration::from_secs(300),
+        );
+        let engine = sandbox::Limits::default();
+        let default_limits = limits(
+            reader,
+            "agent.default_limits",
+            &v1::Limits {
+                cpu_ms: engine.cpu_ms,
+                wall_ms: engine.wall_ms,
+                memory_bytes: 512 << 20,
+                output_bytes: engine.output_bytes,
+            },
+        );
+        let max_limits = limits(
+            reader,
+            "agent.max_limits",
+            &v1::Limits { cpu_ms: 600_000, wall_ms: 600_000, memory_bytes: 4 << 30, output_bytes: 64 << 20 },
+        );
+        for (name, default, max) in [
+            ("cpu_ms", default_limits.cpu_ms, max_limits.cpu_ms),
+            ("wall_ms", default_limits.wall_ms, max_limits.wall_ms),
+            ("memory", default_limits.memory_bytes, max_limits.memory_bytes),
+            ("output_bytes", default_limits.output_bytes, max_limits.output_bytes),
+        ] {
+            if default > max {
+                reader.fault(&format!("agent.default_limits.{name}"), "is above agent.max_limits");
+            }
+        }
+        let data = data?;
+        Some(Self {
+            id: id?,
+            key_file: key_file.unwrap_or_else(|| data.join("agent.key")),
+            data,
+            ledger_key: *ledger_key?.public_key(),
+            metering_url: metering_url?,
+            allow_degraded,
+            spool_limit,
+            read_only,
+            max_concurrent,
+            hold_margin,
+            resend_after,
+            default_limits,
+            max_limits,
+            helper: PathBuf::from("/proc/self/exe"),
+        })
+    }
+}
+
+fn limits(reader: &mut Reader, section: &str, default: &v1::Limits) -> v1::Limits {
+    v1::Limits {
+        cpu_ms: reader.in_range(&format!("{section}.cpu_ms"), default.cpu_ms, 1..=sandbox::spec::MAX_WALL_MS),
+        wall_ms: reader.in_range(
+            &format!("{section}.wall_ms"),
+            default.wall_ms,
+            1..=sandbox::spec::MAX_WALL_MS,
+        ),
+        memory_bytes: reader.bytes(
+            &format!("{section}.memory"),
+            default.memory_bytes,
+            sandbox::spec::MIN_MEMORY_BYTES..=(1 << 40),
+        ),
+        output_bytes: reader.in_range(
+            &format!("{section}.output_bytes"),
+            default.output_bytes,
+            1..=(1 << 30),
+        ),
+    }
+}

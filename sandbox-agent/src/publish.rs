@@ -1,0 +1,254 @@
+//! Publishes the spool: seals recorded events into signed batches, appends them to the stream in order, and follows the ledger's
+//! receipts.
+//!
+//! Several batches are in flight at once. Whatever goes wrong (an append that fails or whose outcome is unknown, a gap that the ledger
+//! reports, receipts that stay away) has one answer: go back to the first event that no receipt covers and publish from there.
+//! Acceptance drops what the log already holds, so a repetition costs bandwidth and never meaning.
+//!
+//! Left out: recording (the [`spool`](crate::spool)). Invariant: only a receipt that the ledger signed moves the spool's confirmed
+//! position; an acknowledgement of the broker never does.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use exchequer_event::{
+    control,
+    digest::Digest,
+    name::{self, MAX_BATCH_BYTES, MAX_BATCH_EVENTS},
+    seal,
+    v1::{self, RejectionReason},
+};
+use exchequer_stream::{Ack, EventStream, Message as StreamMessage, journal::Reader};
+use futures::StreamExt;
+use prost::{Message, bytes::Bytes};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{metrics, spool::Spool};
+
+/// Batches in flight.
+const MAX_IN_FLIGHT: usize = 8;
+/// Bytes of events in a batch; what remains of [`MAX_BATCH_BYTES`] is for the seal and the framing of each event.
+const MAX_EVENTS_BYTES: usize = MAX_BATCH_BYTES - 16 * 1024;
+/// First pause after a failure; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Longest pause after the ledger refused a batch for a reason that waiting alone does not mend.
+const MAX_REFUSED_BACKOFF: Duration = Duration::from_secs(30);
+/// Longest time between two repetitions of what is not confirmed.
+const MAX_RESEND: Duration = Duration::from_secs(300);
+
+/// What publishing stands on.
+#[derive(Debug)]
+pub struct Publisher {
+    /// The spool.
+    pub spool: Arc<Spool>,
+    /// The stream.
+    pub stream: Arc<dyn EventStream>,
+    /// Signs batches.
+    pub key: SigningKey,
+    /// Verifies receipts.
+    pub ledger_key: VerifyingKey,
+    /// How long receipts may stay away before everything unconfirmed is published again; doubles with each repetition.
+    pub resend_after: Duration,
+}
+
+/// How publishing goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The highest seq that a receipt covers.
+    pub confirmed: u64,
+    /// Why the last attempt failed, if it did.
+    pub trouble: Option<String>,
+}
+
+/// The newest receipt that the stream holds for an agent, if the ledger signed it.
+pub async fn latest_receipt(
+    stream: &dyn EventStream,
+    agent_id: &str,
+    ledger_key: &VerifyingKey,
+) -> Result<Option<v1::Receipt>, exchequer_stream::ReadError> {
+    let key = name::receipt_key(agent_id);
+    let mut values = stream.watch_latest(&key).await?;
+    // An absent value does not resolve, and absence is the normal state of a new agent.
+    match tokio::time::timeout(Duration::from_millis(500), values.next()).await {
+        Ok(Some(Ok(value))) => Ok(control::open_receipt(&value, ledger_key, agent_id).ok()),
+        Ok(Some(Err(error))) => Err(error),
+        Ok(None) | Err(_) => Ok(None),
+    }
+}
+
+/// Why publishing pauses.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("the stream: {0}")]
+    Stream(String),
+    #[error("the spool: {0}")]
+    Spool(String),
+    #[error("the ledger refuses this agent's batches: {}", .0.as_str_name())]
+    Refused(RejectionReason),
+}
+
+impl Trouble {
+    fn stream(error: impl ToString) -> Self {
+        Self::Stream(error.to_string())
+    }
+
+    fn spool(error: impl ToString) -> Self {
+        Self::Spool(error.to_string())
+    }
+}
+
+struct InFlight {
+    last_seq: u64,
+    ack: Ack,
+}
+
+impl Publisher {
+    /// Publishes until cancelled. Each change of the progress is reported.
+    pub async fn run(self, progress: watch::Sender<Progress>) {
+        let mut backoff = MIN_BACKOFF;
+        loop {
+            let trouble = self.follow(&progress, &mut backoff).await;
+            tracing::warn!(%trouble, "publishing paused");
+            metrics::publish_retries().add(1, &[]);
+            let max = if matches!(trouble, Trouble::Refused(_)) { MAX_REFUSED_BACKOFF } else { MAX_BACKOFF };
+            progress.send_modify(|p| p.trouble = Some(trouble.to_string()));
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(max);
+        }
+    }
+
+    /// Publishes from the first unconfirmed event until something goes wrong.
+    async fn follow(&self, progress: &watch::Sender<Progress>, backoff: &mut Duration) -> Trouble {
+        let key = name::receipt_key(self.spool.agent_id());
+        let mut receipts = match self.stream.watch_latest(&key).await {
+            Ok(receipts) => receipts,
+            Err(error) => return Trouble::stream(error),
+        };
+        let mut reader = self.spool.reader();
+        let mut next = (self.spool.confirmed_seq() + 1).max(self.spool.first());
+        let mut has_published = false;
+        let mut in_flight: VecDeque<InFlight> = VecDeque::new();
+        let mut resend_after = self.resend_after;
+        let mut resend_at = Instant::now() + resend_after;
+        loop {
+            let waiting = next > self.spool.confirmed_seq() + 1;
+            tokio::select! {
+                biased;
+                receipt = receipts.next() => match receipt {
+                    None => return Trouble::Stream("the receipts ended".into()),
+                    Some(Err(error)) => return Trouble::stream(error),
+                    Some(Ok(value)) => {
+                        let before = self.spool.confirmed_seq();
+                        match self.take_receipt(&value).await {
+                            // What was refused before this attempt may be accepted now.
+                            Err(Trouble::Refused(_)) if !has_published => {}
+                            Err(trouble) => return trouble,
+                            Ok(Some(resend_from)) => {
+                                in_flight.clear();
+                                next = resend_from.max(self.spool.first());
+                            }
+                            Ok(None) => {}
+                        }
+                        let confirmed = self.spool.confirmed_seq();
+                        next = next.max(confirmed + 1);
+                        if confirmed > before {
+                            resend_after = self.resend_after;
+                            *backoff = MIN_BACKOFF;
+                            progress.send_modify(|p| *p = Progress { confirmed, trouble: None });
+                        }
+                        resend_at = Instant::now() + resend_after;
+                    }
+                },
+                acked = async { (&mut in_flight[0].ack).await }, if !in_flight.is_empty() => {
+                    let sent = in_flight.pop_front();
+                    match acked {
+                        Ok(_) => {
+                            metrics::published_seq().record(sent.map_or(0, |sent| sent.last_seq), &[]);
+                            progress.send_modify(|p| p.trouble = None);
+                        }
+                        Err(error) => return Trouble::stream(error),
+                    }
+                }
+                () = tokio::time::sleep_until(resend_at), if waiting => {
+                    next = self.spool.confirmed_seq() + 1;
+                    resend_after = (resend_after * 2).min(MAX_RESEND);
+                    resend_at = Instant::now() + resend_after;
+                    tracing::warn!(from = next, "no receipt: publishing again what the ledger has not confirmed");
+                    metrics::publish_retries().add(1, &[]);
+                }
+                durable = reader.wait_for(next), if in_flight.len() < MAX_IN_FLIGHT => {
+                    if durable.is_err() {
+                        return Trouble::Spool("it was closed".into());
+                    }
+                    match self.publish_batch(&reader, next).await {
+                        Ok((last_seq, ack)) => {
+                            if !waiting {
+                                resend_at = Instant::now() + resend_after;
+                            }
+                            next = last_seq + 1;
+                            has_published = true;
+                            in_flight.push_back(InFlight { last_seq, ack });
+                        }
+                        Err(trouble) => return trouble,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a receipt into the spool; the seq to go back to, if the ledger asks for one.
+    async fn take_receipt(&self, value: &Bytes) -> Result<Option<u64>, Trouble> {
+        let receipt = match control::open_receipt(value, &self.ledger_key, self.spool.agent_id()) {
+            Ok(receipt) => receipt,
+            Err(refusal) => {
+                // Somebody who is not the ledger wrote there. Nothing may be pruned on his word.
+                tracing::error!(%refusal, "a receipt that the ledger did not sign was ignored");
+                return Ok(None);
+            }
+        };
+        let head = receipt.head.clone().unwrap_or_default();
+        if head.epoch == self.spool.epoch() {
+            let spool = Arc::clone(&self.spool);
+            let confirmed = tokio::task::spawn_blocking(move || spool.confirm(head.seq)).await;
+            confirmed.map_err(Trouble::spool)?.map_err(Trouble::spool)?;
+        }
+        match receipt.refused() {
+            RejectionReason::Unspecified => Ok(None),
+            RejectionReason::Gap | RejectionReason::Stale if receipt.resend_from > 0 => {
+                Ok(Some(receipt.resend_from))
+            }
+            // The agent is not enrolled yet, or the log holds another history of it: going on would change nothing.
+            reason => Err(Trouble::Refused(reason)),
+        }
+    }
+
+    /// Seals what is durable from `next` on, as much as a batch takes, and hands it to the stream.
+    async fn publish_batch(&self, reader: &Reader, next: u64) -> Result<(u64, Ack), Trouble> {
+        let reader = reader.clone();
+        let read = tokio::task::spawn_blocking(move || reader.read(next, MAX_EVENTS_BYTES)).await;
+        let entries = read.map_err(Trouble::spool)?.map_err(Trouble::spool)?;
+        let mut bytes = 0;
+        let events: Vec<Bytes> = entries
+            .into_iter()
+            .take(MAX_BATCH_EVENTS)
+            .map(|entry| entry.body)
+            .take_while(|body| {
+                bytes += body.len() + 8;
+                bytes <= MAX_EVENTS_BYTES
+            })
+            .collect();
+        let first = events.first().ok_or_else(|| Trouble::spool("nothing where something is durable"))?;
+        let event = v1::Event::decode(first.clone()).map_err(Trouble::spool)?;
+        let prev_hash = Digest::from_slice(&event.prev_hash)
+            .ok_or_else(|| Trouble::spool("an event without prev_hash"))?;
+        let count = events.len() as u64;
+        let agent_id = self.spool.agent_id();
+        let batch = seal::seal_batch(&self.key, agent_id, self.spool.epoch(), next, prev_hash, events);
+        let mut message = StreamMessage::new(name::events_subject(agent_id), batch.encode_to_vec());
+        exchequer_telemetry::inject(&mut message.headers);
+        let ack = self.stream.enqueue(message).await.map_err(Trouble::stream)?;
+        metrics::published_events().add(count, &[]);
+        Ok((next + count - 1, ack))
+    }
+}

@@ -1,0 +1,189 @@
+//! The policy gate: what an `Execute` request may ask for, checked before anything is reserved or recorded, and turned into what the
+//! sandbox and the record need.
+
+use std::path::Path;
+
+use exchequer_event::{
+    digest::{Digest, Purpose},
+    name, v1,
+};
+use tonic_types::FieldViolation;
+
+use crate::{
+    options::Options,
+    redact,
+    sandbox::{Limits, Profile, Spec},
+};
+
+/// Most arguments.
+pub const MAX_ARGUMENTS: usize = 256;
+/// Arguments together, bytes.
+pub const MAX_ARGUMENT_BYTES: usize = 16 << 10;
+/// Most environment variables.
+pub const MAX_VARIABLES: usize = 64;
+/// Names and values of the environment together, bytes.
+pub const MAX_ENVIRONMENT_BYTES: usize = 16 << 10;
+/// Standard input, bytes.
+pub const MAX_STDIN_BYTES: usize = 1 << 20;
+/// Program path, bytes.
+pub const MAX_PROGRAM_BYTES: usize = 1024;
+/// Meters that may be held beside the machine's.
+const EXTRA_METERS: [&str; 3] = ["input_tokens", "output_tokens", "cost_micros"];
+
+/// A request that may be admitted.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The tenant.
+    pub tenant: String,
+    /// The budget scope, tenant included.
+    pub scope: String,
+    /// What the sandbox runs.
+    pub spec: Spec,
+    /// Standard input.
+    pub stdin: Vec<u8>,
+    /// The limits that are held and enforced.
+    pub limits: v1::Limits,
+    /// Held beside the machine's meters.
+    pub extra_holds: Vec<v1::MeterAmount>,
+    /// Digest over all that the program is given.
+    pub input_digest: Digest,
+    /// Arguments as they may be recorded.
+    pub arguments_redacted: Vec<String>,
+}
+
+/// Every fault of a request.
+#[derive(Clone, Debug, Default)]
+pub struct Faults(pub Vec<FieldViolation>);
+
+impl Faults {
+    fn check(&mut self, holds: bool, field: &str, description: impl Into<String>) {
+        if !holds {
+            self.0.push(FieldViolation::new(field, description.into()));
+        }
+    }
+}
+
+/// Checks a request whose tenant is already known to be the caller's.
+pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Result<Checked, Faults> {
+    let mut faults = Faults::default();
+    faults.check(name::is_tenant(tenant), "tenant", "has to be 1 to 64 of [A-Za-z0-9._-]");
+    let program = &request.program;
+    faults.check(
+        Path::new(program).is_absolute() && program.len() <= MAX_PROGRAM_BYTES,
+        "program",
+        format!("has to be an absolute path of at most {MAX_PROGRAM_BYTES} bytes"),
+    );
+    let argument_bytes: usize = request.arguments.iter().map(String::len).sum();
+    faults.check(
+        request.arguments.len() <= MAX_ARGUMENTS && argument_bytes <= MAX_ARGUMENT_BYTES,
+        "arguments",
+        format!("at most {MAX_ARGUMENTS}, {MAX_ARGUMENT_BYTES} bytes together"),
+    );
+    let environment_bytes: usize =
+        request.environment.iter().map(|(name, value)| name.len() + value.len()).sum();
+    faults.check(
+        request.environment.len() <= MAX_VARIABLES && environment_bytes <= MAX_ENVIRONMENT_BYTES,
+        "environment",
+        format!("at most {MAX_VARIABLES}, {MAX_ENVIRONMENT_BYTES} bytes together"),
+    );
+    faults.check(request.stdin.len() <= MAX_STDIN_BYTES, "stdin", format!("at most {MAX_STDIN_BYTES} bytes"));
+    for (place, extra) in request.extra_holds.iter().enumerate() {
+        let known = EXTRA_METERS.contains(&extra.meter.as_str());
+        let once = request.extra_holds[..place].iter().all(|other| other.meter != extra.meter);
+        faults.check(
+            known && once && extra.amount > 0,
+            &format!("extra_holds[{place}]"),
+            format!("one of {EXTRA_METERS:?}, each at most once, above 0"),
+        );
+    }
+    let scope =
+        if request.scope.is_empty() { tenant.to_owned() } else { format!("{tenant}/{}", request.scope) };
+    let segments: Vec<_> = scope.split('/').collect();
+    faults.check(
+        segments.len() <= 6 && segments.iter().all(|segment| name::is_tenant(segment)),
+        "scope",
+        "has to be up to 5 segments of [A-Za-z0-9._-], joined by /",
+    );
+    let limits = limits(&request.limits.unwrap_or_default(), options, &mut faults);
+    let mut environment: Vec<_> = request.environment.into_iter().collect();
+    environment.sort();
+    let input_digest = input_digest(program, &request.arguments, &environment, &request.stdin);
+    let profile = options.read_only.iter().fold(Profile::strict(), Profile::with_read_only);
+    let spec = spec(profile, request.program, request.arguments, environment, &limits);
+    if let Err(fault) = spec.check() {
+        faults.check(false, &fault.field, fault.problem);
+    }
+    if !faults.0.is_empty() {
+        return Err(faults);
+    }
+    Ok(Checked {
+        tenant: tenant.to_owned(),
+        scope,
+        arguments_redacted: redact::redact_arguments(&spec.args),
+        spec,
+        stdin: request.stdin.to_vec(),
+        limits,
+        extra_holds: request.extra_holds,
+        input_digest,
+    })
+}
+
+fn limits(asked: &v1::Limits, options: &Options, faults: &mut Faults) -> v1::Limits {
+    let (default, max) = (&options.default_limits, &options.max_limits);
+    let mut limit = |field: &str, asked: u64, default: u64, max: u64| {
+        faults.check(
+            asked <= max,
+            &format!("limits.{field}"),
+            format!("{asked} is above this agent's maximum of {max}"),
+        );
+        if asked == 0 { default } else { asked }
+    };
+    v1::Limits {
+        cpu_ms: limit("cpu_ms", asked.cpu_ms, default.cpu_ms, max.cpu_ms),
+        wall_ms: limit("wall_ms", asked.wall_ms, default.wall_ms, max.wall_ms),
+        memory_bytes: limit("memory_bytes", asked.memory_bytes, default.memory_bytes, max.memory_bytes),
+        output_bytes: limit("output_bytes", asked.output_bytes, default.output_bytes, max.output_bytes),
+    }
+}
+
+fn spec(
+    profile: Profile,
+    program: String,
+    args: Vec<String>,
+    environment: Vec<(String, String)>,
+    limits: &v1::Limits,
+) -> Spec {
+    let work = profile.work.path.clone();
+    let home = work.to_string_lossy().into_owned();
+    let mut env = vec![
+        ("HOME".to_owned(), home.clone()),
+        ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
+        ("TMPDIR".to_owned(), home),
+    ];
+    env.retain(|(name, _)| environment.iter().all(|(asked, _)| asked != name));
+    env.extend(environment);
+    let limits = Limits {
+        cpu_ms: limits.cpu_ms,
+        wall_ms: limits.wall_ms,
+        memory_bytes: limits.memory_bytes,
+        output_bytes: limits.output_bytes,
+        ..Limits::default()
+    };
+    Spec { program, args, env, cwd: work, limits, profile }
+}
+
+/// Digest over everything that the program is given. Lists are preceded by their length, so that nothing can move between them.
+fn input_digest(
+    program: &str,
+    arguments: &[String],
+    environment: &[(String, String)],
+    stdin: &[u8],
+) -> Digest {
+    let counts = [arguments.len() as u64, environment.len() as u64].map(u64::to_be_bytes);
+    let fields = [program.as_bytes(), &counts[0], &counts[1]]
+        .into_iter()
+        .chain(arguments.iter().map(String::as_bytes))
+        .chain(environment.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]))
+        .chain([stdin]);
+    Purpose::Input.digest_fields(fields)
+}

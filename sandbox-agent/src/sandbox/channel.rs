@@ -1,0 +1,107 @@
+//! Packets over local `SOCK_SEQPACKET` pairs, with descriptors attached where needed; the blocking half, used by
+//! helper, supervisor, init and payload.
+//!
+//! Leaves out the agent's asynchronous half ([`super::client`]). Invariant: every descriptor received is close-on-exec,
+//! and a packet is whole or an error.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::cmsg_space;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest packet: a specification, its JSON escapes included in the common case.
+pub(super) const MAX_PACKET_BYTES: usize = 160 << 10;
+/// Most descriptors in one packet.
+pub(super) const MAX_FDS: usize = 4;
+
+/// A pair of connected ends, both close-on-exec.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Asks the kernel to attach the sender's process id to what `end` receives.
+pub(super) fn identify_senders(end: &OwnedFd) -> io::Result<()> {
+    Ok(sockopt::set_socket_passcred(end, true)?)
+}
+
+/// A packet as received. Empty and without descriptors: the other end is closed.
+#[derive(Default)]
+pub(super) struct Packet {
+    pub(super) bytes: Vec<u8>,
+    pub(super) fds: Vec<OwnedFd>,
+    /// The sender's process id as seen from here, if asked for by [`identify_senders`].
+    pub(super) sender: Option<i32>,
+}
+
+/// Receives one packet, waiting for it unless the socket is non-blocking.
+pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
+    let mut bytes = vec![0; MAX_PACKET_BYTES];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
+    let (received, mut packet) = loop {
+        let mut attached = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(socket, &mut into, &mut attached, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) => {
+                let mut packet = Packet::default();
+                for part in attached.drain() {
+                    match part {
+                        RecvAncillaryMessage::ScmRights(fds) => packet.fds.extend(fds),
+                        RecvAncillaryMessage::ScmCredentials(peer) => {
+                            packet.sender = Some(peer.pid.as_raw_nonzero().get());
+                        }
+                        _ => {}
+                    }
+                }
+                if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+                    return Err(io::Error::from(Errno::MSGSIZE));
+                }
+                break (message.bytes, packet);
+            }
+            Err(Errno::INTR) => {}
+            // Unread packets at the moment the peer died: as gone as a close.
+            Err(Errno::CONNRESET) => return Ok(Packet::default()),
+            Err(other) => return Err(other.into()),
+        }
+    };
+    bytes.truncate(received);
+    packet.bytes = bytes;
+    Ok(packet)
+}
+
+/// Sends one packet with descriptors.
+pub(super) fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut attached = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !attached.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::from(Errno::INVAL));
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut attached, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(other) => return Err(other.into()),
+        }
+    }
+}
+
+/// Sends one message.
+pub(super) fn send<M: Serialize>(socket: impl AsFd, message: &M) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MAX_PACKET_BYTES {
+        return Err(io::Error::from(Errno::MSGSIZE));
+    }
+    send_with(socket.as_fd(), &bytes, &[])
+}
+
+/// Reads a packet as a message.
+pub(super) fn parse<M: DeserializeOwned>(packet: &Packet) -> io::Result<M> {
+    Ok(serde_json::from_slice(&packet.bytes)?)
+}

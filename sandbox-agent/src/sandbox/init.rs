@@ -1,0 +1,182 @@
+//! The first process inside: joins the remaining namespaces, builds the root, forks the payload, then only reaps.
+//!
+//! Leaves out the payload's own restrictions and all decisions about time and cost. Invariant: it ends only when no other
+//! process of the execution is left, having reported what the kernel accounted to them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, umask,
+};
+
+use super::channel;
+use super::control::Layer;
+use super::payload::{self, Payload};
+use super::root::{self, OwnFiles};
+use super::spec::Spec;
+use super::sys;
+use super::wire::{InitReport, Refusal};
+
+/// What the init process gets from the supervisor that forks it.
+pub(super) struct Init<'a> {
+    pub(super) spec: &'a Spec,
+    /// The user and group id inside.
+    pub(super) id: (u32, u32),
+    pub(super) own_pid_namespace: bool,
+    /// Where to make a private work directory if there can be no private root.
+    pub(super) fallback_work: &'a Path,
+    pub(super) link: OwnedFd,
+    pub(super) payload_link: OwnedFd,
+    pub(super) stdio: [OwnedFd; 3],
+    pub(super) filters: &'a super::seccomp::Filters,
+    pub(super) rlimits: &'a [super::rlimits::Planned],
+    pub(super) single: sys::SingleThreaded,
+}
+
+/// The init process's life; its exit status says nothing, its reports do.
+pub(super) fn run(init: Init<'_>) -> i32 {
+    let Init { link, .. } = &init;
+    let Ok(link) = link.try_clone() else { return 1 };
+    match build_and_reap(init) {
+        Ok(()) => 0,
+        Err((stage, error)) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            // Nobody left to tell is the supervisor's death, which the kernel answers with this process's.
+            let _ = channel::send(&link, &InitReport::Failed { stage, errno });
+            1
+        }
+    }
+}
+
+type Failed = (String, io::Error);
+
+fn at(stage: &str) -> impl Fn(io::Error) -> Failed {
+    let stage = stage.to_owned();
+    move |error| (stage.clone(), error)
+}
+
+fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| at("init death signal")(e.into()))?;
+    umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let mut refusals = vec![];
+    let mut namespaces = join_namespaces(&mut refusals);
+    if namespaces.contains(&Layer::UtsNamespace)
+        && let Err(error) = rustix::system::sethostname(init.spec.profile.hostname.as_bytes())
+    {
+        refusals.push(Refusal::new(Layer::UtsNamespace, "sethostname", &error.into()));
+    }
+    let mut own = OwnFiles::default();
+    if namespaces.drain(..).any(|layer| layer == Layer::MountNamespace) {
+        match root::enter(&init.spec.profile, init.id, init.own_pid_namespace) {
+            Ok(proc) => {
+                root::seal().map_err(|refused| (refused.step, refused.error))?;
+                own = OwnFiles { root: true, proc: init.own_pid_namespace && proc.is_none() };
+                refusals.extend(proc.map(|r| Refusal::new(Layer::MaskedProc, r.step, &r.error)));
+            }
+            Err(r) => refusals.push(Refusal::new(Layer::PrivateRoot, r.step, &r.error)),
+        }
+    }
+    let (cwd, work) = if own.root {
+        (init.spec.cwd.clone(), init.spec.profile.work.path.clone())
+    } else {
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(init.fallback_work)
+            .map_err(at("making a private work directory"))?;
+        (fallback_cwd(init.spec, init.fallback_work), init.fallback_work.to_owned())
+    };
+    if !init.own_pid_namespace {
+        rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+            .map_err(|e| at("becoming the tree's reaper")(e.into()))?;
+    }
+    // Before the fork: a signal between fork and mask would be lost.
+    sys::block_exactly(&WAKING);
+    channel::send(&init.link, &InitReport::Built { refusals }).map_err(at("reporting to the supervisor"))?;
+
+    let me = rustix::process::getpid();
+    let Init { spec, own_pid_namespace, link, payload_link, stdio, filters, rlimits, single, .. } = init;
+    let payload = Payload { spec, cwd, work, own, link: payload_link, stdio, filters, rlimits, parent: me };
+    let main = single.fork(move || payload::run(payload)).map_err(at("fork"))?;
+    let link = lock_down(link).map_err(at("init lock-down"))?;
+    reap(main, own_pid_namespace, &link).map_err(at("reaping"))
+}
+
+/// The work area's place in the host's tree when it has to be a directory there.
+fn fallback_cwd(spec: &Spec, work: &Path) -> PathBuf {
+    match spec.cwd.strip_prefix(&spec.profile.work.path) {
+        Ok(below) => work.join(below),
+        Err(_) => spec.cwd.clone(),
+    }
+}
+
+const NAMESPACES: [(Layer, i32, &str); 5] = [
+    (Layer::MountNamespace, libc::CLONE_NEWNS, "unshare(CLONE_NEWNS)"),
+    (Layer::NetNamespace, libc::CLONE_NEWNET, "unshare(CLONE_NEWNET)"),
+    (Layer::IpcNamespace, libc::CLONE_NEWIPC, "unshare(CLONE_NEWIPC)"),
+    (Layer::UtsNamespace, libc::CLONE_NEWUTS, "unshare(CLONE_NEWUTS)"),
+    (Layer::CgroupNamespace, libc::CLONE_NEWCGROUP, "unshare(CLONE_NEWCGROUP)"),
+];
+
+fn join_namespaces(refusals: &mut Vec<Refusal>) -> Vec<Layer> {
+    let all = NAMESPACES.iter().fold(0, |flags, (_, flag, _)| flags | flag);
+    if sys::unshare(all).is_ok() {
+        return NAMESPACES.map(|(layer, ..)| layer).to_vec();
+    }
+    let mut joined = vec![];
+    for (layer, flag, step) in NAMESPACES {
+        match sys::unshare(flag) {
+            Ok(()) => joined.push(layer),
+            Err(error) => refusals.push(Refusal::new(layer, step, &error)),
+        }
+    }
+    joined
+}
+
+/// Gives up everything that reaping and reporting do not need.
+fn lock_down(link: OwnedFd) -> io::Result<OwnedFd> {
+    sys::place_at(io::stdin().as_fd(), 2, false)?;
+    let link = sys::keep_only(link, 3)?;
+    rustix::thread::set_no_new_privs(true)?;
+    payload::drop_capabilities();
+    // Its memory is the engine's: not to be read by the payload, which has the same user id.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(link)
+}
+
+const WAKING: [i32; 2] = [libc::SIGCHLD, libc::SIGTERM];
+/// Only a net: both signals wake it at once.
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reaps until nothing is left. SIGTERM, which only the supervisor has reason to send, means: kill the rest.
+fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<()> {
+    let mut status = None;
+    let mut kill = false;
+    loop {
+        loop {
+            match sys::wait(None, false) {
+                Ok(Some(ended)) if ended.pid == main => {
+                    status = Some(ended.status);
+                    channel::send(link, &InitReport::MainEnded { status: ended.status })?;
+                    // What the program left running ends with it.
+                    kill = true;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => {
+                    let usage = sys::resource_usage(true).into();
+                    let status = status.unwrap_or(libc::SIGKILL);
+                    return channel::send(link, &InitReport::Done { status, usage });
+                }
+            }
+        }
+        if kill && own_pid_namespace {
+            sys::kill_all_in_namespace();
+        }
+        kill |= sys::take_signal(&WAKING, REAP_INTERVAL) == Some(libc::SIGTERM);
+    }
+}

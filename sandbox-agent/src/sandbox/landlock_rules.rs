@@ -1,0 +1,46 @@
+//! Landlock: the same paths as the mounts, no TCP, no signals or abstract sockets to the outside.
+//!
+//! Leaves out what Landlock has no right for (metadata, UDP): mounts and the network namespace cover those. Invariant:
+//! handles every right that the running kernel's ABI knows, so a right that no rule grants is denied.
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
+};
+
+use super::profile::Profile;
+use super::root::{ACCOUNT_FILES, OwnFiles};
+
+/// The newest ABI there are names for; an older kernel gets what it knows.
+const NEWEST: ABI = ABI::V9;
+
+/// Restricts this process and its descendants for good. `work` is where the work area really is; files that the engine
+/// made itself (accounts, `/proc`) are granted only where they are its own and not the host's.
+pub(super) fn restrict(profile: &Profile, work: &Path, own: OwnFiles) -> Result<(), RulesetError> {
+    let read_and_run = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let device = AccessFs::ReadFile | AccessFs::WriteFile;
+    let mut work_rights: BitFlags<AccessFs> = AccessFs::from_all(NEWEST)
+        & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock | AccessFs::IoctlDev);
+    if !profile.work.executable {
+        work_rights &= !BitFlags::from(AccessFs::Execute);
+    }
+    let devices = profile.devices.iter().map(|name| Path::new("/dev").join(name)).collect::<Vec<PathBuf>>();
+    let proc = if own.proc { &["/proc"][..] } else { &[] };
+    let accounts = if own.root { &ACCOUNT_FILES[..] } else { &[] };
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?
+        .add_rules(path_beneath_rules(&profile.read_only, read_and_run))?
+        .add_rules(path_beneath_rules(accounts, read))?
+        .add_rules(path_beneath_rules(proc, read))?
+        .add_rules(path_beneath_rules(&devices, device))?
+        .add_rules(path_beneath_rules([work], work_rights))?
+        .restrict_self()
+        .map(drop)
+}

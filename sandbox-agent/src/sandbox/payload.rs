@@ -1,0 +1,215 @@
+//! The process that becomes the program: takes the remaining layers on itself, tries what they must stop, reports, waits
+//! for the word, executes.
+//!
+//! Leaves out reading back whether the layers hold: that is asked of the kernel from outside. Invariant: between the last
+//! layer and `execve` it allocates nothing and makes no system call that its own filter forbids.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Ipv4Addr, SocketAddrV4, SocketType};
+use rustix::process::{DumpableBehavior, Pid, Signal};
+
+use super::control::Layer;
+use super::root::OwnFiles;
+use super::spec::Spec;
+use super::sys::{self, CStrings};
+use super::wire::{Attempt, EXEC_FAILED, GO, PayloadReport, Refusal};
+use super::{landlock_rules, rlimits, seccomp};
+
+/// First byte of the packet with the report; four bytes with the error number of seccomp's installation follow.
+pub(super) const REPORT: u8 = b'R';
+/// First byte of the packet that says which stage failed: four bytes of error number, then its name.
+pub(super) const FAILED: u8 = b'F';
+/// Where programs are looked up if the environment names no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+/// The exit status of a payload that could not become the program.
+const EXIT_NOT_EXECUTED: i32 = 127;
+
+/// What the payload gets from the init that forks it.
+pub(super) struct Payload<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) cwd: PathBuf,
+    pub(super) work: PathBuf,
+    pub(super) own: OwnFiles,
+    pub(super) link: OwnedFd,
+    pub(super) stdio: [OwnedFd; 3],
+    pub(super) filters: &'a seccomp::Filters,
+    pub(super) rlimits: &'a [rlimits::Planned],
+    pub(super) parent: Pid,
+}
+
+/// The payload's life until it becomes the program; returns only if it does not.
+pub(super) fn run(payload: Payload<'_>) -> i32 {
+    let Payload { spec, cwd, work, own, link, stdio, filters, rlimits, parent } = payload;
+    // Without its link it can't say why it ends; the supervisor sees it end before it was ready.
+    let Ok(link) = take_streams(link, stdio) else { return EXIT_NOT_EXECUTED };
+    let confined = Confined { spec, cwd, work, own, filters, rlimits, parent };
+    if let Err((stage, error)) = become_program(&link, &confined) {
+        let mut packet = vec![FAILED];
+        packet.extend(error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes());
+        packet.extend(stage.as_bytes());
+        // Nobody left to tell: the kernel ends this process with its parents.
+        let _ = rustix::io::write(&link, &packet);
+    }
+    EXIT_NOT_EXECUTED
+}
+
+/// Makes the streams 0, 1 and 2, the link 3, and closes all else.
+fn take_streams(link: OwnedFd, stdio: [OwnedFd; 3]) -> io::Result<OwnedFd> {
+    for (number, fd) in (0..).zip(&stdio) {
+        sys::place_at(fd.as_fd(), number, false)?;
+    }
+    // Closed by number below; their owners must not close those numbers again.
+    stdio.into_iter().for_each(std::mem::forget);
+    sys::keep_only(link, 3)
+}
+
+/// What is left of a [`Payload`] once it has its streams.
+struct Confined<'a> {
+    spec: &'a Spec,
+    cwd: PathBuf,
+    work: PathBuf,
+    own: OwnFiles,
+    filters: &'a seccomp::Filters,
+    rlimits: &'a [rlimits::Planned],
+    parent: Pid,
+}
+
+type Failed = (&'static str, io::Error);
+
+fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed> {
+    let &Confined { spec, ref cwd, ref work, own, filters, rlimits, parent } = confined;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| ("death signal", e.into()))?;
+    if rustix::process::getppid() != Some(parent) {
+        return Err(("parent", io::Error::from(Errno::SRCH)));
+    }
+    rustix::process::setsid().map_err(|e| ("setsid", e.into()))?;
+    rustix::process::chdir(cwd).map_err(|e| ("cwd", e.into()))?;
+    sys::default_signals();
+    sys::block_exactly(&[]);
+
+    let before = Tries::make(parent);
+    let mut refusals = drop_capabilities();
+    if let Err(error) = rustix::thread::set_no_new_privs(true) {
+        refusals.push(Refusal::new(Layer::NoNewPrivs, "prctl(PR_SET_NO_NEW_PRIVS)", &error.into()));
+    }
+    // The mode that execve gives any readable program: the supervisor reads this process's state through it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| ("dumpable", e.into()))?;
+    if let Err(error) = landlock_rules::restrict(&spec.profile, work, own) {
+        let error = io::Error::other(error.to_string());
+        refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
+    }
+    let under = Tries::make(parent);
+
+    let programs = candidates(spec).map_err(|e| ("program", e))?;
+    let args = strings([&spec.program].into_iter().chain(&spec.args).cloned()).map_err(|e| ("args", e))?;
+    let env = spec.env.iter().map(|(key, value)| format!("{key}={value}"));
+    let env = strings(env).map_err(|e| ("env", e))?;
+    let report = PayloadReport {
+        refusals,
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        landlock_abi: sys::landlock_abi().unwrap_or(0),
+        landlock_files: attempt("open(\"/\")", before.files, under.files),
+        landlock_tcp: attempt("bind(TCP 0.0.0.0:0)", before.tcp, under.tcp),
+        landlock_signals: attempt("kill(init, 0)", before.signals, under.signals),
+        usage: sys::resource_usage(false).into(),
+    };
+    let mut packet = vec![REPORT, 0, 0, 0, 0];
+    serde_json::to_writer(&mut packet, &report).map_err(|e| ("report", e.into()))?;
+
+    // From here on: no allocation. The memory limit may be below what this image already has mapped.
+    // A refused limit shows in the read-back of /proc/<pid>/limits.
+    let _ = rlimits::apply(rlimits);
+    let installed = filters.install().err().unwrap_or(0);
+    packet[1..5].copy_from_slice(&installed.to_le_bytes());
+    let mut word = [0];
+    if rustix::io::write(link, &packet).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]
+    {
+        return Ok(());
+    }
+    let mut error = libc::ENOENT;
+    for program in &programs {
+        let Err(errno) = sys::execve(program, &args, &env);
+        // As a shell looks a name up: go on if it is not there, remember if it was but could not be executed.
+        if errno != libc::ENOENT && errno != libc::ENOTDIR {
+            error = errno;
+            if errno != libc::EACCES {
+                break;
+            }
+        }
+    }
+    let [a, b, c, d] = error.to_le_bytes();
+    // Nobody left to tell: the kernel ends this process with its parents.
+    let _ = rustix::io::write(link, &[EXEC_FAILED, a, b, c, d]);
+    Ok(())
+}
+
+/// Empties all five capability sets, as far as the kernel lets.
+pub(super) fn drop_capabilities() -> Vec<Refusal> {
+    use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    [
+        ("prctl(PR_CAPBSET_DROP)", sys::drop_bounding_set()),
+        ("prctl(PR_CAP_AMBIENT_CLEAR_ALL)", clear_ambient_capability_set().map_err(Into::into)),
+        ("capset", set_capabilities(None, none).map_err(Into::into)),
+    ]
+    .into_iter()
+    .filter_map(|(step, result)| Some(Refusal::new(Layer::Capabilities, step, &result.err()?)))
+    .collect()
+}
+
+/// Three things that work without Landlock and that its rules forbid; as error numbers, 0 for success.
+struct Tries {
+    files: i32,
+    tcp: i32,
+    signals: i32,
+}
+
+impl Tries {
+    fn make(parent: Pid) -> Self {
+        let number = |result: Result<(), Errno>| result.err().map_or(0, Errno::raw_os_error);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let any_port = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        Self {
+            files: number(rustix::fs::open("/", flags, Mode::empty()).map(drop)),
+            tcp: number(
+                rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)
+                    .and_then(|socket| rustix::net::bind(&socket, &any_port)),
+            ),
+            signals: number(rustix::process::test_kill_process(parent)),
+        }
+    }
+}
+
+fn attempt(what: &str, before: i32, under: i32) -> Attempt {
+    Attempt { what: what.to_owned(), before, under }
+}
+
+fn strings(of: impl Iterator<Item = String>) -> io::Result<CStrings> {
+    Ok(CStrings::new(of.map(CString::new).collect::<Result<_, _>>()?))
+}
+
+fn candidates(spec: &Spec) -> io::Result<Vec<CString>> {
+    let name = Path::new(&spec.program);
+    let paths = if spec.program.contains('/') {
+        vec![name.to_owned()]
+    } else {
+        let path = spec.env.iter().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
+        path.split(':').filter(|part| !part.is_empty()).map(|part| Path::new(part).join(name)).collect()
+    };
+    Ok(paths
+        .into_iter()
+        .map(|path| CString::new(path.into_os_string().into_vec()))
+        .collect::<Result<_, _>>()?)
+}

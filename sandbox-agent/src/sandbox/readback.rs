@@ -1,0 +1,390 @@
+//! Reads back from the kernel which layers hold for a payload that is stopped right before `execve`.
+//!
+//! Leaves out applying anything. Invariant: a status is `Enforced` only if something read from `/proc` for that very
+//! process, or an attempt it made itself under the layer, says so; what can't be read is not enforced.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::control::{Control, ControlStatus, Layer};
+use super::profile::Profile;
+use super::rlimits::Planned;
+use super::wire::{Attempt, PayloadReport, Refusal};
+
+/// What the helper read about itself at its start, to compare payloads with.
+pub(super) struct Baseline {
+    namespaces: BTreeMap<&'static str, String>,
+    seccomp_filters: usize,
+}
+
+const NAMESPACES: [(Layer, &str); 7] = [
+    (Layer::UserNamespace, "user"),
+    (Layer::PidNamespace, "pid"),
+    (Layer::MountNamespace, "mnt"),
+    (Layer::NetNamespace, "net"),
+    (Layer::IpcNamespace, "ipc"),
+    (Layer::UtsNamespace, "uts"),
+    (Layer::CgroupNamespace, "cgroup"),
+];
+
+impl Baseline {
+    pub(super) fn of_this_process() -> io::Result<Self> {
+        let namespaces =
+            NAMESPACES.iter().filter_map(|(_, name)| Some((*name, namespace("self", name).ok()?)));
+        let status = fs::read_to_string("/proc/self/status")?;
+        let seccomp_filters =
+            field(&status, "Seccomp_filters").and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok(Self { namespaces: namespaces.collect(), seccomp_filters })
+    }
+}
+
+fn namespace(pid: &str, name: &str) -> io::Result<String> {
+    Ok(fs::read_link(format!("/proc/{pid}/ns/{name}"))?.to_string_lossy().into_owned())
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// All there is to judge one payload by.
+pub(super) struct Payload<'a> {
+    pub(super) pid: i32,
+    pub(super) baseline: &'a Baseline,
+    pub(super) profile: &'a Profile,
+    pub(super) rlimits: &'a [Planned],
+    pub(super) rlimits_are_own: bool,
+    pub(super) filters: usize,
+    pub(super) seccomp_errno: i32,
+    pub(super) refusals: &'a [Refusal],
+    pub(super) report: &'a PayloadReport,
+}
+
+type Judged = (ControlStatus, String);
+
+const ENFORCED: ControlStatus = ControlStatus::Enforced;
+const DEGRADED: ControlStatus = ControlStatus::Degraded;
+const UNAVAILABLE: ControlStatus = ControlStatus::Unavailable;
+
+/// One control per layer, in the layers' order.
+pub(super) fn controls(payload: &Payload<'_>) -> Vec<Control> {
+    Layer::ALL
+        .map(|layer| {
+            let (status, mut evidence) = payload
+                .judge(layer)
+                .unwrap_or_else(|error| (UNAVAILABLE, format!("could not be read back: {error}")));
+            if status != ENFORCED {
+                for refusal in payload.refusals.iter().filter(|refusal| refusal.layer == layer) {
+                    evidence = format!("{evidence}; {}: {}", refusal.step, refusal.error);
+                }
+            }
+            Control::new(layer, status, evidence)
+        })
+        .to_vec()
+}
+
+impl Payload<'_> {
+    fn judge(&self, layer: Layer) -> io::Result<Judged> {
+        match layer {
+            Layer::UserNamespace => self.user_namespace(),
+            Layer::NetNamespace => self.net_namespace(),
+            Layer::UtsNamespace => self.uts_namespace(),
+            Layer::PidNamespace => self.own_namespace("pid"),
+            Layer::MountNamespace => self.own_namespace("mnt"),
+            Layer::IpcNamespace => self.own_namespace("ipc"),
+            Layer::CgroupNamespace => self.own_namespace("cgroup"),
+            Layer::PrivateRoot => self.private_root(),
+            Layer::WorkArea => self.work_area(),
+            Layer::MaskedProc => self.masked_proc(),
+            Layer::Capabilities => self.capabilities(),
+            Layer::NoNewPrivs => self.no_new_privs(),
+            Layer::Landlock => Ok(self.landlock()),
+            Layer::Seccomp => self.seccomp(),
+            Layer::Rlimits => self.rlimits(),
+            Layer::ClosedFds => self.closed_fds(),
+            Layer::CleanEnv => self.clean_env(),
+        }
+    }
+
+    fn read(&self, file: &str) -> io::Result<String> {
+        let path = format!("/proc/{}/{file}", self.pid);
+        fs::read_to_string(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+    }
+
+    fn own_namespace(&self, name: &str) -> io::Result<Judged> {
+        let own = namespace(&self.pid.to_string(), name)?;
+        let host = self.baseline.namespaces.get(name).map_or("unknown", String::as_str);
+        let status = if own != host && host != "unknown" { ENFORCED } else { UNAVAILABLE };
+        Ok((status, format!("ns/{name} is {own}, the host's is {host}")))
+    }
+
+    fn user_namespace(&self) -> io::Result<Judged> {
+        let (status, evidence) = self.own_namespace("user")?;
+        let map = |file| self.read(file).map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+        let (uids, gids) = (map("uid_map")?, map("gid_map")?);
+        let one_plain_id = |map: &str| {
+            let parts = map.split(' ').collect::<Vec<_>>();
+            matches!(parts[..], [inside, outside, "1"] if inside != "0" && outside != "0")
+        };
+        let evidence = format!("{evidence}; uid_map '{uids}', gid_map '{gids}'");
+        match status {
+            ENFORCED if one_plain_id(&uids) && one_plain_id(&gids) => Ok((ENFORCED, evidence)),
+            ENFORCED => Ok((DEGRADED, evidence)),
+            missing => Ok((missing, evidence)),
+        }
+    }
+
+    fn net_namespace(&self) -> io::Result<Judged> {
+        let (status, evidence) = self.own_namespace("net")?;
+        let devices = self.read("net/dev")?;
+        let names =
+            devices.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect::<Vec<_>>();
+        let evidence = format!("{evidence}; net/dev lists: {}", names.join(" "));
+        let only_loopback = names.iter().all(|name| *name == "lo");
+        Ok((if status == ENFORCED && !only_loopback { DEGRADED } else { status }, evidence))
+    }
+
+    fn uts_namespace(&self) -> io::Result<Judged> {
+        let (status, evidence) = self.own_namespace("uts")?;
+        let evidence = format!("{evidence}; uname says '{}'", self.report.hostname);
+        let named = self.report.hostname == self.profile.hostname;
+        Ok((if status == ENFORCED && !named { DEGRADED } else { status }, evidence))
+    }
+
+    fn mounts(&self) -> io::Result<Vec<Mount>> {
+        Ok(self.read("mountinfo")?.lines().filter_map(Mount::parse).collect())
+    }
+
+    fn private_root(&self) -> io::Result<Judged> {
+        let mounts = self.mounts()?;
+        let work = &self.profile.work.path;
+        let named = |point: &Path| {
+            point == work
+                || point == Path::new("/")
+                || point == Path::new("/proc")
+                || self.profile.read_only.iter().any(|path| point.starts_with(path))
+                || self.profile.devices.iter().any(|device| point == Path::new("/dev").join(device))
+        };
+        let root_is_own = mounts.iter().any(|mount| mount.point == "/" && mount.kind == "tmpfs");
+        let stray = mounts.iter().find(|mount| !named(Path::new(&mount.point)));
+        let writable = mounts.iter().find(|mount| {
+            let point = Path::new(&mount.point);
+            !mount.has("ro") && point != work && point != Path::new("/proc")
+        });
+        let setuid = mounts.iter().find(|mount| !mount.has("nosuid"));
+        let points =
+            mounts.iter().map(|mount| mount.point.as_str()).take(MOUNTS_NAMED).collect::<Vec<_>>().join(" ");
+        let listed = format!("mountinfo has {} mounts: {points}", mounts.len());
+        if !root_is_own {
+            return Ok((UNAVAILABLE, format!("the root is not the sandbox's own; {listed}")));
+        }
+        let faults = [("not named by the profile", stray), ("writable", writable), ("not nosuid", setuid)];
+        let faults = faults
+            .iter()
+            .filter_map(|(fault, mount)| Some(format!("{} is {fault}", mount.as_ref()?.point)))
+            .collect::<Vec<_>>();
+        if faults.is_empty() {
+            Ok((ENFORCED, format!("root is a read-only nosuid tmpfs; {listed}")))
+        } else {
+            Ok((DEGRADED, format!("{}; {listed}", faults.join(", "))))
+        }
+    }
+
+    fn work_area(&self) -> io::Result<Judged> {
+        let work = &self.profile.work;
+        let mounts = self.mounts()?;
+        let Some(mount) =
+            mounts.iter().rfind(|mount| Path::new(&mount.point) == work.path && mount.kind == "tmpfs")
+        else {
+            let evidence = "a directory on the host, private by mode 0700 and Landlock; its size has no limit, a file's \
+                            has RLIMIT_FSIZE";
+            return Ok((DEGRADED, evidence.to_owned()));
+        };
+        let options = ["nosuid", "nodev"].iter().all(|option| mount.has(option));
+        let noexec = work.executable || mount.has("noexec");
+        let sized = mount.limits.iter().any(|option| option.starts_with("size="));
+        let evidence =
+            format!("{} is tmpfs {} ({})", mount.point, mount.options.join(","), mount.limits.join(","));
+        Ok((if options && noexec && sized { ENFORCED } else { DEGRADED }, evidence))
+    }
+
+    fn masked_proc(&self) -> io::Result<Judged> {
+        let mounts = self.mounts()?;
+        let root_is_own = mounts.iter().any(|mount| mount.point == "/" && mount.kind == "tmpfs");
+        let procs = mounts.iter().filter(|mount| mount.kind == "proc").collect::<Vec<_>>();
+        match procs[..] {
+            _ if !root_is_own => {
+                Ok((UNAVAILABLE, "the host's /proc is in the file tree; Landlock alone denies it".into()))
+            }
+            [] => Ok((ENFORCED, "no proc file system is mounted inside".into())),
+            [proc] if proc.limits.iter().any(|option| option == "subset=pid") => Ok((
+                ENFORCED,
+                format!("one proc, at {}, of the own pid namespace ({})", proc.point, proc.limits.join(",")),
+            )),
+            _ => Ok((DEGRADED, format!("{} proc mounts, not all with subset=pid", procs.len()))),
+        }
+    }
+
+    fn capabilities(&self) -> io::Result<Judged> {
+        let status = self.read("status")?;
+        let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+        let values = sets.map(|set| (set, field(&status, set).unwrap_or("missing")));
+        let empty = |value: &str| !value.is_empty() && value.bytes().all(|b| b == b'0');
+        let evidence = values.map(|(set, value)| format!("{set} {value}")).join(", ");
+        let usable = values.iter().any(|(set, value)| *set != "CapBnd" && !empty(value));
+        Ok(match values.iter().all(|(_, value)| empty(value)) {
+            true => (ENFORCED, evidence),
+            false if usable => (UNAVAILABLE, evidence),
+            false => (
+                DEGRADED,
+                format!("{evidence}: the bounding set is full, no_new_privs keeps it from being used"),
+            ),
+        })
+    }
+
+    fn no_new_privs(&self) -> io::Result<Judged> {
+        let status = self.read("status")?;
+        let value = field(&status, "NoNewPrivs").unwrap_or("missing");
+        Ok((if value == "1" { ENFORCED } else { UNAVAILABLE }, format!("NoNewPrivs {value}")))
+    }
+
+    fn landlock(&self) -> Judged {
+        let report = self.report;
+        let denied = |attempt: &Attempt, errno| attempt.before == 0 && attempt.under == errno;
+        let attempts = [
+            (&report.landlock_files, libc::EACCES, "files"),
+            (&report.landlock_tcp, libc::EACCES, "TCP"),
+            (&report.landlock_signals, libc::EPERM, "signals"),
+        ];
+        let text = attempts.map(|(attempt, ..)| {
+            let Attempt { what, before, under } = attempt;
+            format!("{what}: {} before, {} under the rules", errno_name(*before), errno_name(*under))
+        });
+        let evidence = format!("ABI {}; {}", report.landlock_abi, text.join(", "));
+        let missing = attempts.iter().filter(|(attempt, errno, _)| !denied(attempt, *errno));
+        let missing = missing.map(|(.., name)| *name).collect::<Vec<_>>();
+        match missing[..] {
+            [] => (ENFORCED, evidence),
+            ["files", ..] => (UNAVAILABLE, evidence),
+            _ => (DEGRADED, format!("{evidence}; not denied: {}", missing.join(", "))),
+        }
+    }
+
+    fn seccomp(&self) -> io::Result<Judged> {
+        const MODE_FILTER: &str = "2";
+        let status = self.read("status")?;
+        let mode = field(&status, "Seccomp").unwrap_or("missing");
+        let filters = field(&status, "Seccomp_filters").and_then(|text| text.parse::<usize>().ok());
+        let wanted = self.baseline.seccomp_filters + self.filters;
+        let shown = filters.map_or("no".to_owned(), |count| count.to_string());
+        let evidence = format!("Seccomp {mode}, {shown} filters, {wanted} expected");
+        if mode == MODE_FILTER && filters == Some(wanted) {
+            Ok((ENFORCED, evidence))
+        } else {
+            let error = io::Error::from_raw_os_error(self.seccomp_errno);
+            Ok((UNAVAILABLE, format!("{evidence}; installing: {error}")))
+        }
+    }
+
+    fn rlimits(&self) -> io::Result<Judged> {
+        let table = self.read("limits")?;
+        let value = |text: &str| {
+            if text == "unlimited" { Some(u64::MAX) } else { text.parse().ok() }
+        };
+        let (mut held, mut wrong) = (vec![], vec![]);
+        for limit in self.rlimits {
+            let row = table.lines().find_map(|line| line.strip_prefix(limit.name)).unwrap_or("");
+            let mut columns = row.split_whitespace();
+            let soft = columns.next().and_then(value);
+            let hard = columns.next().and_then(value);
+            if (soft, hard) == (Some(limit.soft), Some(limit.hard)) {
+                held.push(format!("{} {}", limit.name, limit.soft));
+            } else {
+                wrong.push(format!("{} is {soft:?}/{hard:?}, not {}/{}", limit.name, limit.soft, limit.hard));
+            }
+        }
+        let shared = "Max processes counts all of the user's processes, not this execution's alone";
+        if !self.rlimits_are_own {
+            wrong.push(shared.to_owned());
+        }
+        let status = match (held.is_empty(), wrong.is_empty()) {
+            (_, true) => ENFORCED,
+            (false, _) => DEGRADED,
+            (true, false) => UNAVAILABLE,
+        };
+        Ok((status, [held, wrong].concat().join(", ")))
+    }
+
+    fn closed_fds(&self) -> io::Result<Judged> {
+        let mut left = vec![];
+        let mut leaking = vec![];
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if ["0", "1", "2"].contains(&name.as_str()) {
+                continue;
+            }
+            let info = self.read(&format!("fdinfo/{name}"))?;
+            let flags =
+                field(&info, "flags").and_then(|octal| i32::from_str_radix(octal, 8).ok()).unwrap_or(0);
+            if flags & libc::O_CLOEXEC == 0 {
+                leaking.push(name);
+            } else {
+                left.push(name);
+            }
+        }
+        let evidence = format!("open beyond 0, 1, 2: {}, closed by execve", left.join(" "));
+        Ok(match (leaking.is_empty(), left.len()) {
+            (false, _) => (UNAVAILABLE, format!("stay open across execve: {}", leaking.join(" "))),
+            // The link on which it waits for the word to execute.
+            (true, 0..=1) => (ENFORCED, evidence),
+            (true, _) => (DEGRADED, evidence),
+        })
+    }
+
+    fn clean_env(&self) -> io::Result<Judged> {
+        let inherited = self.read("environ")?.split('\0').filter(|variable| !variable.is_empty()).count();
+        let status = if inherited == 0 { ENFORCED } else { DEGRADED };
+        Ok((
+            status,
+            format!("environ before execve has {inherited} variables; execve gets the specified ones only"),
+        ))
+    }
+}
+
+/// How many mount points the evidence spells out.
+const MOUNTS_NAMED: usize = 24;
+
+struct Mount {
+    point: String,
+    options: Vec<String>,
+    kind: String,
+    limits: Vec<String>,
+}
+
+impl Mount {
+    /// A line of `/proc/<pid>/mountinfo` (proc(5)).
+    fn parse(line: &str) -> Option<Self> {
+        let (mount, superblock) = line.split_once(" - ")?;
+        let mount = mount.split(' ').collect::<Vec<_>>();
+        let mut superblock = superblock.split(' ');
+        let list = |text: &str| text.split(',').map(str::to_owned).collect();
+        Some(Self {
+            point: (*mount.get(4)?).to_owned(),
+            options: list(mount.get(5)?),
+            kind: superblock.next()?.to_owned(),
+            limits: list(superblock.nth(1)?),
+        })
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|own| own == option)
+    }
+}
+
+fn errno_name(errno: i32) -> String {
+    match errno {
+        0 => "success".to_owned(),
+        other => io::Error::from_raw_os_error(other).to_string(),
+    }
+}

@@ -1,0 +1,74 @@
+//! The resource limits of a payload: which values, set, and what the kernel's table calls them.
+//!
+//! Leaves out wall clock, the tree's processor time and output (the supervisor's and the agent's). Invariant: a limit is
+//! never above what the engine itself is allowed, and never silently above what was asked.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::spec::Limits;
+
+/// One limit: the kernel's resource, its name in `/proc/<pid>/limits`, soft and hard value.
+pub(super) struct Planned {
+    resource: Resource,
+    pub(super) name: &'static str,
+    pub(super) soft: u64,
+    pub(super) hard: u64,
+}
+
+/// The limits for one execution. `own_count`: the kernel counts processes for this execution alone (it has a user
+/// namespace); otherwise it counts all of the user's.
+pub(super) fn plan(limits: &Limits, own_count: bool) -> Vec<Planned> {
+    // One second above the budget that the supervisor enforces exactly: this one is the net below.
+    let cpu = limits.cpu_ms.div_ceil(1000) + 1;
+    let others = if own_count { SUPERVISOR_AND_INIT } else { processes_of_user() };
+    [
+        (Resource::Cpu, "Max cpu time", cpu, cpu + 1),
+        (Resource::As, "Max address space", limits.memory_bytes, limits.memory_bytes),
+        (Resource::Nproc, "Max processes", limits.pids + others, limits.pids + others),
+        (Resource::Nofile, "Max open files", limits.open_files, limits.open_files),
+        (Resource::Fsize, "Max file size", limits.file_bytes, limits.file_bytes),
+        (Resource::Core, "Max core file size", 0, 0),
+        (Resource::Memlock, "Max locked memory", 0, 0),
+        (Resource::Msgqueue, "Max msgqueue size", 0, 0),
+    ]
+    .into_iter()
+    .map(|(resource, name, soft, hard)| {
+        let ceiling = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        Planned { resource, name, soft: soft.min(ceiling), hard: hard.min(ceiling) }
+    })
+    .collect()
+}
+
+/// Both run under the payload's user id in its user namespace.
+const SUPERVISOR_AND_INIT: u64 = 2;
+
+fn processes_of_user() -> u64 {
+    let me = rustix::process::getuid().as_raw();
+    let mine = |entry: &fs::DirEntry| {
+        let is_process =
+            entry.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
+        is_process && entry.metadata().is_ok_and(|data| data.uid() == me)
+    };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return SUPERVISOR_AND_INIT;
+    };
+    let tasks = entries.filter_map(Result::ok).filter(mine).map(|entry| {
+        fs::read_dir(entry.path().join("task")).map_or(1, |tasks| u64::try_from(tasks.count()).unwrap_or(1))
+    });
+    tasks.sum::<u64>() + SUPERVISOR_AND_INIT
+}
+
+/// Sets them on this process. Returns the first refusal. Allocates nothing.
+pub(super) fn apply(planned: &[Planned]) -> Result<(), i32> {
+    let mut first = Ok(());
+    for limit in planned {
+        let value = Rlimit { current: Some(limit.soft), maximum: Some(limit.hard) };
+        if let Err(error) = setrlimit(limit.resource, value) {
+            first = first.and(Err(error.raw_os_error()));
+        }
+    }
+    first
+}

@@ -1,0 +1,156 @@
+//! What to execute, and within which limits.
+//!
+//! Leaves out what is visible inside ([`super::profile`]). Invariant: a [`Spec`] that passed [`Spec::check`] has no
+//! value that the kernel's interfaces would silently reinterpret (NUL bytes, relative directories, zero limits).
+
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::profile::Profile;
+
+/// Most bytes that program, arguments and environment may have together.
+pub const MAX_STRINGS_BYTES: usize = 96 << 10;
+/// Least memory limit: below it no dynamically linked program starts.
+pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// Longest time an execution may be given: a day.
+pub const MAX_WALL_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The limits of one execution, each enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Processor time of all its processes together, milliseconds. The supervisor checks the tree's time when it could
+    /// first have run out and then at least every 2 ms: the overshoot is about 2 ms times the processors used, plus up
+    /// to 20 ms per ended child that a process of the tree (not the engine) waited for, since the kernel shows those in
+    /// clock ticks. `RLIMIT_CPU`, in whole seconds per process, stands behind it.
+    pub cpu_ms: u64,
+    /// Wall-clock time from release to the end, milliseconds.
+    pub wall_ms: u64,
+    /// Address space (`RLIMIT_AS`), bytes. Per process: the tree's sum is not bounded by it.
+    pub memory_bytes: u64,
+    /// Bytes of stdout and stderr together.
+    pub output_bytes: u64,
+    /// Processes and threads at one time.
+    pub pids: u64,
+    /// Open descriptors per process.
+    pub open_files: u64,
+    /// Largest file a process can write, bytes.
+    pub file_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpu_ms: 10_000,
+            wall_ms: 30_000,
+            memory_bytes: 1 << 30,
+            output_bytes: 8 << 20,
+            pids: 64,
+            open_files: 256,
+            file_bytes: 64 << 20,
+        }
+    }
+}
+
+/// One execution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The program: a path inside, or a bare name looked up in the `PATH` of `env` (or the system's directories).
+    pub program: String,
+    /// Arguments after the program's name.
+    pub args: Vec<String>,
+    /// The whole environment; nothing is inherited or added.
+    pub env: Vec<(String, String)>,
+    /// The working directory inside.
+    pub cwd: PathBuf,
+    /// The limits.
+    pub limits: Limits,
+    /// What is visible.
+    pub profile: Profile,
+}
+
+/// Why a [`Spec`] can't be executed: the field's path and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct SpecFault {
+    /// Path of the field, as in `limits.cpu_ms` or `args[2]`.
+    pub field: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl Spec {
+    /// A program in the strict profile's work area, with default limits and an empty environment.
+    pub fn new(program: impl Into<String>, args: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let profile = Profile::strict();
+        Self {
+            program: program.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: profile.work.path.clone(),
+            limits: Limits::default(),
+            profile,
+        }
+    }
+
+    /// The first fault, if there is one.
+    pub fn check(&self) -> Result<(), SpecFault> {
+        let strings = [("program".to_owned(), &self.program)]
+            .into_iter()
+            .chain(self.args.iter().enumerate().map(|(i, arg)| (format!("args[{i}]"), arg)))
+            .chain(self.env.iter().map(|(key, _)| ("env".to_owned(), key)))
+            .chain(self.env.iter().map(|(key, value)| (format!("env[{key}]"), value)));
+        let mut total = 0;
+        for (field, value) in strings {
+            refuse(value.contains('\0'), &field, "contains a NUL byte")?;
+            total += value.len() + 1;
+        }
+        refuse(
+            total > MAX_STRINGS_BYTES,
+            "args",
+            "program, arguments and environment exceed 96 KiB together",
+        )?;
+        refuse(self.program.is_empty(), "program", "is empty")?;
+        for (key, _) in &self.env {
+            refuse(key.is_empty() || key.contains('='), "env", "has a name that is empty or contains '='")?;
+        }
+        check_path("cwd", &self.cwd)?;
+        check_path("profile.work.path", &self.profile.work.path)?;
+        for path in &self.profile.read_only {
+            check_path("profile.read_only", path)?;
+            refuse(self.profile.work.path == *path, "profile.read_only", "is the work area")?;
+        }
+        for device in &self.profile.devices {
+            let odd = device.is_empty() || device.contains(['/', '\0']) || device.starts_with('.');
+            refuse(odd, "profile.devices", "is not a plain name")?;
+        }
+        let name = &self.profile.hostname;
+        refuse(name.is_empty() || name.len() > 64, "profile.hostname", "is empty or longer than 64 bytes")?;
+        let limits = &self.limits;
+        for (field, value, least) in [
+            ("limits.cpu_ms", limits.cpu_ms, 1),
+            ("limits.wall_ms", limits.wall_ms, 1),
+            ("limits.memory_bytes", limits.memory_bytes, MIN_MEMORY_BYTES),
+            ("limits.pids", limits.pids, 1),
+            ("limits.open_files", limits.open_files, 4),
+            ("profile.work.size_bytes", self.profile.work.size_bytes, 4096),
+            ("profile.work.max_files", self.profile.work.max_files, 1),
+        ] {
+            refuse(value < least, field, &format!("is {value}, the least is {least}"))?;
+            refuse(i64::try_from(value).is_err(), field, "is too large")?;
+        }
+        refuse(limits.wall_ms > MAX_WALL_MS, "limits.wall_ms", "is longer than a day")
+    }
+}
+
+fn refuse(fault: bool, field: &str, problem: &str) -> Result<(), SpecFault> {
+    if fault { Err(SpecFault { field: field.to_owned(), problem: problem.to_owned() }) } else { Ok(()) }
+}
+
+fn check_path(field: &str, path: &Path) -> Result<(), SpecFault> {
+    let text = path.to_str().unwrap_or("\0");
+    refuse(text.contains('\0'), field, "is not UTF-8 or contains a NUL byte")?;
+    refuse(!path.is_absolute(), field, "is not absolute")?;
+    refuse(path == Path::new("/"), field, "is the root directory")?;
+    refuse(path.components().any(|part| part == Component::ParentDir), field, "contains '..'")
+}

@@ -1,0 +1,117 @@
+//! Messages between the agent, the supervisor, init and the payload; JSON, one per packet of a local socket pair.
+//!
+//! Leaves out how packets travel ([`super::channel`]). Invariant: both ends are the same binary, so there is no version;
+//! a message that does not parse ends the execution.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use super::control::{Control, Layer};
+use super::outcome::Outcome;
+use super::spec::Spec;
+use super::sys::ResourceUsage;
+
+/// Why the agent ends an execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum KillReason {
+    Cancelled,
+    OutputLimit,
+}
+
+/// Agent to supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    Prepare(Box<Spec>),
+    Release,
+    Kill(KillReason),
+}
+
+/// Supervisor to agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    Prepared { controls: Vec<Control> },
+    Finished(Outcome),
+}
+
+/// A step of a layer that the kernel refused; the execution goes on with the layers that remain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) layer: Layer,
+    pub(super) step: String,
+    pub(super) error: String,
+}
+
+impl Refusal {
+    pub(super) fn new(layer: Layer, step: impl Into<String>, error: &io::Error) -> Self {
+        Self { layer, step: step.into(), error: error.to_string() }
+    }
+}
+
+/// Init to supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum InitReport {
+    /// The surroundings are built; the payload was forked.
+    Built { refusals: Vec<Refusal> },
+    /// The surroundings could not be built and could not be done without.
+    Failed { stage: String, errno: i32 },
+    /// The program ended, with this raw wait status; what it left running is still there.
+    MainEnded { status: i32 },
+    /// No process is left.
+    Done { status: i32, usage: CpuAndFaults },
+}
+
+/// The kernel's accounting, as sent between processes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct CpuAndFaults {
+    pub(super) user_us: u64,
+    pub(super) system_us: u64,
+    pub(super) max_rss_kib: u64,
+    pub(super) minor_faults: u64,
+    pub(super) major_faults: u64,
+    pub(super) blocks_in: u64,
+    pub(super) blocks_out: u64,
+}
+
+impl From<ResourceUsage> for CpuAndFaults {
+    fn from(usage: ResourceUsage) -> Self {
+        let ResourceUsage {
+            user_us,
+            system_us,
+            max_rss_kib,
+            minor_faults,
+            major_faults,
+            blocks_in,
+            blocks_out,
+        } = usage;
+        Self { user_us, system_us, max_rss_kib, minor_faults, major_faults, blocks_in, blocks_out }
+    }
+}
+
+/// An attempt made twice by the payload: before the restriction (it must succeed) and under it (it must not).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    pub(super) what: String,
+    /// Error number before; 0 is success.
+    pub(super) before: i32,
+    /// Error number under the restriction; 0 is success.
+    pub(super) under: i32,
+}
+
+/// Payload to supervisor, sent when every layer is on and only `execve` remains.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PayloadReport {
+    pub(super) refusals: Vec<Refusal>,
+    pub(super) hostname: String,
+    pub(super) landlock_abi: i64,
+    pub(super) landlock_files: Attempt,
+    pub(super) landlock_tcp: Attempt,
+    pub(super) landlock_signals: Attempt,
+    /// What this process used before becoming the program.
+    pub(super) usage: CpuAndFaults,
+}
+
+/// Payload packets after the report: it failed to become the program, with this error number.
+pub(super) const EXEC_FAILED: u8 = b'E';
+/// Supervisor to payload: become the program.
+pub(super) const GO: u8 = b'G';

@@ -1,0 +1,411 @@
+//! The spool: the agent's own durable record of what it did, kept until the ledger's receipt.
+//!
+//! One journal, one epoch: an event's seq is its journal sequence, its bytes are encoded once, here, and chained to the event before.
+//! [`Spool::record`] returns when the event is on disk; concurrent records share a sync. An execution that was admitted and has no
+//! outcome when the spool is opened was lost with the agent's last life, and is reported so.
+//!
+//! Left out: signing and publishing ([`publish`](crate::publish)). Invariant: what was recorded is kept until a receipt covers it,
+//! and an admission until its outcome is covered too.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use exchequer_event::{
+    digest::Digest,
+    name::{self, MAX_EVENT_BYTES},
+    seal,
+    v1::{self, event::Kind},
+};
+use exchequer_stream::{
+    AppendError,
+    journal::{self, Journal, JournalError},
+};
+use prost::{Message, bytes::Bytes};
+
+/// Room beyond the configured limit, so that what was admitted below the limit can always record its outcome.
+const HEADROOM_BYTES: u64 = 16 << 20;
+const SEGMENT_BYTES: u64 = 4 << 20;
+/// File beside the journal that holds the epoch, in decimal.
+const EPOCH_FILE: &str = "epoch";
+
+/// Why the spool can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The journal.
+    #[error("spool: {0}")]
+    Journal(#[from] JournalError),
+    /// The epoch's file, or the directory.
+    #[error("spool: cannot {action}: {source}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The epoch's file does not hold an epoch.
+    #[error("spool: the epoch file does not hold a number above 0")]
+    Epoch,
+}
+
+/// Why an event can't be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// New executions are refused until receipts make room.
+    #[error("the spool holds {kept} of at most {limit} bytes that the ledger has not confirmed")]
+    Full {
+        /// Bytes kept.
+        kept: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// An event is too large for a record.
+    #[error("an event of {0} bytes is above the limit of {MAX_EVENT_BYTES}")]
+    TooLarge(usize),
+    /// The journal refused.
+    #[error("the spool can't record: {0}")]
+    Journal(#[from] AppendError),
+}
+
+/// An execution of an earlier life of the agent that has no outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostExecution {
+    /// The execution.
+    pub execution_id: String,
+    /// Its tenant.
+    pub tenant: String,
+    /// The hold that paid for it.
+    pub hold_id: String,
+}
+
+/// An event to record: what the spool adds is identity, place and time.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    /// The tenant; empty for the agent's own.
+    pub tenant: String,
+    /// The execution; empty for the agent's own.
+    pub execution_id: String,
+    /// What happened.
+    pub kind: Kind,
+}
+
+#[derive(Debug)]
+struct Confirmed {
+    seq: u64,
+    /// Admissions without a recorded outcome, by execution, with their seq.
+    open: BTreeMap<String, u64>,
+}
+
+/// The open spool.
+#[derive(Debug)]
+pub struct Spool {
+    agent_id: String,
+    epoch: u64,
+    limit: u64,
+    journal: Journal,
+    /// The last event that was handed to the journal: the link of the next. Held while an event is encoded and queued.
+    head: tokio::sync::Mutex<(u64, Digest)>,
+    confirmed: Mutex<Confirmed>,
+}
+
+impl Spool {
+    /// Opens the spool in `dir`, or begins a new one with an epoch above `min_epoch`. Blocks.
+    pub fn open(
+        dir: &Path,
+        agent_id: &str,
+        limit: u64,
+        min_epoch: u64,
+    ) -> Result<(Self, Vec<LostExecution>), SpoolError> {
+        let epoch = read_or_create_epoch(dir, min_epoch)?;
+        let options = journal::Options {
+            segment_bytes: SEGMENT_BYTES,
+            max_bytes: limit.saturating_add(HEADROOM_BYTES),
+            ..journal::Options::default()
+        };
+        let mut head = (0, Digest::ZERO);
+        let mut open: BTreeMap<String, (u64, LostExecution)> = BTreeMap::new();
+        let journal = Journal::open_with(&dir.join("journal"), options, |seq, bytes| {
+            let event = v1::Event::decode(bytes).map_err(|e| e.to_string())?;
+            if (event.agent_id.as_str(), event.epoch, event.seq) != (agent_id, epoch, seq) {
+                return Err(format!("the event is {} {}/{}", event.agent_id, event.epoch, event.seq));
+            }
+            if head.0 > 0 && event.prev_hash != head.1.0.as_slice() {
+                return Err("prev_hash is not the digest of the event before".into());
+            }
+            head = (seq, seal::event_digest(bytes));
+            match event.kind {
+                Some(Kind::ExecutionAdmitted(admitted)) => {
+                    let lost = LostExecution {
+                        execution_id: event.execution_id.clone(),
+                        tenant: event.tenant,
+                        hold_id: admitted.hold_id,
+                    };
+                    open.insert(event.execution_id, (seq, lost));
+                }
+                Some(Kind::ExecutionFinished(_)) => drop(open.remove(&event.execution_id)),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        let seq = journal.first() - 1;
+        let confirmed =
+            Confirmed { seq, open: open.iter().map(|(id, (seq, _))| (id.clone(), *seq)).collect() };
+        let spool = Self {
+            agent_id: agent_id.to_owned(),
+            epoch,
+            limit,
+            journal,
+            head: tokio::sync::Mutex::new(head),
+            confirmed: Mutex::new(confirmed),
+        };
+        Ok((spool, open.into_values().map(|(_, lost)| lost).collect()))
+    }
+
+    /// The agent.
+    pub fn agent_id(&self) -> &str {
+        &self.agent_id
+    }
+
+    /// The spool's epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Refuses if new executions have to wait for receipts.
+    pub fn check_room(&self) -> Result<(), RecordError> {
+        if let Some(failure) = self.journal.failure() {
+            return Err(RecordError::Journal(AppendError::Unavailable(failure)));
+        }
+        let kept = self.journal.size_bytes();
+        if kept >= self.limit {
+            return Err(RecordError::Full { kept, limit: self.limit });
+        }
+        Ok(())
+    }
+
+    /// Records an event; returns its position once it is on disk.
+    pub async fn record(&self, event: NewEvent) -> Result<v1::AgentHead, RecordError> {
+        let NewEvent { tenant, execution_id, kind } = event;
+        let mut head = self.head.lock().await;
+        let is_admission = matches!(kind, Kind::ExecutionAdmitted(_));
+        let is_outcome = matches!(kind, Kind::ExecutionFinished(_));
+        let seq = head.0 + 1;
+        let event = v1::Event {
+            agent_id: self.agent_id.clone(),
+            epoch: self.epoch,
+            seq,
+            prev_hash: head.1.into(),
+            time_unix_ms: unix_ms(),
+            tenant,
+            execution_id: execution_id.clone(),
+            kind: Some(kind),
+        };
+        let bytes = Bytes::from(event.encode_to_vec());
+        if bytes.len() > MAX_EVENT_BYTES {
+            return Err(RecordError::TooLarge(bytes.len()));
+        }
+        let hash = seal::event_digest(&bytes);
+        let (stored, ack) = self.journal.enqueue(bytes).await?;
+        debug_assert_eq!(stored, seq, "the journal numbers as the spool does");
+        *head = (seq, hash);
+        if is_admission {
+            self.confirmed().open.insert(execution_id.clone(), seq);
+        }
+        drop(head);
+        ack.await?;
+        if is_outcome {
+            self.confirmed().open.remove(&execution_id);
+        }
+        Ok(self.position(seq, hash))
+    }
+
+    fn position(&self, seq: u64, hash: Digest) -> v1::AgentHead {
+        v1::AgentHead { agent_id: self.agent_id.clone(), epoch: self.epoch, seq, hash: hash.into() }
+    }
+
+    /// A reader of the recorded events, which are the journal's records.
+    pub fn reader(&self) -> journal::Reader {
+        self.journal.reader()
+    }
+
+    /// The first seq that is kept.
+    pub fn first(&self) -> u64 {
+        self.journal.first()
+    }
+
+    /// The last seq that is on disk.
+    pub fn tip(&self) -> u64 {
+        self.journal.tip()
+    }
+
+    /// The highest seq that a receipt covers.
+    pub fn confirmed_seq(&self) -> u64 {
+        self.confirmed().seq
+    }
+
+    /// A receipt covers everything up to `seq`: what nobody needs any more is removed. Blocks.
+    pub fn confirm(&self, seq: u64) -> Result<(), JournalError> {
+        let mut confirmed = self.confirmed();
+        confirmed.seq = confirmed.seq.max(seq.min(self.tip()));
+        let keep_from = confirmed.open.values().copied().min().unwrap_or(u64::MAX).min(confirmed.seq + 1);
+        drop(confirmed);
+        self.journal.prune_before(keep_from)
+    }
+
+    /// Bytes that are kept.
+    pub fn kept_bytes(&self) -> u64 {
+        self.journal.size_bytes()
+    }
+
+    /// The state as it is reported.
+    pub async fn status(&self) -> v1::GetSpoolStatusResponse {
+        let (seq, hash) = *self.head.lock().await;
+        let confirmed = self.confirmed_seq();
+        v1::GetSpoolStatusResponse {
+            written: Some(self.position(seq, hash)),
+            confirmed: Some(v1::AgentHead {
+                agent_id: self.agent_id.clone(),
+                epoch: self.epoch,
+                seq: confirmed,
+                ..v1::AgentHead::default()
+            }),
+            kept_events: (self.tip() + 1).saturating_sub(self.first()),
+            kept_bytes: self.kept_bytes(),
+            limit_bytes: self.limit,
+        }
+    }
+
+    // No code panics while it holds this lock, so poisoning carries no news.
+    fn confirmed(&self) -> MutexGuard<'_, Confirmed> {
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The wall clock, in milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The spool's epoch; for a new spool one that is above the ledger's last and, by the clock, above any that was lost unseen.
+fn read_or_create_epoch(dir: &Path, min_epoch: u64) -> Result<u64, SpoolError> {
+    let io = |action| move |source| SpoolError::Io { action, source };
+    fs::create_dir_all(dir).map_err(io("create the directory"))?;
+    let path = dir.join(EPOCH_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().ok().filter(|epoch| *epoch > 0).ok_or(SpoolError::Epoch),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let epoch = (unix_ms() / 1000).max(min_epoch.saturating_add(1));
+            let staged = dir.join("epoch.new");
+            let mut file = fs::File::create(&staged).map_err(io("create the epoch file"))?;
+            writeln!(file, "{epoch}").and_then(|()| file.sync_all()).map_err(io("write the epoch file"))?;
+            fs::rename(&staged, &path).map_err(io("place the epoch file"))?;
+            fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory"))?;
+            Ok(epoch)
+        }
+        Err(error) => Err(io("read the epoch file")(error)),
+    }
+}
+
+/// Whether a name can be an agent's.
+pub(crate) fn is_agent_id(id: &str) -> bool {
+    name::is_holder(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stopped() -> NewEvent {
+        let kind = Kind::AgentStopped(v1::AgentStopped { reason: "test".into() });
+        NewEvent { tenant: String::new(), execution_id: String::new(), kind }
+    }
+
+    fn admitted(id: &str) -> NewEvent {
+        let kind = Kind::ExecutionAdmitted(v1::ExecutionAdmitted {
+            hold_id: format!("hold-{id}"),
+            ..Default::default()
+        });
+        NewEvent { tenant: "acme".into(), execution_id: id.into(), kind }
+    }
+
+    fn finished(id: &str) -> NewEvent {
+        NewEvent { kind: Kind::ExecutionFinished(v1::ExecutionFinished::default()), ..admitted(id) }
+    }
+
+    fn open(dir: &Path) -> (Spool, Vec<LostExecution>) {
+        Spool::open(dir, "a", 1 << 20, 0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn events_are_chained_across_reopening_and_an_unfinished_execution_is_reported_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, lost) = open(dir.path());
+        assert_eq!(lost, []);
+        for event in [admitted("x"), admitted("y"), finished("x")] {
+            spool.record(event).await.unwrap();
+        }
+        let epoch = spool.epoch();
+        drop(spool);
+        let (spool, lost) = open(dir.path());
+        assert_eq!(spool.epoch(), epoch);
+        assert_eq!(lost.iter().map(|l| l.hold_id.as_str()).collect::<Vec<_>>(), ["hold-y"]);
+        assert_eq!(spool.record(stopped()).await.unwrap().seq, 4);
+        let entries = spool.reader().read(1, usize::MAX).unwrap();
+        let mut prev = Digest::ZERO;
+        for entry in entries {
+            assert_eq!(v1::Event::decode(entry.body.clone()).unwrap().prev_hash, prev.0.as_slice());
+            prev = seal::event_digest(&entry.body);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_spool_refuses_admissions_and_still_takes_outcomes_and_a_receipt_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(dir.path(), "a", 5 << 20, 0).unwrap();
+        let large = || NewEvent {
+            kind: Kind::AgentStopped(v1::AgentStopped { reason: "x".repeat(30 << 10) }),
+            ..stopped()
+        };
+        while spool.check_room().is_ok() {
+            spool.record(large()).await.unwrap();
+        }
+        assert!(matches!(spool.check_room(), Err(RecordError::Full { .. })));
+        spool.record(finished("x")).await.unwrap();
+        spool.confirm(spool.tip()).unwrap();
+        spool.check_room().unwrap();
+        assert!(spool.first() > 1);
+    }
+
+    #[tokio::test]
+    async fn an_admission_is_kept_while_its_outcome_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = open(dir.path());
+        spool.record(admitted("x")).await.unwrap();
+        let large = "x".repeat(30 << 10);
+        for _ in 0..200 {
+            let kind = Kind::AgentStopped(v1::AgentStopped { reason: large.clone() });
+            spool.record(NewEvent { kind, ..stopped() }).await.unwrap();
+        }
+        spool.confirm(spool.tip()).unwrap();
+        assert_eq!(spool.first(), 1);
+        spool.record(finished("x")).await.unwrap();
+        spool.confirm(spool.tip()).unwrap();
+        assert!(spool.first() > 1);
+    }
+
+    #[test]
+    fn a_new_spool_begins_above_the_ledgers_epoch() {
+        let dir = tempfile::tempdir().unwrap();
+        let far = unix_ms();
+        assert_eq!(Spool::open(dir.path(), "a", 1 << 20, far).unwrap().0.epoch(), far + 1);
+        assert!(
+            matches!(Spool::open(&dir.path().join("other"), "a", 1 << 20, 0), Ok((spool, _)) if spool.epoch() > 1_700_000_000)
+        );
+    }
+}

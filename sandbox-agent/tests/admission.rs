@@ -1,0 +1,200 @@
+//! The admission path by its RPCs, with a real sandbox, a real spool and a metering service that answers as it is told.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "support/rig.rs"]
+mod rig;
+
+use exchequer_auth::Role;
+use exchequer_event::v1::{self, event::Kind, execute_response::Part};
+use rig::{Metering, Rig};
+use sandbox_agent::spool::{NewEvent, Spool};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+fn run(program: &str, arguments: &[&str]) -> v1::ExecuteRequest {
+    v1::ExecuteRequest {
+        program: program.into(),
+        arguments: arguments.iter().map(|&a| a.into()).collect(),
+        ..v1::ExecuteRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn an_execution_is_recorded_before_it_is_answered_and_says_what_it_used() {
+    let rig = Rig::start(Metering::Grants).await;
+    let mut request = run("/bin/sh", &["-c", "echo out; echo err >&2; cat; exit 3", "--token=hunter2"]);
+    request.stdin = "in".into();
+    let parts = rig.execute("acme", request).await.unwrap();
+    let Some(Part::Admitted(admitted)) = &parts[0] else { panic!("the first part is {:?}", parts[0]) };
+    let Some(Part::Finished(finished)) = parts.last().unwrap() else {
+        panic!("the last part is {:?}", parts.last())
+    };
+    let output = |stderr: bool| -> Vec<u8> {
+        let of = |part: &Option<Part>| match part {
+            Some(Part::Stdout(bytes)) if !stderr => bytes.to_vec(),
+            Some(Part::Stderr(bytes)) if stderr => bytes.to_vec(),
+            _ => Vec::new(),
+        };
+        parts.iter().flat_map(of).collect()
+    };
+    assert_eq!(output(false), b"out\nin");
+    assert_eq!(output(true), b"err\n");
+
+    let record = finished.record.as_ref().unwrap();
+    assert_eq!((record.cause(), record.exit_code), (v1::ExitCause::Exited, 3));
+    assert_eq!(record.stdout.as_ref().unwrap().size, 6);
+    let usage = record.usage.as_ref().unwrap();
+    assert_eq!(usage.output_bytes, 10);
+    assert!(usage.wall_us > 0 && usage.peak_memory_bytes > 0);
+
+    let events = rig.recorded();
+    let place = |head: &Option<v1::AgentHead>| usize::try_from(head.as_ref().unwrap().seq).unwrap() - 1;
+    let Some(Kind::ExecutionAdmitted(recorded)) = &events[place(&admitted.position)].kind else { panic!() };
+    assert_eq!(Some(recorded), admitted.record.as_ref());
+    assert_eq!(recorded.arguments_redacted.last().unwrap(), "--token=[redacted]");
+    assert_eq!((recorded.hold_id.as_str(), recorded.scope.as_str()), ("hold-1", "acme"));
+    assert!(recorded.controls.iter().any(|control| control.name == "seccomp"));
+    let Some(Kind::ExecutionFinished(recorded)) = &events[place(&finished.position)].kind else { panic!() };
+    assert_eq!(recorded, record);
+    assert_eq!(record.hold_id, "hold-1");
+    assert!(!format!("{events:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn equal_executions_have_equal_results_and_other_output_another() {
+    let rig = Rig::start(Metering::Grants).await;
+    let digest = async |word: &str| {
+        let parts = rig.execute("acme", run("/bin/echo", &[word])).await.unwrap();
+        let Some(Part::Finished(finished)) = parts.last().unwrap().clone() else { panic!() };
+        finished.record.unwrap().result_digest
+    };
+    assert_eq!(digest("a").await, digest("a").await);
+    assert_ne!(digest("a").await, digest("b").await);
+}
+
+#[tokio::test]
+async fn without_an_answer_of_metering_nothing_runs_and_the_denial_is_recorded() {
+    let rig = Rig::start(Metering::Unavailable).await;
+    let status = rig.execute("acme", run("/bin/true", &[])).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let [_, denied] = &rig.recorded()[..] else { panic!("{:?}", rig.recorded()) };
+    let Some(Kind::ExecutionDenied(denied)) = &denied.kind else { panic!() };
+    assert_eq!(denied.gate(), v1::DenialGate::MeteringUnavailable);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_budget_names_scope_and_meter() {
+    let rig = Rig::start(Metering::Denies).await;
+    let status = rig.execute("acme", run("/bin/true", &[])).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let info = status.get_details_error_info().unwrap();
+    assert_eq!(info.metadata["scope"], "acme");
+    assert_eq!(info.metadata["meter"], "cpu_ms");
+    let Some(Kind::ExecutionDenied(denied)) = &rig.recorded()[1].kind else { panic!() };
+    assert_eq!((denied.scope.as_str(), denied.meter.as_str()), ("acme", "cpu_ms"));
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_an_outcome_and_the_hold_is_charged() {
+    let rig = Rig::start(Metering::Grants).await;
+    let parts = rig.execute("acme", run("/no/such/program", &[])).await.unwrap();
+    let Some(Part::Finished(finished)) = parts.last().unwrap() else { panic!() };
+    let record = finished.record.as_ref().unwrap();
+    assert_eq!(record.cause(), v1::ExitCause::LaunchFailed);
+    assert!(record.detail.contains("No such file"), "{}", record.detail);
+}
+
+#[tokio::test]
+async fn malformed_requests_name_the_field() {
+    let rig = Rig::start(Metering::Grants).await;
+    let limits = |cpu_ms| Some(v1::Limits { cpu_ms, ..v1::Limits::default() });
+    let extra = |meter: &str, amount| vec![v1::MeterAmount { meter: meter.into(), amount }];
+    let ok = || run("/bin/true", &[]);
+    let check = async |field: &str, request: v1::ExecuteRequest| {
+        let status = rig.execute("acme", request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert!(violations.iter().any(|v| v.field == field), "{field}: {violations:?}");
+    };
+    check("program", run("true", &[])).await;
+    check("program", run("", &[])).await;
+    check("arguments", run("/bin/true", &["x"; 257])).await;
+    check("arguments", run("/bin/true", &[&"x".repeat(17 << 10)])).await;
+    check("args[0]", run("/bin/true", &["a\0b"])).await;
+    check("stdin", v1::ExecuteRequest { stdin: vec![0; (1 << 20) + 1].into(), ..ok() }).await;
+    check("limits.cpu_ms", v1::ExecuteRequest { limits: limits(u64::MAX), ..ok() }).await;
+    check("scope", v1::ExecuteRequest { scope: "a//b".into(), ..ok() }).await;
+    check("scope", v1::ExecuteRequest { scope: "a/b/c/d/e/f".into(), ..ok() }).await;
+    check("extra_holds[0]", v1::ExecuteRequest { extra_holds: extra("cpu_ms", 1), ..ok() }).await;
+    check("extra_holds[0]", v1::ExecuteRequest { extra_holds: extra("input_tokens", 0), ..ok() }).await;
+    let environment = (0..65).map(|i| (format!("V{i}"), String::new())).collect();
+    check("environment", v1::ExecuteRequest { environment, ..ok() }).await;
+    assert_eq!(rig.recorded().len(), 1, "only the start");
+}
+
+#[tokio::test]
+async fn only_the_callers_tenant_is_served_and_only_with_the_role() {
+    let rig = Rig::start(Metering::Grants).await;
+    let asked = |tenant: &str| v1::ExecuteRequest { tenant: tenant.into(), ..run("/bin/true", &[]) };
+    rig.execute_as(Some(rig.token("acme", Role::User)), asked("acme")).await.unwrap();
+    let other = rig.execute_as(Some(rig.token("acme", Role::User)), asked("other")).await.unwrap_err();
+    assert_eq!(other.code(), Code::PermissionDenied);
+    let reader = rig.execute_as(Some(rig.token("acme", Role::Auditor)), asked("acme")).await.unwrap_err();
+    assert_eq!(reader.code(), Code::PermissionDenied);
+    let nobody = rig.execute_as(None, asked("acme")).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_ends_the_execution_and_its_outcome_is_recorded() {
+    let rig = Rig::start(Metering::Grants).await;
+    let mut parts = rig.begin("acme", run("/bin/sleep", &["20"])).await.unwrap();
+    assert!(matches!(parts.message().await.unwrap().unwrap().part, Some(Part::Admitted(_))));
+    drop(parts);
+    exchequer_testkit::eventually(std::time::Duration::from_secs(10), || async {
+        rig.recorded().iter().any(|event| {
+            matches!(&event.kind, Some(Kind::ExecutionFinished(f)) if f.cause() == v1::ExitCause::Cancelled)
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn stopping_records_the_end_of_what_runs_and_the_stop() {
+    let rig = Rig::start(Metering::Grants).await;
+    let mut parts = rig.begin("acme", run("/bin/sleep", &["0.3"])).await.unwrap();
+    parts.message().await.unwrap();
+    let events = rig.stop().await;
+    assert!(matches!(&events[events.len() - 2].kind, Some(Kind::ExecutionFinished(_))));
+    assert!(matches!(&events[events.len() - 1].kind, Some(Kind::AgentStopped(_))));
+}
+
+#[tokio::test]
+async fn what_ran_when_the_agent_died_is_recorded_as_lost_when_it_comes_back() {
+    let dir = exchequer_testkit::temp_dir();
+    let (spool, _) = Spool::open(&dir.path().join("agent/spool"), "a", 8 << 20, 0).unwrap();
+    let admitted = v1::ExecutionAdmitted { hold_id: "hold-0".into(), ..v1::ExecutionAdmitted::default() };
+    let execution_id = "0190b2a4-0000-7000-8000-000000000001";
+    let event = NewEvent {
+        tenant: "acme".into(),
+        execution_id: execution_id.into(),
+        kind: Kind::ExecutionAdmitted(admitted),
+    };
+    spool.record(event).await.unwrap();
+    drop(spool);
+    let rig = Rig::start_in(dir, Metering::Grants).await;
+    let events = rig.recorded();
+    let last = events.last().unwrap();
+    let Some(Kind::ExecutionFinished(lost)) = &last.kind else { panic!("{events:?}") };
+    assert_eq!((lost.cause(), lost.hold_id.as_str()), (v1::ExitCause::Lost, "hold-0"));
+    assert_eq!((last.tenant.as_str(), last.execution_id.as_str()), ("acme", execution_id));
+}
+
+#[tokio::test]
+async fn capabilities_come_from_a_probe() {
+    let rig = Rig::start(Metering::Grants).await;
+    let controls = rig.capabilities().await.controls;
+    let seccomp = controls.iter().find(|control| control.name == "seccomp").unwrap();
+    assert!(!seccomp.evidence.is_empty());
+    assert_ne!(seccomp.status(), v1::ControlStatus::Unspecified);
+}

@@ -1,0 +1,16 @@
+//! The sandbox, by real executions and real attacks: as this user, as a plain user, and where namespaces are forbidden.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "sandbox/attacks.rs"]
+mod attacks;
+#[path = "sandbox/controls.rs"]
+mod controls;
+#[path = "sandbox/faults.rs"]
+mod faults;
+#[path = "sandbox/limits.rs"]
+mod limits;
+#[path = "sandbox/programs.rs"]
+mod programs;
+#[path = "sandbox/rig.rs"]
+mod rig;

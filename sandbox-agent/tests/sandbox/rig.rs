@@ -1,0 +1,161 @@
+//! Starts sandboxes in the three surroundings that matter, and runs programs in them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use sandbox_agent::sandbox::{Control, Outcome, Running, Sandbox, SandboxError, Spec, StartOptions, Stream};
+use tokio::sync::mpsc;
+
+/// The surroundings of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// The agent runs as whoever runs the tests.
+    AsIs,
+    /// The agent runs as a plain user.
+    PlainUser,
+    /// As a plain user under a container runtime's filter: no namespaces, no mounts.
+    Restricted,
+}
+
+pub const HOSTS: [Host; 3] = [Host::AsIs, Host::PlainUser, Host::Restricted];
+
+impl Host {
+    /// Whether namespaces are to be had, by asking the kernel without the sandbox's code.
+    pub fn allows_namespaces(self) -> bool {
+        static KERNEL: OnceLock<bool> = OnceLock::new();
+        let kernel =
+            KERNEL.get_or_init(|| Command::new(rig().join("host_allows")).status().unwrap().success());
+        self != Self::Restricted && *kernel
+    }
+
+    pub fn sandbox(self) -> Sandbox {
+        let helper = match self {
+            Self::AsIs => "sandbox-agent",
+            Self::PlainUser => "plain_user_helper",
+            Self::Restricted => "restricted_helper",
+        };
+        let scratch = std::env::temp_dir();
+        Sandbox::start(StartOptions { helper: rig().join(helper), scratch, ..StartOptions::default() })
+            .unwrap()
+    }
+}
+
+/// A directory that any user can reach, with the agent's binary and the compiled probes.
+pub fn rig() -> &'static Path {
+    static RIG: OnceLock<PathBuf> = OnceLock::new();
+    RIG.get_or_init(|| {
+        if let Ok(made) = std::env::var(RIG_MADE) {
+            return PathBuf::from(made);
+        }
+        let base = std::env::temp_dir();
+        // What an earlier run of these tests left.
+        for entry in fs::read_dir(&base).unwrap().filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.strip_prefix(RIG_PREFIX).map(str::to_owned);
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let dir = base.join(format!("{RIG_PREFIX}{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let agent = dir.join("sandbox-agent");
+        fs::copy(env!("CARGO_BIN_EXE_sandbox-agent"), &agent).unwrap();
+        let helper = format!("-DHELPER=\"{}\"", agent.display());
+        compile("confine_helper.c", &dir.join("plain_user_helper"), &[&helper]);
+        compile("confine_helper.c", &dir.join("restricted_helper"), &[&helper, "-DFORBID"]);
+        compile("host_allows.c", &dir.join("host_allows"), &[]);
+        compile("attack.c", &dir.join("attack"), &[]);
+        dir
+    })
+}
+
+/// Set for test processes that share the directory of the one that started them.
+pub const RIG_MADE: &str = "SANDBOX_TEST_RIG";
+const RIG_PREFIX: &str = "exchequer-sandbox-rig-";
+
+fn compile(source: &str, to: &Path, flags: &[&str]) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/probes").join(source);
+    let built = Command::new("cc").args(["-O1", "-Wall", "-o"]).arg(to).args(flags).arg(&source).status();
+    assert!(built.expect("a C compiler is needed").success(), "{} does not compile", source.display());
+}
+
+/// A shell command in the strict profile.
+pub fn shell(command: &str) -> Spec {
+    let mut spec = Spec::new("/bin/sh", ["-c", command]);
+    spec.env = vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
+    spec
+}
+
+/// The attack program, visible inside where it is outside.
+pub fn attack(args: &[&str]) -> Spec {
+    let mut spec = Spec::new(rig().join("attack").to_str().unwrap(), args.iter().copied());
+    spec.profile = spec.profile.with_read_only(rig().join("attack"));
+    spec
+}
+
+/// The attack program without a sandbox: the positive control.
+pub fn attack_outside(args: &[&str]) -> std::process::Output {
+    Command::new(rig().join("attack")).args(args).current_dir(rig()).output().unwrap()
+}
+
+#[derive(Debug)]
+pub struct Ran {
+    pub outcome: Outcome,
+    pub controls: Vec<Control>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Collects output until the execution ends.
+pub async fn finish(mut running: Running, mut output: mpsc::Receiver<sandbox_agent::sandbox::Chunk>) -> Ran {
+    let collect = async {
+        let (mut stdout, mut stderr) = (vec![], vec![]);
+        while let Some(chunk) = output.recv().await {
+            let stream = if chunk.stream == Stream::Stdout { &mut stdout } else { &mut stderr };
+            stream.extend_from_slice(&chunk.bytes);
+        }
+        (stdout, stderr)
+    };
+    let both = async { tokio::join!(running.outcome(), collect) };
+    let (outcome, (stdout, stderr)) =
+        tokio::time::timeout(Duration::from_secs(60), both).await.expect("an execution must end");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { outcome: outcome.unwrap(), controls: vec![], stdout: text(stdout), stderr: text(stderr) }
+}
+
+pub async fn run_in(sandbox: &Sandbox, spec: &Spec, stdin: Option<&str>) -> Result<Ran, SandboxError> {
+    let (sender, output) = mpsc::channel(16);
+    let prepared = sandbox.prepare(spec, stdin.map(|text| text.as_bytes().to_vec()), sender).await?;
+    let controls = prepared.controls().to_vec();
+    let ran = finish(prepared.release().await?, output).await;
+    Ok(Ran { controls, ..ran })
+}
+
+pub async fn run(host: Host, spec: &Spec) -> Ran {
+    run_in(&host.sandbox(), spec, None).await.unwrap_or_else(|error| panic!("{host:?}: {error}"))
+}
+
+/// Waits for a condition outside the test's control.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let from = Instant::now();
+    while !condition() {
+        assert!(from.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Live processes of the host with `marker` as a whole argument.
+pub fn processes_with_argument(marker: &str) -> Vec<u32> {
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).any(|argument| argument == marker.as_bytes())
+    })
+    .collect()
+}

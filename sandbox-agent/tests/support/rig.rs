@@ -1,0 +1,270 @@
+//! An agent that is served on loopback, over an embedded stream, beside a metering service that answers as it is told.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use ed25519_dalek::SigningKey;
+use exchequer_auth::{AuthLayer, BearerToken, Grant, Issuer, Role, Verifier};
+use exchequer_event::v1::{
+    self,
+    agent_service_client::AgentServiceClient,
+    metering_service_server::{MeteringService, MeteringServiceServer},
+};
+use exchequer_stream::LocalStream;
+use prost::Message;
+use sandbox_agent::{Agent, Options};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, service::interceptor::InterceptedService, transport::Channel};
+
+/// What the metering service answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Metering {
+    Grants,
+    Denies,
+    Unavailable,
+}
+
+struct Answers {
+    metering: Metering,
+    holds: AtomicU64,
+}
+
+fn unasked<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("the agent has no reason to ask for this"))
+}
+
+#[tonic::async_trait]
+impl MeteringService for Answers {
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveResponse>, Status> {
+        use v1::reserve_response::Outcome;
+        let request = request.into_inner();
+        let outcome = match self.metering {
+            Metering::Unavailable => return Err(Status::unavailable("away")),
+            Metering::Grants => Outcome::Granted(v1::HoldGranted {
+                hold_id: format!("hold-{}", self.holds.fetch_add(1, Ordering::Relaxed) + 1),
+                scope: request.scope,
+                amounts: request.amounts,
+                ..v1::HoldGranted::default()
+            }),
+            Metering::Denies => Outcome::Denied(v1::HoldDenied {
+                scope: request.scope.clone(),
+                reason: v1::DenialReason::Exhausted.into(),
+                binding_scope: request.scope,
+                binding_meter: "cpu_ms".into(),
+                requested: 10,
+                available: 5,
+            }),
+        };
+        Ok(Response::new(v1::ReserveResponse { outcome: Some(outcome), stream_seq: 1 }))
+    }
+
+    async fn void(&self, request: Request<v1::VoidRequest>) -> Result<Response<v1::VoidResponse>, Status> {
+        let voided = v1::HoldVoided { hold_id: request.into_inner().hold_id };
+        Ok(Response::new(v1::VoidResponse { voided: Some(voided), stream_seq: 1 }))
+    }
+
+    async fn set_budget(
+        &self,
+        _: Request<v1::SetBudgetRequest>,
+    ) -> Result<Response<v1::SetBudgetResponse>, Status> {
+        unasked()
+    }
+
+    async fn get_budget(
+        &self,
+        _: Request<v1::GetBudgetRequest>,
+    ) -> Result<Response<v1::GetBudgetResponse>, Status> {
+        unasked()
+    }
+
+    async fn list_budgets(
+        &self,
+        _: Request<v1::ListBudgetsRequest>,
+    ) -> Result<Response<v1::ListBudgetsResponse>, Status> {
+        unasked()
+    }
+
+    async fn extend(&self, _: Request<v1::ExtendRequest>) -> Result<Response<v1::ExtendResponse>, Status> {
+        unasked()
+    }
+
+    async fn settle(&self, _: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
+        unasked()
+    }
+
+    async fn get_hold(
+        &self,
+        _: Request<v1::GetHoldRequest>,
+    ) -> Result<Response<v1::GetHoldResponse>, Status> {
+        unasked()
+    }
+
+    async fn get_usage(
+        &self,
+        _: Request<v1::GetUsageRequest>,
+    ) -> Result<Response<v1::GetUsageResponse>, Status> {
+        unasked()
+    }
+}
+
+pub type Parts = tonic::Streaming<v1::ExecuteResponse>;
+type Part = Option<v1::execute_response::Part>;
+type Client = AgentServiceClient<InterceptedService<Channel, BearerToken>>;
+
+pub struct Rig {
+    issuer: Issuer,
+    agent: Agent,
+    address: SocketAddr,
+    _dir: TempDir,
+}
+
+impl Rig {
+    pub async fn start(metering: Metering) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), metering).await
+    }
+
+    /// Starts in a directory where an earlier life may have left its spool.
+    pub async fn start_in(dir: TempDir, metering: Metering) -> Self {
+        let issuer = Issuer::open(dir.path(), "test", "exchequer").unwrap();
+        let stream = Arc::new(LocalStream::open(&dir.path().join("stream")).unwrap());
+        let (listener, at) = listen().await;
+        let answers = MeteringServiceServer::new(Answers { metering, holds: AtomicU64::new(0) });
+        let metering = tonic::transport::Server::builder().add_service(answers).serve_with_incoming(listener);
+        tokio::spawn(async move { metering.await.unwrap() });
+        let grant = Grant {
+            subject: "a".into(),
+            tenant: None,
+            roles: vec![Role::Agent],
+            ttl: Duration::from_secs(60),
+        };
+        let token = BearerToken::issued(issuer.clone(), grant).unwrap();
+        let agent = Agent::start(options(dir.path(), at), token, stream).await.unwrap();
+        let verifier = Verifier::open(issuer.verifier_options()).await.unwrap();
+        let (listener, address) = listen().await;
+        let server = tonic::transport::Server::builder()
+            .layer(AuthLayer::new(verifier, Vec::<String>::new()))
+            .add_routes(agent.grpc())
+            .serve_with_incoming(listener);
+        tokio::spawn(async move { server.await.unwrap() });
+        Self { issuer, agent, address, _dir: dir }
+    }
+
+    pub fn token(&self, tenant: &str, role: Role) -> String {
+        let grant = Grant {
+            subject: "caller".into(),
+            tenant: Some(tenant.into()),
+            roles: vec![role],
+            ttl: Duration::from_secs(60),
+        };
+        self.issuer.mint(&grant).unwrap()
+    }
+
+    fn client(&self, token: &str) -> Client {
+        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy();
+        AgentServiceClient::with_interceptor(channel, BearerToken::fixed(token).unwrap())
+    }
+
+    pub async fn begin(&self, tenant: &str, request: v1::ExecuteRequest) -> Result<Parts, Status> {
+        let parts = self.client(&self.token(tenant, Role::User)).execute(request).await?;
+        Ok(parts.into_inner())
+    }
+
+    pub async fn execute(&self, tenant: &str, request: v1::ExecuteRequest) -> Result<Vec<Part>, Status> {
+        self.execute_as(Some(self.token(tenant, Role::User)), request).await
+    }
+
+    pub async fn execute_as(
+        &self,
+        token: Option<String>,
+        request: v1::ExecuteRequest,
+    ) -> Result<Vec<Part>, Status> {
+        let parts = match token {
+            Some(token) => self.client(&token).execute(request).await?,
+            None => {
+                let channel =
+                    Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy();
+                AgentServiceClient::new(channel).execute(request).await?
+            }
+        };
+        let (mut parts, mut all) = (parts.into_inner(), Vec::new());
+        while let Some(part) = parts.message().await? {
+            all.push(part.part);
+        }
+        Ok(all)
+    }
+
+    pub async fn capabilities(&self) -> v1::GetCapabilitiesResponse {
+        let mut client = self.client(&self.token("acme", Role::User));
+        client.get_capabilities(v1::GetCapabilitiesRequest {}).await.unwrap().into_inner()
+    }
+
+    /// Every event on the agent's disk.
+    pub fn recorded(&self) -> Vec<v1::Event> {
+        self.agent
+            .spool()
+            .reader()
+            .read(1, usize::MAX)
+            .unwrap()
+            .into_iter()
+            .map(|entry| v1::Event::decode(entry.body).unwrap())
+            .collect()
+    }
+
+    /// Stops in good order; what is on the disk then.
+    pub async fn stop(self) -> Vec<v1::Event> {
+        let spool = Arc::clone(self.agent.spool());
+        self.agent.stop().await;
+        let entries = spool.reader().read(1, usize::MAX).unwrap();
+        entries.into_iter().map(|entry| v1::Event::decode(entry.body).unwrap()).collect()
+    }
+}
+
+async fn listen() -> (TcpListenerStream, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    (TcpListenerStream::new(listener), at)
+}
+
+fn options(dir: &Path, metering: SocketAddr) -> Options {
+    let ledger = SigningKey::from_bytes(&[7; 32]);
+    Options {
+        id: "a".into(),
+        data: dir.join("agent"),
+        key_file: dir.join("agent.key"),
+        ledger_key: ledger.verifying_key(),
+        metering_url: format!("http://{metering}"),
+        // Tests run on hosts that forbid user namespaces, too.
+        allow_degraded: true,
+        spool_limit: 8 << 20,
+        read_only: Vec::new(),
+        max_concurrent: 8,
+        hold_margin: Duration::from_secs(60),
+        resend_after: Duration::from_secs(1),
+        default_limits: v1::Limits {
+            cpu_ms: 5_000,
+            wall_ms: 10_000,
+            memory_bytes: 1 << 30,
+            output_bytes: 1 << 20,
+        },
+        max_limits: v1::Limits {
+            cpu_ms: 60_000,
+            wall_ms: 60_000,
+            memory_bytes: 4 << 30,
+            output_bytes: 64 << 20,
+        },
+        helper: env!("CARGO_BIN_EXE_sandbox-agent").into(),
+    }
+}

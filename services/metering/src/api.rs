@@ -1,0 +1,417 @@
+//! The RPCs: authorize, validate, hand to the writer, answer.
+//!
+//! Left out: who the caller is (the auth layer says so) and every decision about budgets (the writer's). Invariant: a tenant is the
+//! first segment of a scope, and no answer tells a caller of one tenant whether something exists in another.
+
+use std::{sync::Arc, time::Duration};
+
+use exchequer_auth::{Caller, Role};
+use exchequer_budget::{
+    Action, Command, DecideError, Event, HoldId, Idempotency, ScopePath, Subject, TenantId, wire,
+};
+use exchequer_event::v1::{
+    self, budget_event::Kind, extend_response, metering_service_server::MeteringService, reserve_response,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use uuid::Uuid;
+
+use crate::{
+    ask::{self, Check},
+    block::{Answered, Asked, Unanswered},
+    writer::Shared,
+};
+
+/// When a caller should try again after `UNAVAILABLE`.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// Budgets per page, unless the caller says otherwise.
+const PAGE_SIZE: u32 = 100;
+/// Most budgets per page.
+const MAX_PAGE_SIZE: u32 = 1000;
+
+/// The service behind gRPC.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) queue: mpsc::Sender<Asked>,
+    /// How long a call waits for its answer.
+    pub(crate) patience: Duration,
+}
+
+type Reply<T> = Result<Response<T>, Status>;
+
+impl Api {
+    fn serving(&self) -> Result<(), Status> {
+        self.shared.serving().map_err(|reason| unavailable(&reason))
+    }
+
+    async fn submit(&self, command: Command) -> Result<Answered, Status> {
+        let (reply, answer) = oneshot::channel();
+        let key = command.idempotency().map(|asked| asked.key.to_string()).unwrap_or_default();
+        let asked = Asked { command, reply, span: tracing::Span::current() };
+        self.queue.try_send(asked).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+                Status::with_error_details(
+                    Code::ResourceExhausted,
+                    "too many calls wait for a decision",
+                    details,
+                )
+            }
+            mpsc::error::TrySendError::Closed(_) => unavailable("stopping"),
+        })?;
+        match timeout(self.patience, answer).await {
+            Ok(Ok(Ok(answered))) => Ok(answered),
+            Ok(Ok(Err(Unanswered::Refused(DecideError::IdempotencyConflict)))) => {
+                Err(Status::already_exists(format!(
+                    "idempotency_key `{key}` was used by another request; a key belongs to one request for good"
+                )))
+            }
+            Ok(Ok(Err(Unanswered::Refused(DecideError::HoldIdTaken)))) => {
+                Err(Status::aborted("the id drawn for the hold is taken; ask again"))
+            }
+            Ok(Ok(Err(Unanswered::Unavailable(reason)))) => Err(unavailable(&reason)),
+            Ok(Err(_)) => Err(unavailable("the writer has ended; ask again with the same idempotency key")),
+            Err(_) => Err(unavailable("no decision in time; ask again with the same idempotency key")),
+        }
+    }
+
+    /// The tenant of a hold that the caller may try to act on; `NOT_FOUND` if there is none that it may know of.
+    fn tenant_of_hold(&self, caller: &Caller, hold_id: &HoldId) -> Result<TenantId, Status> {
+        let fold = self.shared.fold();
+        let hold = fold.budget().hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+        let tenant = hold.scope.tenant_id();
+        may_reserve(caller, &tenant).map_err(|_| no_hold(hold_id))?;
+        Ok(tenant)
+    }
+
+    fn budget_of(&self, scope: &ScopePath) -> Result<Option<v1::Budget>, Status> {
+        let fold = self.shared.fold();
+        let balances = fold.budget().balances(scope);
+        if balances.is_empty() {
+            return Ok(None);
+        }
+        wire::budget(scope, &balances).map(Some).map_err(beyond)
+    }
+}
+
+#[tonic::async_trait]
+impl MeteringService for Api {
+    async fn set_budget(&self, request: Request<v1::SetBudgetRequest>) -> Reply<v1::SetBudgetResponse> {
+        let (caller, message) = open(request)?;
+        let mut check = Check::default();
+        let scope = check.scope(&message.scope);
+        let granted = check.take(wire::allowance("granted", &message.granted));
+        let key = check.optional_key(&message.idempotency_key);
+        check.refusal()?;
+        let (Some(scope), Some(granted)) = (scope, granted) else { return Err(incomplete()) };
+        caller.may_set_budget(scope.tenant())?;
+        self.serving()?;
+        let canonical = v1::SetBudgetRequest {
+            granted: ask::sorted(message.granted),
+            idempotency_key: String::new(),
+            ..message
+        };
+        let idempotency = ask::idempotency(key, "SetBudget", &caller, &canonical);
+        let action = Action::SetBudget { scope: scope.clone(), granted };
+        self.submit(command(scope.tenant_id(), &caller, idempotency, action)?).await?;
+        let budget = self.budget_of(&scope)?;
+        Ok(Response::new(v1::SetBudgetResponse { budget }))
+    }
+
+    async fn get_budget(&self, request: Request<v1::GetBudgetRequest>) -> Reply<v1::GetBudgetResponse> {
+        let (caller, message) = open(request)?;
+        let mut check = Check::default();
+        let scope = check.scope(&message.scope);
+        check.refusal()?;
+        let scope = scope.ok_or_else(incomplete)?;
+        caller.may_read_tenant(scope.tenant())?;
+        self.serving()?;
+        let budget = self.budget_of(&scope)?;
+        let budget = budget.ok_or_else(|| Status::not_found(format!("scope {scope} has no budget")))?;
+        Ok(Response::new(v1::GetBudgetResponse { budget: Some(budget) }))
+    }
+
+    async fn list_budgets(&self, request: Request<v1::ListBudgetsRequest>) -> Reply<v1::ListBudgetsResponse> {
+        let (caller, message) = open(request)?;
+        let mut check = Check::default();
+        let spans_tenants = caller.may_read_all().is_ok();
+        let tenant = match (&*message.tenant, &caller.tenant) {
+            ("", _) if spans_tenants => None,
+            ("", Some(own)) => check.tenant(own),
+            ("", None) => {
+                return Err(Status::permission_denied(
+                    "the caller belongs to no tenant and may not read all of them",
+                ));
+            }
+            (named, _) => check.tenant(named),
+        };
+        check.refusal()?;
+        match &tenant {
+            Some(tenant) => caller.may_read_tenant(tenant.as_str())?,
+            None => caller.may_read_all()?,
+        }
+        let size = match message.page_size {
+            0 => PAGE_SIZE,
+            size @ 1..=MAX_PAGE_SIZE => size,
+            _ => return Err(ask::out_of_range("page_size", "must be 0 to 1000")),
+        };
+        let after = match &*message.page_token {
+            "" => None,
+            token => {
+                let not_one = |_| ask::out_of_range("page_token", "is not one that this method gave");
+                Some(ask::parse_page_token(token).map_err(not_one)?)
+            }
+        };
+        self.serving()?;
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let fold = self.shared.fold();
+        let state = fold.budget();
+        let mut scopes = state.budgets(tenant.as_ref(), after.as_ref());
+        let page: Vec<_> = scopes.by_ref().take(size).collect();
+        let next_page_token = match (scopes.next(), page.last()) {
+            (Some(_), Some(last)) => ask::page_token(last),
+            _ => String::new(),
+        };
+        let budgets = page.into_iter().map(|scope| wire::budget(scope, &state.balances(scope)));
+        let budgets = budgets.collect::<Result<_, _>>().map_err(beyond)?;
+        Ok(Response::new(v1::ListBudgetsResponse { budgets, next_page_token }))
+    }
+
+    async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Reply<v1::ReserveResponse> {
+        let (caller, message) = open(request)?;
+        let mut check = Check::default();
+        let scope = check.scope(&message.scope);
+        let amounts = check.take(wire::requested_amounts("amounts", &message.amounts));
+        let ttl = check.ttl(message.ttl_ms);
+        let key = check.key(&message.idempotency_key);
+        let holder =
+            if message.holder.is_empty() { subject(&caller).ok() } else { check.holder(&message.holder) };
+        check.refusal()?;
+        let (Some(scope), Some(amounts), Some(ttl), Some(holder)) = (scope, amounts, ttl, holder) else {
+            return Err(incomplete());
+        };
+        may_reserve(&caller, &scope.tenant_id())?;
+        if holder.as_str() != caller.subject && !caller.has(Role::Admin) {
+            return Err(Status::permission_denied(
+                "holder may be another than the caller only for the role admin",
+            ));
+        }
+        self.serving()?;
+        let canonical = v1::ReserveRequest {
+            amounts: ask::sorted(message.amounts),
+            idempotency_key: String::new(),
+            ..message
+        };
+        let idempotency = ask::idempotency(key, "Reserve", &caller, &canonical);
+        let hold_id = HoldId::parse(&Uuid::now_v7().to_string()).expect("a UUID can name a hold");
+        let tenant = scope.tenant_id();
+        let action = Action::Reserve { hold_id, scope, holder, amounts, ttl };
+        let answered = self.submit(command(tenant, &caller, idempotency, action)?).await?;
+        let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
+            Some(Kind::HoldGranted(granted)) => reserve_response::Outcome::Granted(granted),
+            Some(Kind::HoldDenied(denied)) => reserve_response::Outcome::Denied(denied),
+            _ => return Err(unexpected(&answered.reply)),
+        };
+        Ok(Response::new(v1::ReserveResponse { outcome: Some(outcome), stream_seq: answered.stream_seq }))
+    }
+
+    async fn extend(&self, request: Request<v1::ExtendRequest>) -> Reply<v1::ExtendResponse> {
+        let (caller, message) = open(request)?;
+        may_hold_somewhere(&caller)?;
+        let mut check = Check::default();
+        let hold_id = check.hold_id(&message.hold_id);
+        let added = check.take(wire::added_amounts("amounts", &message.amounts));
+        let ttl = check.ttl(message.ttl_ms);
+        let key = check.key(&message.idempotency_key);
+        check.refusal()?;
+        let (Some(hold_id), Some(added), Some(ttl)) = (hold_id, added, ttl) else { return Err(incomplete()) };
+        self.serving()?;
+        let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let canonical = v1::ExtendRequest {
+            amounts: ask::sorted(message.amounts),
+            idempotency_key: String::new(),
+            ..message
+        };
+        let idempotency = ask::idempotency(key, "Extend", &caller, &canonical);
+        let action = Action::Extend { hold_id, added, ttl };
+        let answered = self.submit(command(tenant, &caller, idempotency, action)?).await?;
+        let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
+            Some(Kind::HoldExtended(extended)) => extend_response::Outcome::Extended(extended),
+            Some(Kind::HoldDenied(denied)) => extend_response::Outcome::Denied(denied),
+            Some(Kind::CommandRefused(refused)) => return Err(refusal(&refused)),
+            _ => return Err(unexpected(&answered.reply)),
+        };
+        Ok(Response::new(v1::ExtendResponse { outcome: Some(outcome), stream_seq: answered.stream_seq }))
+    }
+
+    async fn settle(&self, request: Request<v1::SettleRequest>) -> Reply<v1::SettleResponse> {
+        let (caller, message) = open(request)?;
+        may_hold_somewhere(&caller)?;
+        let mut check = Check::default();
+        let hold_id = check.hold_id(&message.hold_id);
+        let used = check.take(wire::used_amounts("used", &message.used));
+        let key = check.key(&message.idempotency_key);
+        check.refusal()?;
+        let (Some(hold_id), Some(used)) = (hold_id, used) else { return Err(incomplete()) };
+        self.serving()?;
+        let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let canonical =
+            v1::SettleRequest { used: ask::sorted(message.used), idempotency_key: String::new(), ..message };
+        let idempotency = ask::idempotency(key, "Settle", &caller, &canonical);
+        let action = Action::Settle { hold_id, used };
+        let answered = self.submit(command(tenant, &caller, idempotency, action)?).await?;
+        match v1::BudgetEvent::from(&answered.reply).kind {
+            Some(Kind::HoldSettled(settled)) => Ok(Response::new(v1::SettleResponse {
+                settled: Some(settled),
+                stream_seq: answered.stream_seq,
+            })),
+            Some(Kind::CommandRefused(refused)) => Err(refusal(&refused)),
+            _ => Err(unexpected(&answered.reply)),
+        }
+    }
+
+    async fn void(&self, request: Request<v1::VoidRequest>) -> Reply<v1::VoidResponse> {
+        let (caller, message) = open(request)?;
+        may_hold_somewhere(&caller)?;
+        let mut check = Check::default();
+        let hold_id = check.hold_id(&message.hold_id);
+        let key = check.key(&message.idempotency_key);
+        check.refusal()?;
+        let hold_id = hold_id.ok_or_else(incomplete)?;
+        self.serving()?;
+        let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let canonical = v1::VoidRequest { idempotency_key: String::new(), ..message };
+        let idempotency = ask::idempotency(key, "Void", &caller, &canonical);
+        let answered = self.submit(command(tenant, &caller, idempotency, Action::Void { hold_id })?).await?;
+        match v1::BudgetEvent::from(&answered.reply).kind {
+            Some(Kind::HoldVoided(voided)) => {
+                Ok(Response::new(v1::VoidResponse { voided: Some(voided), stream_seq: answered.stream_seq }))
+            }
+            Some(Kind::CommandRefused(refused)) => Err(refusal(&refused)),
+            _ => Err(unexpected(&answered.reply)),
+        }
+    }
+
+    async fn get_hold(&self, request: Request<v1::GetHoldRequest>) -> Reply<v1::GetHoldResponse> {
+        let (caller, message) = open(request)?;
+        let mut check = Check::default();
+        let hold_id = check.hold_id(&message.hold_id);
+        check.refusal()?;
+        let hold_id = hold_id.ok_or_else(incomplete)?;
+        self.serving()?;
+        let fold = self.shared.fold();
+        let hold = fold.budget().hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
+        // A holder sees its own holds, whatever their tenant.
+        let is_holder =
+            may_reserve(&caller, &hold.scope.tenant_id()).is_ok() && hold.holder.as_str() == caller.subject;
+        if !is_holder && caller.may_read_tenant(hold.scope.tenant()).is_err() {
+            return Err(no_hold(&hold_id));
+        }
+        Ok(Response::new(wire::hold(&hold_id, hold)))
+    }
+
+    async fn get_usage(&self, request: Request<v1::GetUsageRequest>) -> Reply<v1::GetUsageResponse> {
+        let (caller, message) = open(request)?;
+        let mut check = Check::default();
+        let scope = check.scope(&message.scope);
+        check.refusal()?;
+        let scope = scope.ok_or_else(incomplete)?;
+        caller.may_read_tenant(scope.tenant())?;
+        self.serving()?;
+        let fold = self.shared.fold();
+        let usage = fold.budget().usage(&scope);
+        Ok(Response::new(v1::GetUsageResponse {
+            scope: scope.to_string(),
+            spent: wire::meter_totals(&usage.spent).map_err(beyond)?,
+            held: wire::meter_totals(&usage.held).map_err(beyond)?,
+            settled_holds: usage.settled_holds,
+            open_holds: usage.open_holds,
+            usage_cursor: fold.usage_cursor(),
+        }))
+    }
+}
+
+fn open<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+    let caller = Caller::of(request.extensions()).map_err(Status::from)?.clone();
+    Ok((caller, request.into_inner()))
+}
+
+fn may_reserve(caller: &Caller, tenant: &TenantId) -> Result<(), Status> {
+    match caller.may_hold() {
+        Ok(()) => Ok(()),
+        Err(denied) if caller.has(Role::TenantAdmin) => {
+            caller.may_set_budget(tenant.as_str()).map_err(|_| Status::from(denied))
+        }
+        Err(_) => Err(Status::permission_denied("this needs the role agent, admin or tenant-admin")),
+    }
+}
+
+/// Whether any hold could be the caller's; so that the others learn nothing by asking.
+fn may_hold_somewhere(caller: &Caller) -> Result<(), Status> {
+    if [Role::Agent, Role::Admin, Role::TenantAdmin].into_iter().any(|role| caller.has(role)) {
+        Ok(())
+    } else {
+        Err(Status::permission_denied("this needs the role agent, admin or tenant-admin"))
+    }
+}
+
+fn subject(caller: &Caller) -> Result<Subject, Status> {
+    let unusable = |fault| Status::permission_denied(format!("the token's subject {fault}"));
+    Subject::parse(&caller.subject).map_err(unusable)
+}
+
+fn command(
+    tenant: TenantId,
+    caller: &Caller,
+    idempotency: Option<Idempotency>,
+    action: Action,
+) -> Result<Command, Status> {
+    Command::new(tenant, subject(caller)?, idempotency, action).map_err(|invalid| {
+        let mut check = Check::default();
+        check.take::<()>(Err(invalid));
+        check.refusal().err().unwrap_or_else(incomplete)
+    })
+}
+
+fn unavailable(reason: &str) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, reason, details)
+}
+
+fn no_hold(hold_id: &HoldId) -> Status {
+    Status::not_found(format!("there is no hold {hold_id}"))
+}
+
+fn refusal(refused: &v1::CommandRefused) -> Status {
+    let hold_id = &refused.hold_id;
+    match refused.reason() {
+        v1::RefusalReason::HoldClosed => {
+            Status::failed_precondition(format!("hold {hold_id} was settled or voided, or has expired"))
+        }
+        v1::RefusalReason::NotHolder => {
+            Status::permission_denied(format!("hold {hold_id} belongs to another holder"))
+        }
+        v1::RefusalReason::UnknownHold | v1::RefusalReason::Unspecified => {
+            Status::not_found(format!("there is no hold {hold_id}"))
+        }
+    }
+}
+
+fn beyond(error: wire::BeyondWire) -> Status {
+    Status::out_of_range(error.to_string())
+}
+
+fn unexpected(reply: &Event) -> Status {
+    tracing::error!(?reply, "a decision answers another command than was asked");
+    Status::internal("the decision does not fit the request")
+}
+
+/// A value is missing although no fault was found with it.
+fn incomplete() -> Status {
+    Status::internal("the request was checked incompletely")
+}

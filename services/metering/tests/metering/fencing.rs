@@ -1,0 +1,160 @@
+//! Two instances of one partition: one answers, whatever the other believes.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use exchequer_event::v1;
+use exchequer_stream::{
+    Ack, AppendError, Durability, EventStream, Lease, LeaseError, LeaseOutcome, Message, ReadError, Record,
+    RecordStream, ValueStream,
+};
+use exchequer_testkit::{NatsServer, eventually};
+use tonic::Code;
+
+use crate::world::{PATIENCE, World, granted, jetstream, reserve, set, within};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_holder_of_the_lease_answers_and_another_takes_over() {
+    let server = NatsServer::start();
+    let world = World::nats(&server).await;
+    let first = world.metering("first").await;
+    let mut admin = world.admin(&first);
+    admin.set_budget(set("acme", &[("cpu_ms", 100)])).await.unwrap();
+
+    let second = world.start(world.options("second"), jetstream(&server.url()).await).await;
+    world.enrol(v1::KeyRole::Metering, "metering", second.service.public_key().to_bytes()).await;
+    second.caught_up(&world.stream).await;
+    eventually(PATIENCE, || async {
+        format!("{:?}", second.service.readiness()).contains("lease is held by")
+    })
+    .await;
+    let mut client = world.agent(&second);
+    let refused = client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+
+    granted(world.agent(&first).reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner());
+    first.stop().await;
+    within(second.service.ready()).await;
+    let again = client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner();
+    granted(again);
+    crate::world::denied(client.reserve(reserve("acme", &[("cpu_ms", 60)], "l")).await.unwrap().into_inner());
+    second.stop().await;
+}
+
+/// A stream whose leases are another's: whoever uses it believes to own the partition.
+#[derive(Debug)]
+struct OwnLeases(Arc<dyn EventStream>);
+
+#[async_trait]
+impl EventStream for OwnLeases {
+    async fn enqueue(&self, message: Message) -> Result<Ack, AppendError> {
+        self.0.enqueue(message).await
+    }
+    async fn read(&self, from: u64, filters: &[&str]) -> Result<RecordStream, ReadError> {
+        self.0.read(from, filters).await
+    }
+    async fn last(&self, subject: &str) -> Result<Option<Record>, ReadError> {
+        self.0.last(subject).await
+    }
+    async fn tip(&self) -> Result<u64, ReadError> {
+        self.0.tip().await
+    }
+    async fn put_latest(&self, key: &str, value: Bytes) -> Result<(), AppendError> {
+        self.0.put_latest(key, value).await
+    }
+    async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {
+        self.0.watch_latest(key).await
+    }
+    async fn acquire_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<LeaseOutcome, LeaseError> {
+        self.0.acquire_lease(&format!("{name}-zombie"), holder, ttl).await
+    }
+    async fn renew_lease(&self, lease: &Lease) -> Result<Lease, LeaseError> {
+        self.0.renew_lease(lease).await
+    }
+    async fn release_lease(&self, lease: Lease) -> Result<(), LeaseError> {
+        self.0.release_lease(lease).await
+    }
+    async fn durability(&self) -> Durability {
+        self.0.durability().await
+    }
+}
+
+/// Both decide at once, each believing to be the only one. `ahead` makes the second's lease the younger one.
+async fn check_zombie(world: &World, second_stream: Arc<dyn EventStream>, ahead: u64) {
+    const EACH: u64 = 60;
+    const BUDGET: u64 = 50;
+    for _ in 0..ahead {
+        let taken = second_stream.acquire_lease("metering-0-zombie", "before", Duration::from_secs(10)).await;
+        let Ok(LeaseOutcome::Held(lease)) = taken else { panic!("{taken:?}") };
+        second_stream.release_lease(lease).await.unwrap();
+    }
+    let first = world.metering("first").await;
+    let zombies = Arc::new(OwnLeases(second_stream));
+    let second = world.start(world.options("second"), zombies).await;
+    world.enrol(v1::KeyRole::Metering, "metering", second.service.public_key().to_bytes()).await;
+    world.admin(&first).set_budget(set("acme", &[("invocations", BUDGET)])).await.unwrap();
+
+    let mut calls = Vec::new();
+    for n in 0..EACH {
+        for running in [&first, &second] {
+            let mut client = world.agent(running);
+            calls.push(tokio::spawn(async move {
+                let key = format!("k{n}-{:p}", &raw const client);
+                let request = reserve("acme", &[("invocations", 1)], &key);
+                let response = client.reserve(request).await.ok()?.into_inner();
+                match response.outcome? {
+                    v1::reserve_response::Outcome::Granted(granted) => {
+                        Some((granted.hold_id, response.stream_seq))
+                    }
+                    v1::reserve_response::Outcome::Denied(_) => None,
+                }
+            }));
+        }
+    }
+    let mut answered = Vec::new();
+    for call in calls {
+        answered.extend(within(call).await.unwrap());
+    }
+    let journal = world.journal().await;
+    let recorded: Vec<_> = journal
+        .iter()
+        .flat_map(|(seq, decision)| decision.events.iter().map(move |event| (*seq, event)))
+        .filter_map(|(seq, event)| match &event.kind {
+            Some(v1::budget_event::Kind::HoldGranted(granted)) => Some((granted.hold_id.clone(), seq)),
+            _ => None,
+        })
+        .collect();
+    assert!(recorded.len() as u64 <= BUDGET, "{} granted of {BUDGET}", recorded.len());
+    assert!(!answered.is_empty());
+    for answer in &answered {
+        assert_eq!(recorded.iter().filter(|hold| *hold == answer).count(), 1, "{answer:?}");
+    }
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombie_with_the_older_lease_never_overspends() {
+    let server = NatsServer::start();
+    let world = World::nats(&server).await;
+    check_zombie(&world, jetstream(&server.url()).await, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_was_overtaken_never_overspends() {
+    let server = NatsServer::start();
+    let world = World::nats(&server).await;
+    check_zombie(&world, jetstream(&server.url()).await, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_both_believe_to_own_an_embedded_partition_never_overspend() {
+    let world = World::local().await;
+    check_zombie(&world, Arc::clone(&world.stream), 3).await;
+}
