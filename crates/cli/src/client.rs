@@ -202,7 +202,8 @@ pub fn explain(status: &Status) -> String {
     }
     if let Some(info) = details.error_info() {
         let metadata: BTreeMap<_, _> = info.metadata.iter().collect();
-        let pairs: Vec<_> = metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let told = metadata.iter().filter(|(_, value)| !value.is_empty());
+        let pairs: Vec<_> = told.map(|(key, value)| format!("{key}={value}")).collect();
         text = format!(
             "{text} [{}{}{}]",
             info.reason,

@@ -4,6 +4,7 @@
 //! load. Invariant: exit status 0 only if every proof held.
 
 pub mod attack;
+mod files;
 mod stage;
 
 use std::{
@@ -22,7 +23,7 @@ use exchequer_event::v1::{
     ledger_service_client::LedgerServiceClient, metering_service_client::MeteringServiceClient,
 };
 use exchequer_serve::StreamOptions;
-use exchequer_tlog::{BundleId, TlogProof};
+use exchequer_tlog::TlogProof;
 use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -357,7 +358,7 @@ impl Demo {
         self.stage
             .note(format!("exported {} entries of {} to a pack", exported.manifest.entries, self.tenant));
         // A copy of the log, and then nothing is left to ask: what follows is offline.
-        copy_dir(&self.options.ledger.data.join("log"), &self.evidence.join("log"))?;
+        files::copy_dir(&self.options.ledger.data.join("log"), &self.evidence.join("log"))?;
         if let Some(assembly) = self.assembly.take() {
             assembly.stop().await;
         }
@@ -371,7 +372,7 @@ impl Demo {
             ),
         );
         let member = format!("proofs/{index}.tlog-proof");
-        let proof = tar_member(&pack, &member)?;
+        let proof = files::tar_member(&pack, &member)?;
         let proof = TlogProof::parse(&proof).with_context(|| member.clone())?;
         self.stage.prove(
             proof.index() == index,
@@ -398,7 +399,7 @@ impl Demo {
         let before = check().await;
         let what = format!("before: all {} entries of the copy verify", before.checked.entries);
         self.stage.prove(before.verdict == Verdict::Holds, what);
-        let file = flip_byte(&log, index, before.tree_size.unwrap_or_default())?;
+        let file = files::flip_byte(&log, index, before.tree_size.unwrap_or_default())?;
         self.stage.note(format!("one bit of entry {index} flipped, in {file}"));
         let after = check().await;
         show_faults(&self.stage, &after);
@@ -585,52 +586,4 @@ fn show_faults(stage: &Stage, report: &Report) {
             stage.note(format!("  expected {expected}\n  found    {found}"));
         }
     }
-}
-
-fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_dir(&entry.path(), &to)?;
-        } else {
-            fs::copy(entry.path(), to)?;
-        }
-    }
-    Ok(())
-}
-
-fn tar_member(pack: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
-    let mut archive = tar::Archive::new(fs::File::open(pack)?);
-    for member in archive.entries()? {
-        let mut member = member?;
-        if member.path()?.to_str() == Some(name) {
-            let mut bytes = Vec::new();
-            std::io::Read::read_to_end(&mut member, &mut bytes)?;
-            return Ok(bytes);
-        }
-    }
-    bail!("the pack has no {name}")
-}
-
-/// Flips one bit in the middle of an entry; the file that it is in.
-fn flip_byte(log: &Path, index: u64, size: u64) -> anyhow::Result<String> {
-    let bundle = BundleId::in_tree(index / 256, size).context("the entry is not in the tree")?;
-    let name = bundle.to_string();
-    let path = log.join(&name);
-    let mut bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-    let mut at = 0;
-    for _ in 0..index % 256 {
-        at += 2 + entry_len(&bytes, at)?;
-    }
-    let middle = at + 2 + entry_len(&bytes, at)? / 2;
-    bytes[middle] ^= 1;
-    fs::write(&path, bytes)?;
-    Ok(name)
-}
-
-fn entry_len(bundle: &[u8], at: usize) -> anyhow::Result<usize> {
-    let length = bundle.get(at..at + 2).and_then(|two| two.try_into().ok()).context("the bundle is cut")?;
-    Ok(usize::from(u16::from_be_bytes(length)))
 }

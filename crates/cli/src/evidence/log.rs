@@ -519,7 +519,7 @@ fn upper_fault(upper: &UpperMismatch, truth: Option<Supposition>) -> Fault {
     let UpperMismatch { id, place, computed, stored } = upper;
     let below = id.index() * WIDTH + place;
     let child = full_tile(id.level() - 1, below);
-    let fault = match truth {
+    match truth {
         Some(Supposition::UpperThenEntries | Supposition::UpperThenTiles) if id.level() == 1 => Fault::new(
             FaultKind::EntriesRewritten,
             format!(
@@ -537,6 +537,5 @@ fn upper_fault(upper: &UpperMismatch, truth: Option<Supposition>) -> Fault {
             format!("hash {place} of {id} is not the root of {child}, and neither leads to the signed root"),
         )
         .hashes(stored, computed),
-    };
-    fault
+    }
 }

@@ -91,7 +91,7 @@ fn check_pack(
     }
     let mut done = 0;
     loop {
-        match pack.next() {
+        match pack.next_pair() {
             Ok(Some(pair)) => check.pair(pair),
             Ok(None) => break,
             Err(error) => {

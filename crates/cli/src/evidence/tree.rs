@@ -22,7 +22,9 @@ impl Peaks {
     }
 
     fn leaves(&mut self, hashes: &[Hash]) {
-        hashes.iter().for_each(|hash| self.push(0, *hash));
+        for hash in hashes {
+            self.push(0, *hash);
+        }
     }
 
     fn root(&self) -> Hash {

@@ -235,7 +235,7 @@ pub(super) fn check_checkpoint(signed: &SignedCheckpoint, key: Option<&VerifierK
             }
         }
         Err(error) => {
-            report.fault(Fault::new(FaultKind::CheckpointSignature, format!("checkpoint: {error}")))
+            report.fault(Fault::new(FaultKind::CheckpointSignature, format!("checkpoint: {error}")));
         }
     }
 }

@@ -48,7 +48,7 @@ pub struct Pair {
     pub proof: Vec<u8>,
 }
 
-/// A pack that has the right members. Entries are read with [`next`](Self::next).
+/// A pack that has the right members. Entries are read with [`next_pair`](Self::next_pair).
 pub struct PackReader<R> {
     members: Members<R>,
     manifest: Manifest,
@@ -271,7 +271,7 @@ impl<R: Read + Seek> PackReader<R> {
     }
 
     /// The next entry and its proof.
-    pub fn next(&mut self) -> Result<Option<Pair>, ReadError> {
+    pub fn next_pair(&mut self) -> Result<Option<Pair>, ReadError> {
         let Some(index) = index_of(&self.ahead.name) else {
             return Ok(None);
         };

@@ -98,7 +98,9 @@ fn each_byte_of_the_entries_is_covered_and_its_entry_is_named() {
     }
     assert_eq!(owner.len(), bytes.len());
     let dirs: Vec<_> = (0..64).map(|_| tempfile::tempdir().unwrap()).collect();
-    dirs.iter().for_each(|dir| log.write(dir.path()));
+    for dir in &dirs {
+        log.write(dir.path());
+    }
     on_all_cores(bytes.len(), |lane, at| {
         let (name, content) = flipped(&log, &path, at);
         fs::write(dirs[lane].path().join(name), content.unwrap()).unwrap();

@@ -1,0 +1,142 @@
+//! Control records that the ledger writes: enrolment, revocation, durability.
+//!
+//! Left out: deciding whether one counts, which is the acceptor's. Invariant: every one is signed by the ledger's key.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ed25519_dalek::SigningKey;
+use exchequer_event::{
+    control::{sign_control, topic},
+    name::control_subject,
+    v1::{self, control_record::Kind},
+};
+use exchequer_stream::{AppendError, Durability, EventStream, Message};
+use prost::Message as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    options::Enrolment,
+    standing::{Part, Standing},
+};
+
+/// How often the stream's durability is looked at.
+const DURABILITY_CHECK: Duration = Duration::from_secs(60);
+/// How long to wait before trying an append again.
+const RETRY: Duration = Duration::from_secs(2);
+/// Actor of records that nobody asked for.
+const SELF: &str = "ledger";
+
+/// Writes control records to the stream.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlWriter {
+    stream: Arc<dyn EventStream>,
+    key: SigningKey,
+}
+
+impl ControlWriter {
+    pub(crate) fn new(stream: Arc<dyn EventStream>, key: SigningKey) -> Self {
+        Self { stream, key }
+    }
+
+    /// A record as it is appended.
+    pub(crate) fn message(&self, actor: &str, kind: Kind) -> Message {
+        let subject = control_subject(topic(&kind));
+        let record = v1::ControlRecord { time_unix_ms: unix_ms(), actor: actor.to_owned(), kind: Some(kind) };
+        Message::new(subject, sign_control(&self.key, &record).encode_to_vec())
+    }
+
+    /// Appends a record on behalf of an actor; its stream sequence.
+    pub(crate) async fn append(&self, actor: &str, kind: Kind) -> Result<u64, AppendError> {
+        let mut message = self.message(actor, kind);
+        exchequer_telemetry::inject(&mut message.headers);
+        self.stream.append(message).await
+    }
+
+    /// Appends until it succeeds. Doing so twice is harmless: both records state the same.
+    async fn insist(&self, kind: Kind, shutdown: &CancellationToken) {
+        while let Err(error) = self.append(SELF, kind.clone()).await {
+            tracing::warn!(%error, "a control record could not be appended; trying again");
+            if pause(RETRY, shutdown).await {
+                return;
+            }
+        }
+    }
+
+    /// Enrols the configured keys that the log does not know, once the log holds the stream as it was at the start.
+    pub(crate) async fn enrol(
+        self,
+        keys: Vec<Enrolment>,
+        standing: Arc<Standing>,
+        shutdown: CancellationToken,
+    ) {
+        if keys.is_empty() {
+            return;
+        }
+        let tip = loop {
+            match self.stream.tip().await {
+                Ok(tip) => break tip,
+                Err(_) if pause(RETRY, &shutdown).await => return,
+                Err(_) => {}
+            }
+        };
+        let mut changed = standing.changed.subscribe();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            caught_up = changed.wait_for(|position| position.cursor >= tip) => if caught_up.is_err() { return },
+        }
+        let known = standing.keys();
+        for Enrolment { role, holder, key } in keys {
+            match known.iter().find(|k| k.role == role && k.holder == holder && k.key == key) {
+                Some(known) if known.revoked => {
+                    tracing::warn!(holder, "the configured key is revoked and stays so");
+                }
+                Some(_) => {}
+                None => {
+                    let public_key = key.as_bytes().to_vec().into();
+                    let enrolled = v1::KeyEnrolled { role: role.into(), holder, public_key };
+                    self.insist(Kind::KeyEnrolled(enrolled), &shutdown).await;
+                }
+            }
+        }
+    }
+
+    /// Records, once per start and per change, that the broker does not sync.
+    pub(crate) async fn watch_durability(self, standing: Arc<Standing>, shutdown: CancellationToken) {
+        let mut recorded = None;
+        loop {
+            let fault = match self.stream.durability().await {
+                Durability::Synced => None,
+                Durability::Degraded { detail } => Some(detail),
+            };
+            standing.report(Part::Durability, fault.clone());
+            if let Some(detail) = &fault
+                && recorded != fault
+            {
+                let detail =
+                    exchequer_event::name::clip(detail, exchequer_event::name::MAX_DETAIL_BYTES).to_owned();
+                self.insist(Kind::DurabilityDegraded(v1::DurabilityDegraded { detail }), &shutdown).await;
+            }
+            recorded = fault;
+            if pause(DURABILITY_CHECK, &shutdown).await {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits; whether the shutdown came first.
+pub(crate) async fn pause(time: Duration, shutdown: &CancellationToken) -> bool {
+    tokio::select! {
+        () = shutdown.cancelled() => true,
+        () = tokio::time::sleep(time) => false,
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

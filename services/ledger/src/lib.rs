@@ -1,0 +1,29 @@
+//! The ledger: turns the ordered stream into a C2SP tlog-tiles Merkle log with signed checkpoints, and serves it.
+//!
+//! [`Service::start`] recovers the log of a data directory and runs: ingest → integrate → store → sign → receipts. What is served
+//! (gRPC by [`Service::grpc`], files by [`Service::http`]) is what a signed checkpoint covers.
+//!
+//! Left out: listening, authentication (the layer in front of it puts the caller into each request), witnesses, export.
+//! Invariant: what is published is durable, is a prefix of what any replica of the same stream builds, and was compared with the
+//! checkpoint before it.
+
+mod control;
+mod genesis;
+mod grpc;
+mod http;
+mod index;
+mod ingest;
+mod integrate;
+mod metrics;
+mod options;
+mod query;
+mod service;
+mod sign;
+mod snapshot;
+mod standing;
+mod store;
+
+pub use integrate::{Integrated, integrate};
+pub use options::{Enrolment, Options, public_paths};
+pub use service::{GenesisError, Service, StartError};
+pub use store::{OpenError, StoreError};

@@ -1,0 +1,377 @@
+//! The ledger as a whole: recovers, starts its parts, hands out its servers, stops.
+//!
+//! Left out: listening. Invariant: nothing runs before the log, its checkpoints and its genesis were found to fit each other.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ed25519_dalek::VerifyingKey;
+use exchequer_auth::keys::{self, KeyError};
+use exchequer_event::{
+    accept::Acceptor,
+    name, seal,
+    v1::{RejectionReason, entry::Kind, ledger_service_server::LedgerServiceServer},
+};
+use exchequer_stream::EventStream;
+use exchequer_telemetry::Readiness;
+use exchequer_tlog::{NoteSigner, SignedCheckpoint};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use crate::genesis::GenesisError;
+use crate::{
+    control::ControlWriter,
+    genesis,
+    grpc::{Grpc, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX_TAILS},
+    http,
+    index::{self, Index},
+    ingest::{self, Pipeline},
+    integrate::{AgentOutcome, head_of},
+    metrics::Metrics,
+    options::Options,
+    sign::{Signer, unix_s},
+    snapshot::{Snapshots, for_each_entry},
+    standing::{Published, Standing},
+    store::{self, Disk, LogReader, OpenError, Opened, StoreError},
+};
+
+/// Blocks that wait for the index; beyond it, the index reads them from the log.
+const WAITING_BLOCKS: usize = 4;
+/// Memory that sled keeps pages in.
+const SLED_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+const DERIVED: &str = "derived";
+/// How long an unusable sled is tried again before it is set aside.
+const DERIVED_WAIT: Duration = Duration::from_secs(1);
+const DERIVED_RETRY: Duration = Duration::from_millis(100);
+
+/// The ledger did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory can't be used.
+    #[error("the data directory {path} can't be used: {reason}")]
+    Data {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Another process has it.
+    #[error("the data directory {0} is in use by another process")]
+    Locked(PathBuf),
+    /// The key can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The log can't be opened.
+    #[error("the log can't be opened: {0}")]
+    Open(#[from] OpenError),
+    /// The log can't be read.
+    #[error("the log can't be read: {0}")]
+    Store(#[from] StoreError),
+    /// The stream or the log is not this ledger's.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+}
+
+/// A running ledger. Dropping it without [`Service::stop`] is what a crash is: safe, and the next start recovers.
+#[derive(Debug)]
+pub struct Service {
+    grpc: Grpc,
+    files: http::Files,
+    standing: Arc<Standing>,
+    key: VerifyingKey,
+    shutdown: CancellationToken,
+    signer_shutdown: CancellationToken,
+    ingest: tokio::task::JoinHandle<()>,
+    signer: tokio::task::JoinHandle<()>,
+    tasks: JoinSet<()>,
+    lock: Arc<File>,
+}
+
+/// What recovery found, before anything runs.
+struct Recovered {
+    opened: Opened,
+    acceptor: Acceptor,
+    snapshot_size: u64,
+    snapshots: Snapshots,
+    index: Index,
+    lock: Arc<File>,
+    owed: BTreeMap<String, AgentOutcome>,
+}
+
+impl Service {
+    /// Recovers the log of the data directory and runs the ledger over the stream.
+    pub async fn start(options: Options, stream: Arc<dyn EventStream>) -> Result<Self, StartError> {
+        let (data, origin) = (options.data.clone(), options.origin.clone());
+        let key_file = options.key_file.clone();
+        let (key, instance, recovered) = tokio::task::spawn_blocking(move || {
+            let unusable =
+                |error: std::io::Error| StartError::Data { path: data.clone(), reason: error.to_string() };
+            std::fs::create_dir_all(&data).map_err(unusable)?;
+            let lock = lock(&data)?;
+            let key = keys::load_or_create(&key_file)?;
+            let instance = instance_name(&data).map_err(unusable)?;
+            recover(&data, &origin, &key, lock).map(|recovered| (key, instance, recovered))
+        })
+        .await
+        .map_err(|error| StartError::Data { path: options.data.clone(), reason: error.to_string() })??;
+        let Recovered {
+            opened: Opened { writer, reader, checkpoints },
+            acceptor,
+            snapshot_size,
+            snapshots,
+            index,
+            lock,
+            owed,
+        } = recovered;
+
+        let control = ControlWriter::new(stream.clone(), key.clone());
+        let (cursor, public) = (writer.position().cursor, key.verifying_key());
+        genesis::ensure(&*stream, &acceptor, cursor, &control, &options.origin, &public).await?;
+
+        let published =
+            checkpoints.last().map_or_else(Published::default, |last| Published::new(last, unix_s()));
+        let standing = Arc::new(Standing::new(&acceptor, writer.position().clone(), published));
+        standing.owe(owed);
+        let metrics = Metrics::new(Arc::downgrade(&standing));
+        let verifier_key =
+            NoteSigner::new(&*options.origin, key.clone()).map_err(OpenError::from)?.verifier().to_string();
+        let (shutdown, signer_shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let (blocks, received) = mpsc::channel(WAITING_BLOCKS);
+        let pipeline = Pipeline {
+            snapshot_size,
+            writer,
+            acceptor,
+            reader: reader.clone(),
+            snapshots,
+            blocks,
+            standing: standing.clone(),
+            metrics: metrics.clone(),
+            _lock: lock.clone(),
+        };
+        let signer = Signer {
+            checkpoints,
+            reader: reader.clone(),
+            standing: standing.clone(),
+            stream: stream.clone(),
+            key,
+            holder: instance,
+            interval: options.checkpoint_interval,
+            metrics: metrics.clone(),
+            _lock: lock.clone(),
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(index::run(index.clone(), reader.clone(), standing.clone(), received, shutdown.clone()));
+        tasks.spawn(control.clone().enrol(options.enroll.clone(), standing.clone(), shutdown.clone()));
+        tasks.spawn(control.clone().watch_durability(standing.clone(), shutdown.clone()));
+        tasks.spawn(ingest::watch_lag(stream.clone(), standing.clone(), metrics, shutdown.clone()));
+        Ok(Self {
+            ingest: tokio::spawn(ingest::run(pipeline, stream.clone(), shutdown.clone())),
+            signer: tokio::spawn(signer.run(signer_shutdown.clone())),
+            grpc: Grpc {
+                reader: reader.clone(),
+                index,
+                standing: standing.clone(),
+                stream,
+                control,
+                verifier_key: verifier_key.clone(),
+                tails: Arc::new(Semaphore::new(MAX_TAILS)),
+                shutdown: shutdown.clone(),
+            },
+            files: http::Files {
+                reader,
+                standing: standing.clone(),
+                verifier_key,
+                public_entries: options.public_entries,
+            },
+            standing,
+            key: public,
+            shutdown,
+            signer_shutdown,
+            tasks,
+            lock,
+        })
+    }
+
+    /// The gRPC services.
+    pub fn grpc(&self) -> tonic::service::Routes {
+        let server = LedgerServiceServer::new(self.grpc.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES);
+        tonic::service::Routes::new(server)
+    }
+
+    /// The log's files over HTTP.
+    pub fn http(&self) -> axum::Router {
+        http::routes(self.files.clone())
+    }
+
+    /// Which parts work.
+    pub fn readiness(&self) -> Readiness {
+        self.standing.readiness()
+    }
+
+    /// What is missing if the stream does not sync each acknowledged message; also recorded in the log.
+    pub fn durability_degraded(&self) -> Option<String> {
+        self.standing.durability_fault()
+    }
+
+    /// The log's verifier key (a vkey of C2SP signed-note), with which checkpoints are verified.
+    pub fn verifier_key(&self) -> &str {
+        &self.files.verifier_key
+    }
+
+    /// The Ed25519 public key behind it, with which receipts and control records are verified.
+    pub fn public_key(&self) -> &VerifyingKey {
+        &self.key
+    }
+
+    /// The newest signed checkpoint; empty before the first.
+    pub fn checkpoint(&self) -> bytes::Bytes {
+        self.standing.published.borrow().note.clone()
+    }
+
+    /// Stops: integrates what it has read, signs it, tells the agents, and lets the data directory go.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        // The signer last, so that its last checkpoint covers all that was integrated.
+        let ingest = (&mut self.ingest).await;
+        self.signer_shutdown.cancel();
+        let signer = (&mut self.signer).await;
+        for ended in [ingest, signer] {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a part of the ledger did not stop in good order");
+            }
+        }
+        while self.tasks.join_next().await.is_some() {}
+        // Nothing writes any more, whoever still reads.
+        if let Err(error) = self.lock.unlock() {
+            tracing::error!(%error, "the data directory can't be let go");
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.ingest.abort();
+        self.signer.abort();
+    }
+}
+
+/// Holds the data directory for as long as the file is open.
+fn lock(data: &Path) -> Result<Arc<File>, StartError> {
+    let path = data.join("lock");
+    let unusable = |error: std::io::Error| StartError::Data { path: path.clone(), reason: error.to_string() };
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(unusable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::Locked(data.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+fn recover(
+    data: &Path,
+    origin: &str,
+    key: &ed25519_dalek::SigningKey,
+    lock: Arc<File>,
+) -> Result<Recovered, StartError> {
+    let opened = store::open(Arc::new(Disk), data, origin, key)?;
+    let (snapshots, index) = open_derived(data, &opened.reader)?;
+    let (acceptor, snapshot_size) = snapshots.acceptor(&opened.reader)?;
+    let covered = opened.checkpoints.last().map_or(0, |signed: &SignedCheckpoint| signed.checkpoint().size());
+    let since = opened.checkpoints.previous_size().min(covered);
+    let owed = owed_receipts(&opened.reader, &acceptor, since)?;
+    Ok(Recovered { opened, acceptor, snapshot_size, snapshots, index, lock, owed })
+}
+
+/// Opens sled; what can't be opened is set aside and built again, since all of it follows from the log.
+fn open_derived(data: &Path, reader: &LogReader) -> Result<(Snapshots, Index), StartError> {
+    let path = data.join(DERIVED);
+    let until = Instant::now() + DERIVED_WAIT;
+    loop {
+        match try_derived(&path, reader) {
+            Ok(opened) => return Ok(opened),
+            // Readers of a ledger that was stopped in this process may hold it a moment longer.
+            Err(_) if path.exists() && Instant::now() < until => std::thread::sleep(DERIVED_RETRY),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "derived data can't be opened; it is rebuilt");
+                break;
+            }
+        }
+    }
+    let unusable = |error: String| StartError::Data { path: path.clone(), reason: error };
+    let aside = data.join(format!("{DERIVED}.unusable"));
+    let is_gone = |outcome: std::io::Result<()>| match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(unusable(error.to_string())),
+        _ => Ok(()),
+    };
+    is_gone(if aside.is_dir() { std::fs::remove_dir_all(&aside) } else { std::fs::remove_file(&aside) })?;
+    is_gone(std::fs::rename(&path, &aside))?;
+    try_derived(&path, reader).map_err(|error| unusable(error.to_string()))
+}
+
+fn try_derived(path: &Path, reader: &LogReader) -> Result<(Snapshots, Index), index::IndexError> {
+    let db = sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).open()?;
+    Ok((Snapshots::open(&db)?, Index::open(&db, reader)?))
+}
+
+/// Receipts that a crash may have kept from being published: every agent's head, and what the log says of refusals since the
+/// checkpoint before the last one.
+fn owed_receipts(
+    reader: &LogReader,
+    acceptor: &Acceptor,
+    since: u64,
+) -> Result<BTreeMap<String, AgentOutcome>, StoreError> {
+    let mut refused: BTreeMap<String, Option<RejectionReason>> = BTreeMap::new();
+    for_each_entry(reader, since, reader.committed(), |entry| match entry.kind {
+        Some(Kind::Rejection(rejection)) => {
+            if let Some(agent_id) = rejection.subject.strip_prefix("events.") {
+                refused.insert(agent_id.to_owned(), Some(rejection.reason()));
+            }
+        }
+        Some(Kind::Equivocation(equivocation)) => {
+            refused.insert(equivocation.agent_id, Some(RejectionReason::WrongChain));
+        }
+        Some(Kind::Event(bytes)) => {
+            if let Ok(event) = seal::decode_event(&bytes) {
+                refused.insert(event.agent_id, None);
+            }
+        }
+        _ => {}
+    })?;
+    let agents = acceptor.heads().map(|head| (head.agent_id, None));
+    let all: BTreeMap<_, _> = agents.chain(refused).collect();
+    let owed = all.into_iter().filter(|(agent_id, _)| name::is_holder(agent_id));
+    Ok(owed
+        .map(|(agent_id, refused)| {
+            let outcome = AgentOutcome { head: head_of(acceptor, &agent_id), refused };
+            (agent_id, outcome)
+        })
+        .collect())
+}
+
+/// The data directory's name among those that compete for the lease. It outlives the process, so that a ledger that was killed
+/// takes the lease over from itself; that there is one process only is what the lock is for.
+fn instance_name(data: &Path) -> std::io::Result<String> {
+    let path = data.join("instance");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if name::is_holder(&name) => return Ok(name),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        // Cut by a crash, or not there yet: a new name only waits for the old one's lease to run out.
+        _ => {}
+    }
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+    let name = format!("ledger-{}", hex::encode(bytes));
+    std::fs::write(&path, &name)?;
+    Ok(name)
+}

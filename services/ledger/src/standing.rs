@@ -1,0 +1,232 @@
+//! What the parts of a running ledger know of each other: how far the log is committed and published, agents' heads, keys, health.
+//!
+//! Left out: anything durable. Invariant: a head that waits for its receipt stands together with the position that covers it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use exchequer_event::{
+    accept::{Acceptor, KeyState},
+    v1,
+};
+use exchequer_telemetry::Readiness;
+use exchequer_tlog::SignedCheckpoint;
+use tokio::sync::watch;
+
+use crate::{
+    integrate::{AgentOutcome, Integrated},
+    store::{LogReader, Position},
+};
+
+/// Agents without a single accepted event that wait for a receipt. Anybody who may publish can name an agent.
+const MAX_UNKNOWN_AGENTS: usize = 1024;
+
+/// The newest checkpoint as it is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// Entries that it covers; 0 before the first.
+    pub(crate) size: u64,
+    /// The signed note; empty before the first.
+    pub(crate) note: Bytes,
+    /// When it was signed or taken up at the start, seconds since the Unix epoch.
+    pub(crate) unix_s: u64,
+}
+
+impl Published {
+    pub(crate) fn new(signed: &SignedCheckpoint, unix_s: u64) -> Self {
+        Self { size: signed.checkpoint().size(), note: signed.to_string().into(), unix_s }
+    }
+}
+
+/// What the signer takes: a position and the receipts that its checkpoint makes possible.
+#[derive(Debug)]
+pub(crate) struct Due {
+    pub(crate) position: Position,
+    pub(crate) receipts: BTreeMap<String, AgentOutcome>,
+}
+
+/// Faults of the running parts, by part; `None` where it works.
+#[derive(Clone, Debug, Default)]
+struct Health {
+    ingest: Option<String>,
+    sign: Option<String>,
+    durability: Option<String>,
+    index: Option<String>,
+}
+
+/// A part of the ledger that can be out of order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    Ingest,
+    Sign,
+    Durability,
+    Index,
+}
+
+#[derive(Debug)]
+struct Inner {
+    position: Position,
+    heads: BTreeMap<String, v1::AgentHead>,
+    keys: Vec<KeyState>,
+    due: BTreeMap<String, AgentOutcome>,
+    health: Health,
+}
+
+/// The shared standing of a running ledger.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    inner: Mutex<Inner>,
+    /// Counts commits and new receipts: wakes whoever waits for either.
+    pub(crate) changed: watch::Sender<Position>,
+    /// The newest checkpoint.
+    pub(crate) published: watch::Sender<Published>,
+}
+
+impl Standing {
+    pub(crate) fn new(acceptor: &Acceptor, position: Position, published: Published) -> Self {
+        let heads = acceptor.heads().map(|head| (head.agent_id.clone(), head)).collect();
+        let inner = Inner {
+            position: position.clone(),
+            heads,
+            keys: acceptor.keys().to_vec(),
+            due: BTreeMap::new(),
+            health: Health {
+                ingest: Some("the stream has not been read yet".to_owned()),
+                sign: Some("the signing lease is not held yet".to_owned()),
+                ..Health::default()
+            },
+        };
+        Self {
+            inner: Mutex::new(inner),
+            changed: watch::Sender::new(position),
+            published: watch::Sender::new(published),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up what was committed.
+    pub(crate) fn committed(&self, position: Position, integrated: &Integrated, acceptor: &Acceptor) {
+        let mut inner = self.lock();
+        inner.position.clone_from(&position);
+        if integrated.keys_changed {
+            inner.keys = acceptor.keys().to_vec();
+        }
+        for (agent_id, outcome) in &integrated.agents {
+            if outcome.head.seq > 0 {
+                inner.heads.insert(agent_id.clone(), outcome.head.clone());
+            }
+        }
+        Self::add_due(&mut inner, integrated.agents.clone());
+        drop(inner);
+        self.changed.send_replace(position);
+    }
+
+    /// Takes up the log as it was found again after a failed commit; every agent is told where it stands.
+    pub(crate) fn reopened(&self, position: Position, acceptor: &Acceptor) {
+        let outcome = |head: v1::AgentHead| (head.agent_id.clone(), AgentOutcome { head, refused: None });
+        let mut inner = self.lock();
+        inner.position.clone_from(&position);
+        inner.keys = acceptor.keys().to_vec();
+        inner.heads = acceptor.heads().map(|head| (head.agent_id.clone(), head)).collect();
+        Self::add_due(&mut inner, acceptor.heads().map(outcome).collect());
+        drop(inner);
+        self.changed.send_replace(position);
+    }
+
+    /// Adds receipts that are due with the next checkpoint.
+    pub(crate) fn owe(&self, receipts: BTreeMap<String, AgentOutcome>) {
+        Self::add_due(&mut self.lock(), receipts);
+        self.changed.send_modify(|_| {});
+    }
+
+    fn add_due(inner: &mut Inner, receipts: BTreeMap<String, AgentOutcome>) {
+        let mut unknown = inner.due.values().filter(|outcome| outcome.head.seq == 0).count();
+        for (agent_id, outcome) in receipts {
+            if outcome.head.seq == 0 && !inner.due.contains_key(&agent_id) {
+                if unknown >= MAX_UNKNOWN_AGENTS {
+                    continue;
+                }
+                unknown += 1;
+            }
+            inner.due.insert(agent_id, outcome);
+        }
+    }
+
+    /// Takes receipts back that could not be published; newer ones stay.
+    pub(crate) fn give_back(&self, receipts: BTreeMap<String, AgentOutcome>) {
+        let mut inner = self.lock();
+        for (agent_id, outcome) in receipts {
+            inner.due.entry(agent_id).or_insert(outcome);
+        }
+    }
+
+    /// Whether there is something to sign or to tell.
+    pub(crate) fn is_due(&self) -> bool {
+        let inner = self.lock();
+        inner.position.size > self.published.borrow().size || !inner.due.is_empty()
+    }
+
+    /// Takes what is due; the files of the position's size are kept until it is published.
+    pub(crate) fn take_due(&self, reader: &LogReader) -> Due {
+        let mut inner = self.lock();
+        reader.pin(inner.position.size);
+        Due { position: inner.position.clone(), receipts: std::mem::take(&mut inner.due) }
+    }
+
+    /// How far an agent's events are.
+    pub(crate) fn head(&self, agent_id: &str) -> Option<v1::AgentHead> {
+        self.lock().heads.get(agent_id).cloned()
+    }
+
+    /// How far every agent's events are.
+    pub(crate) fn heads(&self) -> Vec<v1::AgentHead> {
+        self.lock().heads.values().cloned().collect()
+    }
+
+    /// Every key that was ever enrolled.
+    pub(crate) fn keys(&self) -> Vec<KeyState> {
+        self.lock().keys.clone()
+    }
+
+    /// Sets or clears the fault of a part.
+    pub(crate) fn report(&self, part: Part, fault: Option<String>) {
+        let mut inner = self.lock();
+        let health = &mut inner.health;
+        let place = match part {
+            Part::Ingest => &mut health.ingest,
+            Part::Sign => &mut health.sign,
+            Part::Durability => &mut health.durability,
+            Part::Index => &mut health.index,
+        };
+        if *place != fault {
+            if let Some(fault) = &fault {
+                tracing::warn!(?part, fault, "out of order");
+            } else {
+                tracing::info!(?part, "in order");
+            }
+            *place = fault;
+        }
+    }
+
+    /// Which parts work. A broker that does not sync is shown and recorded, but does not make the ledger unready.
+    pub(crate) fn readiness(&self) -> Readiness {
+        let health = self.lock().health.clone();
+        let state = |fault: Option<String>| fault.map_or(Ok(()), Err);
+        Readiness::new()
+            .component("ledger.ingest", state(health.ingest))
+            .component("ledger.sign", state(health.sign))
+            .component("ledger.index", state(health.index))
+    }
+
+    /// What the stream's durability lacks, if anything.
+    pub(crate) fn durability_fault(&self) -> Option<String> {
+        self.lock().health.durability.clone()
+    }
+}

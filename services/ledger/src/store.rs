@@ -1,0 +1,40 @@
+//! The log on disk: a C2SP log directory, the state that says how much of it counts, and all checkpoints ever signed.
+//!
+//! ```text
+//! DATA/lock                       held while a process has the log open
+//! DATA/state                      size, root, stream cursor; swapped as a whole
+//! DATA/checkpoints/<n>            every checkpoint in order, in segments
+//! DATA/log/checkpoint             the newest
+//! DATA/log/tile/<L>/<N>[.p/<W>]   hash tiles
+//! DATA/log/tile/entries/<N>[.p/<W>]
+//! DATA/staging/                   files before they get their names
+//! ```
+//!
+//! [`open`] recovers, [`LogWriter`] commits, [`CheckpointLog`] signs and publishes, [`LogReader`] reads. Left out: what entries mean.
+//! Invariant: entries and tiles are durable before the state names them, and the state is durable before a checkpoint covers it.
+
+mod checkpoints;
+mod files;
+mod open;
+mod read;
+mod state;
+mod write;
+
+#[cfg(test)]
+mod faults;
+
+pub(crate) use checkpoints::{CheckpointLog, SignError};
+pub(crate) use files::Disk;
+pub use open::OpenError;
+pub(crate) use open::{Opened, open};
+pub(crate) use read::LogReader;
+pub use read::StoreError;
+pub(crate) use state::{Position, message_digest};
+pub(crate) use write::LogWriter;
+
+/// Most records that one integration takes.
+pub(crate) const MAX_INTEGRATION_RECORDS: usize = 4096;
+/// Payload bytes after which an integration takes no further record.
+pub(crate) const MAX_INTEGRATION_BYTES: usize = 2 * 1024 * 1024;
+/// More bundles than one integration can touch: an event's entry has well over 40 bytes.
+pub(crate) const MAX_INTEGRATION_BUNDLES: u64 = 512;

@@ -1,0 +1,338 @@
+//! The store over a file system that fails: each operation in turn, in every way, then power loss and reopening.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use exchequer_event::digest::Digest;
+use exchequer_tlog::{EMPTY_ROOT, Hash, leaf_hash, node_hash};
+
+use super::{
+    OpenError, Opened,
+    files::{Files, NewFile},
+    open,
+};
+
+const ORIGIN: &str = "test.example/log";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    /// The operation is not performed; everything that was not synced is lost.
+    CrashBefore,
+    /// The operation is performed, the caller does not learn it; everything that was not synced is lost.
+    CrashAfter,
+    /// The operation is performed and the caller does not learn it; the kernel had written everything out by itself.
+    CrashAfterButPersisted,
+    /// Half of what was to be written is there, durably.
+    Torn,
+    /// The operation fails once, the process goes on.
+    Eio,
+}
+
+const FAULTS: [Fault; 5] =
+    [Fault::CrashBefore, Fault::CrashAfter, Fault::CrashAfterButPersisted, Fault::Torn, Fault::Eio];
+
+/// Files by path.
+type Tree = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A file system with a page cache: what is seen, and what would be left after a power cut.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    seen: Tree,
+    durable: Tree,
+    operations: u64,
+    fault: Option<(u64, Fault)>,
+    is_down: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Shared(Arc<Mutex<Memory>>);
+
+impl Memory {
+    /// Performs one operation that changes something; `perform` gets whether to do only half of it.
+    fn change(&mut self, perform: impl FnOnce(&mut Self, bool)) -> io::Result<()> {
+        if self.is_down {
+            return Err(io::Error::other("the machine is down"));
+        }
+        let number = self.operations;
+        self.operations += 1;
+        let Some((_, fault)) = self.fault.filter(|(at, _)| *at == number) else {
+            perform(self, false);
+            return Ok(());
+        };
+        match fault {
+            Fault::CrashBefore | Fault::Eio => {}
+            Fault::CrashAfter | Fault::CrashAfterButPersisted => perform(self, false),
+            Fault::Torn => perform(self, true),
+        }
+        self.is_down = fault != Fault::Eio;
+        if matches!(fault, Fault::CrashAfterButPersisted | Fault::Torn) {
+            self.durable = self.seen.clone();
+        }
+        Err(io::Error::other(format!("{fault:?} at operation {number}")))
+    }
+}
+
+impl Shared {
+    fn with<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    /// Power comes back: what was durable is there, and nothing fails any more.
+    fn reboot(&self) {
+        self.with(|memory| {
+            if memory.is_down {
+                memory.seen = memory.durable.clone();
+            }
+            (memory.is_down, memory.fault) = (false, None);
+        });
+    }
+}
+
+impl Files for Shared {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.with(|memory| memory.seen.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into()))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let name = |path: &PathBuf| Some(path.strip_prefix(dir).ok()?.to_str()?.to_owned());
+        Ok(self
+            .with(|memory| memory.seen.keys().filter_map(name).filter(|name| !name.contains('/')).collect()))
+    }
+
+    fn create_dirs(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, files: &[NewFile]) -> io::Result<()> {
+        for NewFile { path, bytes } in files {
+            self.with(|memory| {
+                memory.change(|memory, half| {
+                    let end = if half { bytes.len() / 2 } else { bytes.len() };
+                    memory.seen.insert(path.clone(), bytes[..end].to_vec());
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with(|memory| {
+            memory.change(|memory, half| {
+                let end = if half { bytes.len() / 2 } else { bytes.len() };
+                let file = memory.seen.entry(path.to_owned()).or_default();
+                file.resize(usize::try_from(at).unwrap(), 0);
+                file.extend(&bytes[..end]);
+                // The content of a file whose name is durable is durable with it.
+                let content = file.clone();
+                if let Some(durable) = memory.durable.get_mut(path) {
+                    *durable = content;
+                }
+            })
+        })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.with(|memory| {
+            memory.change(|memory, half| {
+                if let Some(bytes) = memory.seen.remove(from).filter(|_| !half) {
+                    memory.seen.insert(to.to_owned(), bytes);
+                }
+            })
+        })
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.with(|memory| {
+            memory.change(|memory, _| {
+                memory.seen.remove(path);
+            })
+        })
+    }
+
+    fn remove_empty_dir(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.with(|memory| {
+            memory.change(|memory, half| {
+                if half {
+                    return;
+                }
+                let inside = |path: &PathBuf| path.parent() == Some(dir);
+                memory.durable.retain(|path, _| !inside(path));
+                let synced = memory.seen.iter().filter(|(path, _)| inside(path));
+                memory.durable.extend(synced.map(|(path, bytes)| (path.clone(), bytes.clone())));
+            })
+        })
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+fn reopen(files: &Shared) -> Result<Opened, OpenError> {
+    open(Arc::new(files.clone()), Path::new("/data"), ORIGIN, &key())
+}
+
+fn entry(index: u64) -> Bytes {
+    Bytes::from(format!("entry {index}").into_bytes())
+}
+
+fn naive_root(leaves: &[Hash]) -> Hash {
+    match leaves {
+        [] => EMPTY_ROOT,
+        [leaf] => *leaf,
+        _ => {
+            let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+            node_hash(&naive_root(left), &naive_root(right))
+        }
+    }
+}
+
+fn root_of(size: u64) -> Hash {
+    naive_root(&(0..size).map(|index| leaf_hash(&entry(index))).collect::<Vec<_>>())
+}
+
+/// Commits batches up to a size, publishing after every second one. The sizes of what was published, and whether all went well.
+fn work(opened: &mut Opened, published: &mut Vec<u64>, until: u64) -> bool {
+    let steps = [1u64, 254, 1, 3, 300, 2, 255];
+    while opened.writer.position().size < until {
+        let (from, cursor) = (opened.writer.position().size, opened.writer.position().cursor + 1);
+        let step = steps[usize::try_from(cursor).unwrap() % steps.len()].min(until - from);
+        let entries: Vec<_> = (from..from + step).map(entry).collect();
+        if opened.writer.commit(&entries, cursor, Digest([1; 32])).is_err() {
+            return false;
+        }
+        if opened.reader.remove_superseded().is_err() {
+            return false;
+        }
+        if cursor.is_multiple_of(2) || opened.writer.position().size == until {
+            let position = opened.writer.position().clone();
+            opened.reader.pin(position.size);
+            match opened.checkpoints.publish(&opened.reader, &position, 1) {
+                Ok(signed) => published.push(signed.checkpoint().size()),
+                Err(_) => return false,
+            }
+            opened.reader.published(position.size);
+            if opened.reader.remove_superseded().is_err() {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+const UNTIL: u64 = 700;
+
+/// What a log holds at rest, without the parts that depend on how often it was signed.
+fn tiles(files: &Shared) -> Tree {
+    let is_tile = |path: &PathBuf| path.starts_with("/data/log/tile");
+    files.with(|memory| {
+        memory.seen.iter().filter(|(path, _)| is_tile(path)).map(|(p, b)| (p.clone(), b.clone())).collect()
+    })
+}
+
+#[test]
+fn after_a_fault_at_any_operation_the_log_reopens_with_all_that_was_published_and_goes_on() {
+    let clean = Shared::default();
+    let mut published = Vec::new();
+    assert!(work(&mut reopen(&clean).unwrap(), &mut published, UNTIL));
+    let operations = clean.with(|memory| memory.operations);
+    assert!(operations > 60 && published.len() > 2);
+    for (fault, at) in FAULTS.into_iter().flat_map(|fault| (0..operations).map(move |at| (fault, at))) {
+        let files = Shared::default();
+        files.with(|memory| memory.fault = Some((at, fault)));
+        let mut published = Vec::new();
+        if let Ok(mut opened) = reopen(&files) {
+            assert!(!work(&mut opened, &mut published, UNTIL), "{fault:?} at {at} went unnoticed");
+        }
+        files.reboot();
+        let mut opened = reopen(&files).unwrap_or_else(|error| panic!("{fault:?} at {at}: {error}"));
+        let size = opened.writer.position().size;
+        let covered = published.last().copied().unwrap_or(0);
+        assert!(size >= covered, "{fault:?} at {at}: {covered} were published, {size} are there");
+        assert_eq!(opened.writer.position().root, root_of(size), "{fault:?} at {at}");
+        assert!(opened.checkpoints.last().map_or(0, |signed| signed.checkpoint().size()) >= covered);
+        // Every entry is there once, and the log ends like one that nothing happened to.
+        assert!(work(&mut opened, &mut published, UNTIL), "{fault:?} at {at}: it does not go on");
+        let entries = opened.reader.verified_entries(0, UNTIL).unwrap();
+        assert!(entries.iter().eq((0..UNTIL).map(entry).collect::<Vec<_>>().iter()));
+        let opened = reopen(&files).unwrap();
+        assert_eq!(opened.writer.position().root, root_of(UNTIL));
+        let (mut left, expected) = (tiles(&files), tiles(&clean));
+        for (path, bytes) in expected {
+            assert!(left.remove(&path) == Some(bytes), "{fault:?} at {at}: {} differs", path.display());
+        }
+        // A removal is not synced: with the power, superseded files may come back.
+        assert!(
+            left.keys().all(|path| path.to_string_lossy().contains(".p/")),
+            "{fault:?} at {at}: {left:?}"
+        );
+    }
+}
+
+#[test]
+fn what_was_changed_by_somebody_else_is_refused_with_its_reason() {
+    let files = Shared::default();
+    assert!(work(&mut reopen(&files).unwrap(), &mut Vec::new(), 700));
+    let whole = files.with(|memory| memory.seen.clone());
+    let check = |change: &dyn Fn(&mut Tree), expected: &str| {
+        files.with(|memory| {
+            memory.seen = whole.clone();
+            change(&mut memory.seen);
+        });
+        let error = reopen(&files).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    let flip = |path: &str, place: usize| {
+        let path = Path::new("/data").join(path);
+        move |files: &mut Tree| files.get_mut(&path).unwrap()[place] ^= 1
+    };
+    check(&flip("state", 40), "checksum");
+    check(&flip("log/tile/0/002.p/188", 5), "on disk has the root");
+    check(&flip("log/tile/1/000.p/2", 5), "on disk has the root");
+    check(&flip("log/tile/entries/002.p/188", 20), "is not the one that the tree holds");
+    check(&flip("checkpoints/00000000", 80), "in the middle of the history");
+    check(&|files| drop(files.remove(Path::new("/data/state"))), "entries were lost");
+    check(&|files| drop(files.remove(Path::new("/data/log/tile/0/002.p/188"))), "002");
+}
+
+#[test]
+fn a_checkpoint_of_another_tree_is_never_signed_over() {
+    let (one, other) = (Shared::default(), Shared::default());
+    assert!(work(&mut reopen(&one).unwrap(), &mut Vec::new(), 300));
+    let mut opened = reopen(&other).unwrap();
+    let entries: Vec<_> = (1000..1400).map(entry).collect();
+    opened.writer.commit(&entries, 1, Digest([1; 32])).unwrap();
+    // The other tree, under the first one's checkpoints: at the next start, and even without one.
+    let history = one.with(|memory| memory.seen.clone());
+    let is_checkpoint =
+        |path: &PathBuf| path.starts_with("/data/checkpoints") || path.ends_with("checkpoint");
+    other.with(|memory| memory.seen.extend(history.into_iter().filter(|(path, _)| is_checkpoint(path))));
+    assert!(matches!(reopen(&other), Err(OpenError::Fork { signed: 255, .. })));
+    let mut signing = reopen(&one).unwrap();
+    let position = opened.writer.position().clone();
+    let refused = signing.checkpoints.publish(&opened.reader, &position, 1).unwrap_err();
+    assert!(matches!(refused, super::SignError::Fork { signed: 300, size: 400, .. }), "{refused}");
+}
+
+#[test]
+fn a_checkpoint_lost_from_either_place_is_restored_from_the_other() {
+    let files = Shared::default();
+    assert!(work(&mut reopen(&files).unwrap(), &mut Vec::new(), 300));
+    let gone: BTreeSet<_> = ["/data/log/checkpoint", "/data/checkpoints/00000000"].map(PathBuf::from).into();
+    for path in gone {
+        files.with(|memory| memory.seen.remove(&path));
+        let opened = reopen(&files).unwrap();
+        assert_eq!(opened.checkpoints.last().unwrap().checkpoint().size(), 300);
+        assert!(files.read(&path).is_ok(), "{} was not restored", path.display());
+    }
+}

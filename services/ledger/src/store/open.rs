@@ -1,0 +1,249 @@
+//! Opening the log: what counts is what the state says, if the tree on disk has the state's root and continues what was signed.
+//!
+//! Left out: repair. Invariant: a log that opens holds everything that any published checkpoint covers; anything else is an error
+//! that names what does not fit.
+
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
+
+use ed25519_dalek::SigningKey;
+use exchequer_tlog::{
+    BundleEdge, BundleId, Cosigner, Hash, KeyError, LEVELS, NoteSigner, RightEdge, SignedCheckpoint,
+    TILE_WIDTH, TileId, TrustError,
+};
+
+use super::{
+    MAX_INTEGRATION_BUNDLES,
+    checkpoints::{CheckpointLog, History, HistoryError, own_policy, read_history},
+    files::Files,
+    read::{LogReader, Sizes, StoreError, partial_paths},
+    state::Position,
+    write::{LogWriter, Places},
+};
+
+/// The log can't be opened. Nothing is served or signed over it.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file can't be read, written or is damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The origin and key make no signer.
+    #[error("the origin can't name a key: {0}")]
+    Key(#[from] KeyError),
+    /// The state file does not say where the log stands.
+    #[error("the state file {path} can't be used: {reason}")]
+    State {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tree on disk is not the one that the state names.
+    #[error("the tree of {size} entries on disk has the root {computed}, the state says {expected}")]
+    Tree {
+        /// Entries that count.
+        size: u64,
+        /// Root by the state.
+        expected: Hash,
+        /// Root by the tiles.
+        computed: Hash,
+    },
+    /// A checkpoint is not the ledger's own.
+    #[error("a checkpoint of this log can't be trusted: {0}")]
+    Foreign(#[from] TrustError),
+    /// A checkpoint covers more than there is.
+    #[error(
+        "a checkpoint of {signed} entries was signed, but the state counts {size} only: entries were lost"
+    )]
+    Beyond {
+        /// Size that was signed.
+        signed: u64,
+        /// Entries that count.
+        size: u64,
+    },
+    /// A checkpoint is of another tree.
+    #[error(
+        "the checkpoint of {signed} entries has the root {expected}, the log has {computed}: signing on would fork it"
+    )]
+    Fork {
+        /// Size that was signed.
+        signed: u64,
+        /// Root that was signed.
+        expected: Hash,
+        /// Root by the tiles.
+        computed: Hash,
+    },
+}
+
+impl From<HistoryError> for OpenError {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Store(error) => error.into(),
+            HistoryError::Trust(error) => error.into(),
+        }
+    }
+}
+
+/// An opened log.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) writer: LogWriter,
+    pub(crate) reader: LogReader,
+    pub(crate) checkpoints: CheckpointLog,
+}
+
+/// Opens the log in a data directory, beginning an empty one if there is none.
+pub(crate) fn open(
+    files: Arc<dyn Files>,
+    data: &Path,
+    origin: &str,
+    key: &SigningKey,
+) -> Result<Opened, OpenError> {
+    let places = Places::new(data);
+    for dir in [&places.log, &places.staging, &places.history] {
+        files.create_dirs(dir).map_err(StoreError::io(dir))?;
+    }
+    for name in files.list(&places.staging).map_err(StoreError::io(&places.staging))? {
+        let path = places.staging.join(name);
+        files.remove(&path).map_err(StoreError::io(&path))?;
+    }
+    let sizes = Arc::new(Sizes::default());
+    let writer = LogWriter::load(files.clone(), places.clone(), sizes.clone(), origin.to_owned())?;
+    let reader = LogReader::new(files.clone(), places.log.clone(), sizes.clone());
+
+    let signer = NoteSigner::new(origin, key.clone())?;
+    let cosigner = Cosigner::new(origin, key.clone())?;
+    let policy = own_policy(&signer);
+    let history = read_history(&*files, &places, &policy)?;
+    let served = match files.read(&places.checkpoint) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(StoreError::io(&places.checkpoint)(error).into()),
+        // Only the history is truth; a served copy that can't be read is replaced from it below.
+        Ok(bytes) => match SignedCheckpoint::parse(&bytes) {
+            Ok(signed) => Some(signed),
+            Err(error) if history.newest.is_empty() => {
+                return Err(StoreError::checkpoint(&places.checkpoint)(error).into());
+            }
+            Err(_) => None,
+        },
+    };
+    if let Some(served) = &served {
+        served.verify(&policy)?;
+    }
+    for signed in history.newest.iter().chain(&served) {
+        check_covered(&reader, signed, writer.position.size)?;
+    }
+    let checkpoints = recover_checkpoints(files, places, (signer, cosigner), history, served)?;
+    sizes.publish(checkpoints.last().map_or(0, |signed| signed.checkpoint().size()));
+    writer.remove_surplus(checkpoints.previous_size())?;
+    Ok(Opened { writer, reader, checkpoints })
+}
+
+/// Whether the log holds what the checkpoint covers.
+fn check_covered(reader: &LogReader, signed: &SignedCheckpoint, size: u64) -> Result<(), OpenError> {
+    let (signed, expected) = (signed.checkpoint().size(), *signed.checkpoint().root());
+    if signed > size {
+        return Err(OpenError::Beyond { signed, size });
+    }
+    let computed = reader.root(signed)?;
+    if computed == expected { Ok(()) } else { Err(OpenError::Fork { signed, expected, computed }) }
+}
+
+/// The history and the served file say the same again.
+fn recover_checkpoints(
+    files: Arc<dyn Files>,
+    places: Places,
+    (signer, cosigner): (NoteSigner, Cosigner),
+    mut history: History,
+    served: Option<SignedCheckpoint>,
+) -> Result<CheckpointLog, OpenError> {
+    let size = |signed: &SignedCheckpoint| signed.checkpoint().size();
+    let kept = history.newest.last().map(size);
+    // A checkpoint that was served but is not in the history: the history lost its end. It is verified, so it is kept again.
+    let lost = served.clone().filter(|served| kept.is_none_or(|kept| size(served) > kept));
+    if let Some(lost) = &lost {
+        history.newest.push(lost.clone());
+    }
+    let is_behind = served.as_ref().map(size) < history.newest.last().map(size);
+    let mut checkpoints = CheckpointLog::new(files, places, signer, cosigner, history);
+    if let Some(lost) = &lost {
+        checkpoints.keep(lost)?;
+    }
+    if let (true, Some(last)) = (is_behind, checkpoints.last()) {
+        checkpoints.swap(last)?;
+    }
+    Ok(checkpoints)
+}
+
+impl LogWriter {
+    /// The writer at what the state says.
+    fn load(
+        files: Arc<dyn Files>,
+        places: Places,
+        sizes: Arc<Sizes>,
+        origin: String,
+    ) -> Result<Self, OpenError> {
+        let position = match files.read(&places.state) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Position::empty(),
+            Err(error) => return Err(StoreError::io(&places.state)(error).into()),
+            Ok(bytes) => Position::decode(&bytes, &origin)
+                .map_err(|reason| OpenError::State { path: places.state.display().to_string(), reason })?,
+        };
+        let size = position.size;
+        sizes.commit(size);
+        let reader = LogReader::new(files.clone(), places.log.clone(), sizes.clone());
+        let tree = RightEdge::load(size, &reader).map_err(StoreError::from)?;
+        let computed = tree.root();
+        if computed != position.root {
+            return Err(OpenError::Tree { size, expected: position.root, computed });
+        }
+        let partial = match BundleId::in_tree(size / u64::from(TILE_WIDTH), size) {
+            Some(id) => {
+                // The edge of the tree is compared with the state; so are the entries that are below it.
+                reader.verified_entries(id.index() * u64::from(TILE_WIDTH), size)?;
+                reader.bundle_bytes(id)?
+            }
+            None => Vec::new(),
+        };
+        let bundles = BundleEdge::load(size, partial).map_err(|error| StoreError::Damaged {
+            path: places.log.display().to_string(),
+            reason: error.to_string(),
+        })?;
+        Ok(Self { files, places, sizes, origin, tree, bundles, position, known_dirs: BTreeSet::new() })
+    }
+
+    /// The writer again after one of its commits failed.
+    pub(crate) fn reload(&self) -> Result<Self, OpenError> {
+        Self::load(self.files.clone(), self.places.clone(), self.sizes.clone(), self.origin.clone())
+    }
+
+    /// Removes partial files that are of no size that is kept: those of a commit that did not come to its end, and those that were
+    /// superseded since the checkpoint before the last one.
+    fn remove_surplus(&self, since: u64) -> Result<(), StoreError> {
+        let kept: BTreeSet<String> = self.sizes.kept().into_iter().flat_map(partial_paths).collect();
+        let width = u64::from(TILE_WIDTH);
+        for level in 0..=LEVELS {
+            // The last round is for the bundles, whose indexes are those of level 0.
+            let (shift, is_bundle) =
+                if level == LEVELS { (8, true) } else { (8 * u32::from(level) + 8, false) };
+            let at = |size: u64| size.checked_shr(shift).unwrap_or(0);
+            let ahead = MAX_INTEGRATION_BUNDLES.checked_shr(shift - 8).unwrap_or(0) + 1;
+            for index in at(since)..=at(self.position.size).saturating_add(ahead).min(u64::MAX / width) {
+                let narrowest = if is_bundle {
+                    BundleId::new(index, 1).map(|id| id.to_string())
+                } else {
+                    TileId::new(level, index, 1).map(|id| id.to_string())
+                };
+                let Ok(dir) = narrowest.map(|path| path.trim_end_matches("/1").to_owned()) else { continue };
+                let absolute = self.places.log.join(&dir);
+                for name in self.files.list(&absolute).map_err(StoreError::io(&absolute))? {
+                    if !kept.contains(&format!("{dir}/{name}")) {
+                        let path = absolute.join(name);
+                        self.files.remove(&path).map_err(StoreError::io(&path))?;
+                    }
+                }
+                self.files.remove_empty_dir(&absolute).map_err(StoreError::io(&absolute))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! The ledger as a whole, over the embedded stream and over a real nats-server.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod http;
+mod integrate;
+mod pipeline;
+mod rpc;
+mod support;
