@@ -191,6 +191,16 @@ fn two_keys_that_share_a_variable_are_a_defect() {
 }
 
 #[test]
+fn a_set_default_counts_only_where_no_source_gives_the_key() {
+    let mut r = reader("[ledger]\nname = 'file'\n", &[], &[]);
+    r.set_default("ledger.name", "default");
+    r.set_default("ledger.data", "default");
+    assert_eq!(r.required::<String>("ledger.name").as_deref(), Some("file"));
+    assert_eq!(r.required::<String>("ledger.data").as_deref(), Some("default"));
+    assert_eq!(faults(r), Vec::<String>::new());
+}
+
+#[test]
 fn quantities_round_trip_and_refuse_what_is_ambiguous() {
     for text in ["0ms", "250ms", "2s", "90s", "5m", "1h", "7d"] {
         assert_eq!(format_duration(parse_duration(text).unwrap()), text);

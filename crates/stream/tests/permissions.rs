@@ -41,7 +41,7 @@ impl Server {
         };
         let text = replaced(CONFIGURATION, "\"0.0.0.0:4222\"", "\"127.0.0.1:-1\"");
         let text = replaced(&text, "\"0.0.0.0:8222\"", "\"127.0.0.1:-1\"");
-        let text = replaced(&text, "\"/data\"", &format!("{:?}", dir.path().join("store")));
+        let text = replaced(&text, "\"/data\"", &format!("\"{}\"", dir.path().join("store").display()));
         let file = dir.path().join("nats.conf");
         std::fs::write(&file, text).unwrap();
         let binary = std::env::var_os("NATS_SERVER").unwrap_or_else(|| "nats-server".into());
@@ -50,9 +50,9 @@ impl Server {
             .arg(&file)
             .arg("--ports_file_dir")
             .arg(dir.path())
-            .env("NATS_LEDGER_PASSWORD", "ledger-secret")
-            .env("NATS_METERING_PASSWORD", "metering-secret")
-            .env("NATS_AGENT_PASSWORD", "agent-secret")
+            .env("NATS_LEDGER_PASSWORD", "l5ecret")
+            .env("NATS_METERING_PASSWORD", "m5ecret")
+            .env("NATS_AGENT_PASSWORD", "a5ecret")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -91,9 +91,9 @@ fn is_refused(outcome: &Result<u64, AppendError>) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_service_can_do_its_work() {
     let server = Server::start().await;
-    let ledger = server.connect("ledger", "ledger-secret").await.unwrap();
-    let metering = server.connect("metering", "metering-secret").await.unwrap();
-    let agent = server.connect("agent-1", "agent-secret").await.unwrap();
+    let ledger = server.connect("ledger", "l5ecret").await.unwrap();
+    let metering = server.connect("metering", "m5ecret").await.unwrap();
+    let agent = server.connect("agent-1", "a5ecret").await.unwrap();
 
     ledger.append(Message::new("control.genesis", "g")).await.unwrap();
     agent.append(Message::new("events.agent-1", "e")).await.unwrap();
@@ -117,10 +117,10 @@ async fn each_service_can_do_its_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_can_neither_speak_for_another_nor_listen() {
     let server = Server::start().await;
-    let ledger = server.connect("ledger", "ledger-secret").await.unwrap();
+    let ledger = server.connect("ledger", "l5ecret").await.unwrap();
     ledger.put_latest("receipts.agent-2", Bytes::from("not for agent-1")).await.unwrap();
     ledger.append(Message::new("events.agent-2", "not for agent-1")).await.unwrap();
-    let agent = server.connect("agent-1", "agent-secret").await.unwrap();
+    let agent = server.connect("agent-1", "a5ecret").await.unwrap();
 
     for subject in ["events.agent-2", "control.genesis", "budget.0"] {
         let outcome = agent.append(Message::new(subject, "forged")).await;
@@ -141,8 +141,8 @@ async fn an_agent_can_neither_speak_for_another_nor_listen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn metering_speaks_in_blocks_only() {
     let server = Server::start().await;
-    let ledger = server.connect("ledger", "ledger-secret").await.unwrap();
-    let metering = server.connect("metering", "metering-secret").await.unwrap();
+    let ledger = server.connect("ledger", "l5ecret").await.unwrap();
+    let metering = server.connect("metering", "m5ecret").await.unwrap();
     for subject in ["events.agent-1", "control.genesis"] {
         let outcome = metering.append(Message::new(subject, "forged")).await;
         assert!(is_refused(&outcome), "{subject}: {outcome:?}");

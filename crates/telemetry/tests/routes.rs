@@ -72,3 +72,13 @@ async fn metrics_are_exported_under_the_names_that_the_code_gives_them() {
         assert!(body.lines().any(|present| present == line), "{line}\n{body}");
     }
 }
+
+#[test]
+fn merged_readiness_has_the_components_and_faults_of_both() {
+    let up = Readiness::new().component("ledger", Ok::<_, String>(()));
+    let down = Readiness::new().component("stream", Err("away"));
+    assert!(up.is_ready());
+    let both = up.merge(down);
+    assert!(!both.is_ready());
+    assert_eq!(both.faults().collect::<Vec<_>>(), [("stream", "away")]);
+}

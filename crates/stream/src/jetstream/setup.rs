@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, kv};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
 use crate::stream::{MAX_LATEST, MAX_PAYLOAD};
@@ -91,12 +91,12 @@ pub enum ConnectError {
     },
 }
 
-/// The user that the first URL names, if the name can stand in a subject.
-fn inbox_user(url: &str) -> Option<&str> {
-    let (user_info, _) = url.split_once("//")?.1.split(',').next()?.rsplit_once('@')?;
-    let user = user_info.split_once(':').map_or(user_info, |(user, _)| user);
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (!user.is_empty() && user.bytes().all(plain)).then_some(user)
+/// User and password of the first URL that names them. The client itself takes neither from a URL.
+fn user_and_password(url: &str) -> Option<(String, String)> {
+    url.split(',').filter_map(|url| url.trim().parse::<ServerAddr>().ok()).find_map(|address| {
+        let user = address.username().filter(|user| !user.is_empty())?;
+        Some((user.to_owned(), address.password().unwrap_or_default().to_owned()))
+    })
 }
 
 /// How often the connection was made and lost so far.
@@ -135,9 +135,12 @@ pub(super) async fn connect_client(
                 }
             }
         });
-    if let Some(user) = inbox_user(&options.url) {
+    if let Some((user, password)) = user_and_password(&options.url) {
         // Servers can then grant each user its own answers only; a shared prefix lets every user read all others'.
-        connect = connect.custom_inbox_prefix(format!("_INBOX_{user}"));
+        if user.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            connect = connect.custom_inbox_prefix(format!("_INBOX_{user}"));
+        }
+        connect = connect.user_and_password(user, password);
     }
     if let Some(path) = &options.credentials {
         let read = connect.credentials_file(path).await;

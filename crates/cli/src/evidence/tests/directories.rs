@@ -198,6 +198,19 @@ fn changes_in_several_places_are_told_apart() {
     assert_eq!(kinds(&report), [(Some(10), F::EntryChanged), (Some(259), F::TileChanged)], "{report}");
 }
 
+#[test]
+fn without_the_root_the_tile_above_tells_who_is_right() {
+    let log = World::large(700).log();
+    let entry = flipped(&log, &log.bundle_path(0), entry_at(&log, 10) + 5);
+    let tile = flipped(&log, &log.tile_path(0, 1), 3 * 32);
+    // Without the last bundle and its tile no root can be computed.
+    let (bundle, last) = ((log.bundle_path(2), None), (log.tile_path(0, 2), None));
+    let report = check_changed(&log, &[entry, tile, bundle, last]);
+    let found = kinds(&report);
+    assert!(found.contains(&(Some(10), F::EntryChanged)), "{report}");
+    assert!(found.contains(&(Some(259), F::TileChanged)), "{report}");
+}
+
 /// The log with one entry replaced, with `levels` levels of tiles made to fit.
 fn rewritten(log: &Log, index: usize, levels: u8) -> Vec<(String, Option<Vec<u8>>)> {
     let mut entries = log.entries.clone();

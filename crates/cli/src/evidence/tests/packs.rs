@@ -2,6 +2,9 @@
 
 use std::{fs, io::Cursor, io::Read as _};
 
+use exchequer_event::{entry, v1};
+use prost::Message as _;
+
 use super::world::{Log, MARKER, World, check, kinds, on_all_cores, trust, vkey};
 use crate::evidence::{
     pack::{PackReader, PackWriter, Scope, WriteError},
@@ -185,6 +188,21 @@ fn what_stands_under_no_enrolled_seal_is_refused() {
         kinds(&report).contains(&(None, F::LedgerKey)) && kinds(&report).contains(&record(1)),
         "{report}"
     );
+}
+
+#[test]
+fn a_record_that_its_seal_does_not_promise_is_refused_although_the_log_proves_it() {
+    let world = World::small();
+    let replaced = |entry: v1::Entry| {
+        let mut entries = world.entries.clone();
+        entries[5] = entry.encode_to_vec().into();
+        let pack = Log::new(entries).pack(acme(), ACME);
+        assert_eq!(kinds(&check_pack(&pack)), [(Some(5), F::Record)]);
+    };
+    let (fifth, eighth) =
+        (entry::decode(&world.entries[5]).unwrap(), entry::decode(&world.entries[8]).unwrap());
+    replaced(v1::Entry { stream_seq: fifth.stream_seq + 1, ..fifth });
+    replaced(eighth);
 }
 
 #[test]
