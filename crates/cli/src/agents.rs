@@ -127,7 +127,7 @@ impl Agents {
                 match (enroll.format, answer.stream_seq) {
                     (Format::Json, _) => print::json(&describe::to_json("EnrollKeyResponse", &answer))?,
                     (Format::Text, 0) => {
-                        print::text(&format!("the key of {} was enrolled already", enroll.id))?
+                        print::text(&format!("the key of {} was enrolled already", enroll.id))?;
                     }
                     (Format::Text, seq) => {
                         print::text(&format!(

@@ -171,7 +171,12 @@ impl Services {
 
 impl Assembly {
     /// Starts everything. It listens when this returns; whether all of it works is for [`Assembly::ready`].
-    pub async fn start(mut options: AssemblyOptions) -> anyhow::Result<Self> {
+    pub async fn start(options: AssemblyOptions) -> anyhow::Result<Self> {
+        // Three services' starts together are too large a future to be moved about.
+        Box::pin(Self::assemble(options)).await
+    }
+
+    async fn assemble(mut options: AssemblyOptions) -> anyhow::Result<Self> {
         let directories = [&options.data, &options.ledger.data, &options.metering.data, &options.agent.data];
         for directory in directories.into_iter().chain([&options.data.join("auth")]) {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
@@ -277,13 +282,12 @@ impl Assembly {
 }
 
 async fn identity(options: &AssemblyOptions) -> anyhow::Result<(Option<Issuer>, Verifier)> {
-    let (issuer, auth) = match &options.auth {
-        Some(auth) => (None, auth.clone()),
-        None => {
-            let issuer = issuer(&options.data)?;
-            let auth = issuer.verifier_options();
-            (Some(issuer), auth)
-        }
+    let (issuer, auth) = if let Some(auth) = &options.auth {
+        (None, auth.clone())
+    } else {
+        let issuer = issuer(&options.data)?;
+        let auth = issuer.verifier_options();
+        (Some(issuer), auth)
     };
     Ok((issuer, Verifier::open(auth).await.context("auth.jwks_file")?))
 }
@@ -321,16 +325,11 @@ async fn enrolled(stream: &dyn EventStream, keys: &[Enrolment]) -> anyhow::Resul
         }
         bail!("the stream ended")
     };
-    match tokio::time::timeout(ENROLMENT_PATIENCE, followed).await {
-        Ok(outcome) => outcome.context("the keys' enrolment"),
-        Err(_) => {
-            let holders: Vec<_> = missing(&acceptor, keys).map(|key| key.holder.as_str()).collect();
-            bail!(
-                "the log does not let the key of {} sign: revoked, or not enrolled in time",
-                holders.join(" and ")
-            )
-        }
+    if let Ok(outcome) = tokio::time::timeout(ENROLMENT_PATIENCE, followed).await {
+        return outcome.context("the keys' enrolment");
     }
+    let holders: Vec<_> = missing(&acceptor, keys).map(|key| key.holder.as_str()).collect();
+    bail!("the log does not let the key of {} sign: revoked, or not enrolled in time", holders.join(" and "))
 }
 
 fn missing<'a>(acceptor: &Acceptor, keys: &'a [Enrolment]) -> impl Iterator<Item = &'a Enrolment> {

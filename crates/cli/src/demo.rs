@@ -28,7 +28,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use self::stage::Stage;
+use self::stage::{Stage, note, say};
 use crate::{
     assembly::{Assembly, AssemblyOptions},
     evidence::{
@@ -81,9 +81,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     fs::set_permissions(&attacker, Permissions::from_mode(0o755))?;
 
     let options = options(&data, arguments.nats.as_deref(), &attacker)?;
-    println!("Exchequer demo: ledger, metering and agent in one process.");
-    println!("data    {}{}", data.display(), if arguments.data.is_some() { "" } else { " (temporary)" });
-    println!("stream  {}", arguments.nats.as_deref().unwrap_or("embedded journal"));
+    say("Exchequer demo: ledger, metering and agent in one process.");
+    say(format!("data    {}{}", data.display(), if arguments.data.is_some() { "" } else { " (temporary)" }));
+    say(format!("stream  {}", arguments.nats.as_deref().unwrap_or("embedded journal")));
     let mut demo = Demo::start(options, attacker, temporary.path().join("evidence")).await?;
     demo.introduce()?;
     let outcome = demo.play().await;
@@ -138,15 +138,13 @@ impl Demo {
 
     fn introduce(&self) -> anyhow::Result<()> {
         let assembly = self.assembly()?;
-        println!("tenant  {}", self.tenant);
-        println!("log     {}", assembly.verifier_key);
+        say(format!("tenant  {}", self.tenant));
+        say(format!("log     {}", assembly.verifier_key));
         if assembly.missing_controls.is_empty() {
-            println!("sandbox every control holds on this host, as read back from the kernel");
+            say("sandbox every control holds on this host, as read back from the kernel");
         } else {
-            println!("sandbox NOT enforced on this host: {}", assembly.missing_controls.join(", "));
-            println!(
-                "        the demo sets agent.allow_degraded; without it an agent refuses to execute here"
-            );
+            say(format!("sandbox NOT enforced on this host: {}", assembly.missing_controls.join(", ")));
+            say("        the demo sets agent.allow_degraded; without it an agent refuses to execute here");
         }
         Ok(())
     }
@@ -172,7 +170,7 @@ impl Demo {
         };
         self.metering()?.set_budget(request).await?;
         let balances = self.balances().await?;
-        self.stage.note(show_balances(&balances));
+        note(show_balances(&balances));
         let granted = BUDGET.iter().all(|(meter, amount)| {
             balances.iter().any(|b| b.meter == *meter && b.granted == *amount && b.available == *amount)
         });
@@ -180,7 +178,7 @@ impl Demo {
             granted,
             "metering answers with the balances that were granted, after the block is durable",
         );
-        let mut other = self.metering_as(&self.grant("somebody-else", Role::TenantAdmin))?;
+        let mut other = self.metering_as(&Self::grant("somebody-else", Role::TenantAdmin))?;
         let seen = other.get_budget(v1::GetBudgetRequest { scope: self.tenant.clone() }).await;
         self.stage.prove(seen.is_err(), "another tenant's token can't see it");
         Ok(())
@@ -216,14 +214,14 @@ impl Demo {
         }
         let controls =
             ran.first().and_then(|run| run.admitted.record.as_ref()).map(|record| record.controls.clone());
-        self.stage.note(
+        note(
             "controls of the first, read back from the kernel before it executed, as signed into the record:",
         );
         for control in controls.unwrap_or_default() {
             let status = control.status().as_str_name().trim_start_matches("CONTROL_STATUS_").to_lowercase();
-            self.stage.note(format!("  {:<17} {status:<12} {}", control.name, control.evidence));
+            note(format!("  {:<17} {status:<12} {}", control.name, control.evidence));
             if !control.remedy.is_empty() {
-                self.stage.note(format!("  {:<17} to get it: {}", "", control.remedy));
+                note(format!("  {:<17} to get it: {}", "", control.remedy));
             }
         }
         Ok(ran)
@@ -250,7 +248,7 @@ impl Demo {
 
         let program = self.attacker.to_string_lossy().into_owned();
         let run = self.execute(&program, &arguments, b"", LIMITS).await?;
-        self.stage.note(format!("the attacker, inside, says:\n{}", indent(&run.stdout)));
+        note(format!("the attacker, inside, says:\n{}", indent(&run.stdout)));
         let stopped = |line: &str| !run.stdout.contains(line);
         let denied = run.stdout.contains("could not");
         self.stage.prove(
@@ -277,18 +275,13 @@ impl Demo {
             let line = |meter: &str| {
                 format!("{meter} {} of {}", amount(&hold.used, meter), amount(&hold.amounts, meter))
             };
-            self.stage.note(format!(
-                "{hold_id}: {}, {}, {}",
-                line("cpu_ms"),
-                line("wall_ms"),
-                line("output_bytes")
-            ));
+            note(format!("{hold_id}: {}, {}, {}", line("cpu_ms"), line("wall_ms"), line("output_bytes")));
             let exact =
                 hold.state() == HoldState::Settled && amount(&hold.used, "cpu_ms") == cpu_us.div_ceil(1000);
             self.stage.prove(exact, "settled with the kernel's figure, the rest returned");
         }
         let balances = self.balances().await?;
-        self.stage.note(show_balances(&balances));
+        note(show_balances(&balances));
         let balanced = balances.iter().all(|b| {
             u128::from(b.granted) + u128::from(b.debt)
                 == u128::from(b.available) + u128::from(b.held) + u128::from(b.spent)
@@ -314,7 +307,7 @@ impl Demo {
             }
             Err(error) => error.downcast::<Status>().context("the refusal is no gRPC status")?,
         };
-        self.stage.note(status.message());
+        note(status.message());
         let named = status.code() == Code::ResourceExhausted
             && status.get_details_error_info().is_some_and(|info| {
                 info.metadata.get("scope") == Some(&self.tenant)
@@ -336,7 +329,9 @@ impl Demo {
             fs::remove_dir_all(&derived).with_context(|| derived.display().to_string())?;
         }
         self.assembly = Some(started(&self.options).await?);
-        self.stage.note("in between, every snapshot and index (all of sled) was deleted: the state is replayed from stream and log");
+        note(
+            "in between, every snapshot and index (all of sled) was deleted: the state is replayed from stream and log",
+        );
         let after = self.balances().await?;
         self.stage.prove(before == after, "every balance is what it was");
         self.refused().await
@@ -346,7 +341,7 @@ impl Demo {
         self.stage.step("A checkpoint is signed; one execution's inclusion is verified offline");
         fs::create_dir_all(&self.evidence)?;
         let (index, checkpoint) = self.logged(&ran.admitted.execution_id).await?;
-        self.stage.note(indent(&checkpoint));
+        note(indent(&checkpoint));
         let pack = self.evidence.join("evidence.tar");
         let key = self.assembly()?.verifier_key.clone();
         let request = export::Request {
@@ -355,8 +350,7 @@ impl Demo {
             out: pack.clone(),
         };
         let exported = export(self.ledger()?, request, |_| {}).await?;
-        self.stage
-            .note(format!("exported {} entries of {} to a pack", exported.manifest.entries, self.tenant));
+        note(format!("exported {} entries of {} to a pack", exported.manifest.entries, self.tenant));
         // A copy of the log, and then nothing is left to ask: what follows is offline.
         files::copy_dir(&self.options.ledger.data.join("log"), &self.evidence.join("log"))?;
         if let Some(assembly) = self.assembly.take() {
@@ -400,9 +394,9 @@ impl Demo {
         let what = format!("before: all {} entries of the copy verify", before.checked.entries);
         self.stage.prove(before.verdict == Verdict::Holds, what);
         let file = files::flip_byte(&log, index, before.tree_size.unwrap_or_default())?;
-        self.stage.note(format!("one bit of entry {index} flipped, in {file}"));
+        note(format!("one bit of entry {index} flipped, in {file}"));
         let after = check().await;
-        show_faults(&self.stage, &after);
+        show_faults(&after);
         let named =
             after.verdict == Verdict::Tampered && after.faults.iter().any(|fault| fault.index == Some(index));
         self.stage.prove(named, format!("after: verification fails and names entry {index}"));
@@ -426,7 +420,7 @@ impl Demo {
             limits: Some(limits),
             ..v1::ExecuteRequest::default()
         };
-        let (channel, token) = self.connection(&self.grant(&self.tenant, Role::User))?;
+        let (channel, token) = self.connection(&Self::grant(&self.tenant, Role::User))?;
         let parts = AgentServiceClient::with_interceptor(channel, token).execute(request).await?;
         let mut parts = parts.into_inner();
         let (mut admitted, mut stdout) = (None, Vec::new());
@@ -492,7 +486,7 @@ impl Demo {
         Ok(exchequer_tlog::VerifierKey::new(&*self.options.ledger.origin, kind, key)?)
     }
 
-    fn grant(&self, tenant: &str, role: Role) -> Grant {
+    fn grant(tenant: &str, role: Role) -> Grant {
         Grant {
             subject: "demo".into(),
             tenant: Some(tenant.into()),
@@ -513,11 +507,11 @@ impl Demo {
     }
 
     fn metering(&self) -> anyhow::Result<MeteringServiceClient<Transport>> {
-        self.metering_as(&self.grant(&self.tenant, Role::TenantAdmin))
+        self.metering_as(&Self::grant(&self.tenant, Role::TenantAdmin))
     }
 
     fn ledger(&self) -> anyhow::Result<LedgerServiceClient<Transport>> {
-        let (channel, token) = self.connection(&self.grant(&self.tenant, Role::User))?;
+        let (channel, token) = self.connection(&Self::grant(&self.tenant, Role::User))?;
         Ok(LedgerServiceClient::with_interceptor(channel, token))
     }
 }
@@ -564,26 +558,29 @@ fn ms(micros: u64) -> f64 {
 }
 
 fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("  | {line}\n")).collect()
+    text.lines().map(|line| format!("  | {line}")).collect::<Vec<_>>().join(
+        "
+",
+    )
 }
 
 fn show_balances(balances: &[v1::Balance]) -> String {
     let line = |b: &v1::Balance| {
         format!(
-            "{:<13} granted {:>9}  available {:>9}  held {:>8}  spent {:>8}  debt {}\n",
+            "{:<13} granted {:>9}  available {:>9}  held {:>8}  spent {:>8}  debt {}",
             b.meter, b.granted, b.available, b.held, b.spent, b.debt
         )
     };
-    balances.iter().map(line).collect()
+    balances.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn show_faults(stage: &Stage, report: &Report) {
+fn show_faults(report: &Report) {
     for fault in &report.faults {
         let place =
             fault.index.map_or_else(String::new, |index| format!("entry {index} ({}): ", fault.entry));
-        stage.note(format!("{place}{}", fault.detail));
+        note(format!("{place}{}", fault.detail));
         if let (Some(expected), Some(found)) = (&fault.expected, &fault.found) {
-            stage.note(format!("  expected {expected}\n  found    {found}"));
+            note(format!("  expected {expected}\n  found    {found}"));
         }
     }
 }

@@ -257,22 +257,16 @@ fn checkpoint(note: &[u8]) -> anyhow::Result<SignedCheckpoint> {
 impl Prove {
     async fn run(self) -> anyhow::Result<()> {
         let mut client = self.connection.ledger().await?;
-        let (key, is_known) = match &self.key {
-            Some(key) => (evidence::verify::read_key(key).map_err(anyhow::Error::msg)?, true),
-            None => match self.connection.verifier_key()? {
-                Some(key) => (key, true),
-                None => {
-                    let answer = client.get_checkpoint(v1::GetCheckpointRequest {}).await?.into_inner();
-                    (
-                        answer
-                            .verifier_key
-                            .trim()
-                            .parse::<VerifierKey>()
-                            .context("the ledger's verifier key")?,
-                        false,
-                    )
-                }
-            },
+        let known = match &self.key {
+            Some(key) => Some(evidence::verify::read_key(key).map_err(anyhow::Error::msg)?),
+            None => self.connection.verifier_key()?,
+        };
+        let is_known = known.is_some();
+        let key: VerifierKey = if let Some(key) = known {
+            key
+        } else {
+            let answer = client.get_checkpoint(v1::GetCheckpointRequest {}).await?.into_inner();
+            answer.verifier_key.trim().parse().context("the ledger's verifier key")?
         };
         let answer = client.get_entry(v1::GetEntryRequest { index: self.index }).await?.into_inner();
         let logged = answer.entry.context("the ledger answered no entry")?;

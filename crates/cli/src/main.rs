@@ -3,6 +3,8 @@
 //! Left out: the services. Invariant: exit status 0 says that what was asked for holds or was done, 1 that the answer was no,
 //! 2 that it could not be asked or answered. `run` has the program's own status instead.
 
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
 use std::{io, process::ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -82,8 +84,8 @@ fn main() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match verb {
-            Verb::Up(up) => up.run().await,
-            Verb::Demo(arguments) => demo::run(arguments).await,
+            Verb::Up(up) => Box::pin(up.run()).await,
+            Verb::Demo(arguments) => Box::pin(demo::run(arguments)).await,
             Verb::Run(run) => run.run().await,
             Verb::Budget(budget) => budget.run().await,
             Verb::Usage(usage) => usage.run().await,

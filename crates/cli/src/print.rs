@@ -46,7 +46,8 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> io::Resul
     let line = |cells: [&str; N]| {
         let mut line = String::new();
         for (cell, width) in cells.into_iter().zip(widths) {
-            line += &format!("{cell:<width$}  ");
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
         }
         text(line.trim_end())
     };

@@ -7,6 +7,8 @@ use std::{net::TcpStream, time::Duration};
 
 use rustix::mount::{MountFlags, mount};
 
+use super::stage::say;
+
 /// First argument that makes this binary the attacker. Not a verb: nobody should find it in the help.
 pub const ARGUMENT: &str = "__demo-attack";
 /// Printed once the file's content is in the attacker's hands.
@@ -24,19 +26,19 @@ pub fn run_if_requested() {
     }
     let [_, _, file, address] = &arguments[..] else { std::process::exit(2) };
     match std::fs::read_to_string(file) {
-        Ok(content) => println!("{READ}: {}", content.trim()),
-        Err(error) => println!("could not read the file: {error}"),
+        Ok(content) => say(format!("{READ}: {}", content.trim())),
+        Err(error) => say(format!("could not read the file: {error}")),
     }
     let connected = address
         .parse()
         .map_err(std::io::Error::other)
         .and_then(|address| TcpStream::connect_timeout(&address, Duration::from_secs(2)));
     match connected {
-        Ok(_) => println!("{CONNECTED}"),
-        Err(error) => println!("could not open a connection: {error}"),
+        Ok(_) => say(CONNECTED),
+        Err(error) => say(format!("could not open a connection: {error}")),
     }
     // A target that does not exist: outside, the kernel refuses it by its own rules and nothing is mounted anywhere.
     let answer = mount("none", "/nonexistent/target", "tmpfs", MountFlags::empty(), None);
-    println!("{ANSWERED}: {answer:?}");
+    say(format!("{ANSWERED}: {answer:?}"));
     std::process::exit(0);
 }

@@ -3,8 +3,20 @@
 
 use std::{fmt::Display, time::Instant};
 
+use crate::print;
+
 /// Steps in all.
 const STEPS: usize = 7;
+
+/// A line. That nobody listens any more changes nothing about what holds.
+pub fn say(line: impl Display) {
+    let _ = print::text(&line.to_string());
+}
+
+/// Something to know, below a step.
+pub fn note(text: impl Display) {
+    text.to_string().lines().for_each(|line| say(format!("      {line}")));
+}
 
 /// The stage.
 pub struct Stage {
@@ -23,20 +35,13 @@ impl Stage {
     /// The next step.
     pub fn step(&mut self, title: &str) {
         self.step += 1;
-        println!("\n[{}/{STEPS}] {title}   ({:.1} s)", self.step, self.began.elapsed().as_secs_f64());
-    }
-
-    /// Something to know.
-    pub fn note(&self, text: impl Display) {
-        for line in text.to_string().lines() {
-            println!("      {line}");
-        }
+        say(format!("\n[{}/{STEPS}] {title}   ({:.1} s)", self.step, self.began.elapsed().as_secs_f64()));
     }
 
     /// A proof: it holds, or the demo fails.
     pub fn prove(&mut self, holds: bool, what: impl Display) {
         self.proofs += 1;
-        println!("   {} {what}", if holds { "ok  " } else { "FAIL" });
+        say(format!("   {} {what}", if holds { "ok  " } else { "FAIL" }));
         if !holds {
             self.failures.push(format!("step {}: {what}", self.step));
         }
@@ -45,14 +50,14 @@ impl Stage {
     /// The end; whether everything held.
     pub fn close(self) -> bool {
         let seconds = self.began.elapsed().as_secs_f64();
-        println!();
+        say("");
         if self.failures.is_empty() {
-            println!("All {} proofs held, in {seconds:.1} s.", self.proofs);
+            say(format!("All {} proofs held, in {seconds:.1} s.", self.proofs));
             return true;
         }
-        println!("{} of {} proofs FAILED, in {seconds:.1} s:", self.failures.len(), self.proofs);
+        say(format!("{} of {} proofs FAILED, in {seconds:.1} s:", self.failures.len(), self.proofs));
         for failure in &self.failures {
-            println!("  - {failure}");
+            say(format!("  - {failure}"));
         }
         false
     }

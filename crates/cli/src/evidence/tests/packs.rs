@@ -193,16 +193,19 @@ fn what_stands_under_no_enrolled_seal_is_refused() {
 #[test]
 fn a_record_that_its_seal_does_not_promise_is_refused_although_the_log_proves_it() {
     let world = World::small();
-    let replaced = |entry: v1::Entry| {
+    let replaced = |entry: Vec<u8>| {
         let mut entries = world.entries.clone();
-        entries[5] = entry.encode_to_vec().into();
+        entries[5] = entry.into();
         let pack = Log::new(entries).pack(acme(), ACME);
         assert_eq!(kinds(&check_pack(&pack)), [(Some(5), F::Record)]);
     };
-    let (fifth, eighth) =
-        (entry::decode(&world.entries[5]).unwrap(), entry::decode(&world.entries[8]).unwrap());
-    replaced(v1::Entry { stream_seq: fifth.stream_seq + 1, ..fifth });
-    replaced(eighth);
+    // Of another message, another record of the same seal, and one with another content.
+    let fifth = entry::decode(&world.entries[5]).unwrap();
+    replaced(v1::Entry { stream_seq: fifth.stream_seq + 1, ..fifth }.encode_to_vec());
+    replaced(world.entries[8].to_vec());
+    let mut changed = world.entries[5].to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    replaced(changed);
 }
 
 #[test]
