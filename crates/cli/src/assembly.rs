@@ -349,3 +349,48 @@ fn placeholder_key() -> String {
     let key: VerifyingKey = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
     VerifierKey::new("unset", SignatureKind::Ed25519, key).map(|key| key.to_string()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use exchequer_event::{
+        control::{sign_control, topic},
+        name::control_subject,
+        v1::{self, control_record::Kind},
+    };
+    use exchequer_stream::Message;
+    use prost::Message as _;
+
+    use super::*;
+
+    async fn append(stream: &LocalStream, signer: &SigningKey, kind: Kind) {
+        let subject = control_subject(topic(&kind));
+        let record = v1::ControlRecord { time_unix_ms: 1, actor: "test".into(), kind: Some(kind) };
+        stream.append(Message::new(subject, sign_control(signer, &record).encode_to_vec())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_may_sign_before_the_ledgers_own_key_has_enrolled_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let stream = LocalStream::open(dir.path()).unwrap();
+        let [ledger, stranger, agent] = [1, 2, 3].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+        let bytes = |key: &SigningKey| key.verifying_key().as_bytes().to_vec().into();
+        let genesis = v1::Genesis { origin: "test/log".into(), ledger_key: bytes(&ledger) };
+        let role = KeyRole::Agent.into();
+        let enrol = v1::KeyEnrolled { role, holder: "local".into(), public_key: bytes(&agent) };
+        let keys = [Enrolment { role: KeyRole::Agent, holder: "local".into(), key: agent.verifying_key() }];
+        append(&stream, &ledger, Kind::Genesis(genesis)).await;
+        append(&stream, &stranger, Kind::KeyEnrolled(enrol.clone())).await;
+        let waited = tokio::time::timeout(Duration::from_millis(100), enrolled(&stream, &keys)).await;
+        assert!(waited.is_err());
+        append(&stream, &ledger, Kind::KeyEnrolled(enrol)).await;
+        enrolled(&stream, &keys).await.unwrap();
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_over_loopback() {
+        assert_eq!(reachable("0.0.0.0:7".parse().unwrap()).to_string(), "127.0.0.1:7");
+        assert_eq!(reachable("[::]:7".parse().unwrap()).to_string(), "[::1]:7");
+        assert_eq!(reachable("10.0.0.1:7".parse().unwrap()).to_string(), "10.0.0.1:7");
+    }
+}

@@ -18,9 +18,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use exchequer_auth::{Grant, Role};
-use exchequer_event::v1::{
-    self, ExitCause, HoldState, agent_service_client::AgentServiceClient, execute_response::Part,
-    ledger_service_client::LedgerServiceClient, metering_service_client::MeteringServiceClient,
+use exchequer_event::{
+    entry,
+    seal::decode_event,
+    v1::{
+        self, ExitCause, HoldState, agent_service_client::AgentServiceClient, execute_response::Part,
+        ledger_service_client::LedgerServiceClient, metering_service_client::MeteringServiceClient,
+    },
 };
 use exchequer_serve::StreamOptions;
 use exchequer_tlog::TlogProof;
@@ -467,8 +471,7 @@ impl Demo {
             let request =
                 v1::ListEntriesRequest { filter: Some(filter), ..v1::ListEntriesRequest::default() };
             let entries = ledger.list_entries(request).await?.into_inner().entries;
-            // The admission and the outcome.
-            let [_, outcome] = &entries[..] else { return Ok(None) };
+            let Some(outcome) = entries.iter().find(|entry| is_outcome(entry)) else { return Ok(None) };
             let checkpoint =
                 ledger.get_checkpoint(v1::GetCheckpointRequest {}).await?.into_inner().checkpoint;
             Ok(Some((outcome.index, String::from_utf8_lossy(&checkpoint).into_owned())))
@@ -546,6 +549,13 @@ fn program_path(name: &str) -> anyhow::Result<String> {
     let found =
         ["/usr/bin", "/bin"].iter().map(|dir| format!("{dir}/{name}")).find(|path| Path::new(path).exists());
     found.with_context(|| format!("{name} is in neither /usr/bin nor /bin"))
+}
+
+fn is_outcome(logged: &v1::LogEntry) -> bool {
+    let Ok(v1::Entry { kind: Some(v1::entry::Kind::Event(event)), .. }) = entry::decode(&logged.entry) else {
+        return false;
+    };
+    decode_event(&event).is_ok_and(|event| matches!(event.kind, Some(v1::event::Kind::ExecutionFinished(_))))
 }
 
 fn amount(amounts: &[v1::MeterAmount], meter: &str) -> u64 {
