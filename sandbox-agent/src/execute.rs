@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use tracing::Instrument as _;
 
 use crate::{
     holds::{self, HoldError, Holds},
@@ -116,7 +117,9 @@ impl Executor {
             checked,
         };
         let executor = Arc::clone(self);
-        self.tasks.spawn(async move { executor.run(request, answer).await });
+        // The execution's own span: it outlives the call's, and everything it does belongs to the caller's trace.
+        let span = tracing::info_span!("execution", execution_id = request.execution_id);
+        self.tasks.spawn(async move { executor.run(request, answer).await }.instrument(span));
         parts
     }
 

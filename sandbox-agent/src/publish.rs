@@ -246,7 +246,8 @@ impl Publisher {
         let agent_id = self.spool.agent_id();
         let batch = seal::seal_batch(&self.key, agent_id, self.spool.epoch(), next, prev_hash, events);
         let mut message = StreamMessage::new(name::events_subject(agent_id), batch.encode_to_vec());
-        exchequer_telemetry::inject(&mut message.headers);
+        // A batch has one trace: that of its first event.
+        message.headers = self.spool.take_trace(next + count - 1);
         let ack = self.stream.enqueue(message).await.map_err(Trouble::stream)?;
         metrics::published_events().add(count, &[]);
         Ok((next + count - 1, ack))

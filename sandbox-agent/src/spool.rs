@@ -8,7 +8,7 @@
 //! and an admission until its outcome is covered too.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs,
     io::Write,
     path::Path,
@@ -31,6 +31,8 @@ use prost::{Message, bytes::Bytes};
 /// Room beyond the configured limit, so that what was admitted below the limit can always record its outcome.
 const HEADROOM_BYTES: u64 = 16 << 20;
 const SEGMENT_BYTES: u64 = 4 << 20;
+/// Events whose trace is remembered until they are published; older ones go without.
+const MAX_TRACES: usize = 1024;
 /// File beside the journal that holds the epoch, in decimal.
 const EPOCH_FILE: &str = "epoch";
 
@@ -111,6 +113,8 @@ pub struct Spool {
     /// The last event that was handed to the journal: the link of the next. Held while an event is encoded and queued.
     head: tokio::sync::Mutex<(u64, Digest)>,
     confirmed: Mutex<Confirmed>,
+    /// Headers that continue the trace in which an event was recorded, by seq, ascending.
+    traces: Mutex<VecDeque<(u64, Vec<(String, String)>)>>,
 }
 
 impl Spool {
@@ -162,6 +166,7 @@ impl Spool {
             journal,
             head: tokio::sync::Mutex::new(head),
             confirmed: Mutex::new(confirmed),
+            traces: Mutex::default(),
         };
         Ok((spool, open.into_values().map(|(_, lost)| lost).collect()))
     }
@@ -213,6 +218,7 @@ impl Spool {
         let (stored, ack) = self.journal.enqueue(bytes).await?;
         debug_assert_eq!(stored, seq, "the journal numbers as the spool does");
         *head = (seq, hash);
+        self.remember_trace(seq);
         if is_admission {
             self.confirmed().open.insert(execution_id.clone(), seq);
         }
@@ -226,6 +232,26 @@ impl Spool {
 
     fn position(&self, seq: u64, hash: Digest) -> v1::AgentHead {
         v1::AgentHead { agent_id: self.agent_id.clone(), epoch: self.epoch, seq, hash: hash.into() }
+    }
+
+    fn remember_trace(&self, seq: u64) {
+        let mut headers = Vec::new();
+        exchequer_telemetry::inject(&mut headers);
+        if headers.is_empty() {
+            return;
+        }
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        if traces.len() == MAX_TRACES {
+            traces.pop_front();
+        }
+        traces.push_back((seq, headers));
+    }
+
+    /// Headers that continue the trace of the first traced event up to `last`, which is then forgotten with those before it.
+    pub fn take_trace(&self, last: u64) -> Vec<(String, String)> {
+        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        let published = traces.partition_point(|(seq, _)| *seq <= last);
+        traces.drain(..published).next().map(|(_, headers)| headers).unwrap_or_default()
     }
 
     /// A reader of the recorded events, which are the journal's records.

@@ -42,7 +42,7 @@ pub struct Set {
     #[arg(long, value_name = "SCOPE")]
     scope: String,
     /// Set it once, however often this is sent
-    #[arg(long, value_name = "KEY", default_value = "")]
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     idempotency_key: String,
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -60,7 +60,7 @@ pub struct Show {
     #[arg(long, value_name = "SCOPE", conflicts_with = "tenant")]
     scope: Option<String>,
     /// One tenant
-    #[arg(long, value_name = "TENANT", default_value = "")]
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
     tenant: String,
     #[arg(long, value_enum, default_value_t)]
     format: Format,

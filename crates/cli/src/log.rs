@@ -54,13 +54,13 @@ Examples:
 #[command(next_help_heading = "Filter")]
 struct Filter {
     /// Of one tenant
-    #[arg(long, value_name = "TENANT", default_value = "")]
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
     tenant: String,
     /// Of one execution
-    #[arg(long, value_name = "ID", default_value = "")]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     execution: String,
     /// Of one agent
-    #[arg(long, value_name = "ID", default_value = "")]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     agent: String,
     /// One event of the agent
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, requires = "agent")]
@@ -167,7 +167,7 @@ pub struct Prove {
 #[derive(clap::Args)]
 pub struct Heads {
     /// One agent
-    #[arg(long, value_name = "ID", default_value = "")]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     agent: String,
     #[arg(long, value_enum, default_value_t)]
     format: Format,

@@ -43,10 +43,10 @@ Exit status: the program's own; 128 + the signal that ended it; 137 if a limit k
 1 if it was refused, 2 if the agent could not be asked.")]
 pub struct Run {
     /// Tenant that pays; the token's own if not given
-    #[arg(long, value_name = "TENANT", default_value = "")]
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
     tenant: String,
     /// Budget scope below the tenant, such as skills/python
-    #[arg(long, value_name = "SCOPE", default_value = "")]
+    #[arg(long, value_name = "SCOPE", default_value = "", hide_default_value = true)]
     scope: String,
     /// CPU time of the whole tree
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]

@@ -6,6 +6,8 @@ pub const MAX_EVENT_BYTES: usize = 32 * 1024;
 pub const MAX_BATCH_EVENTS: usize = 512;
 /// Largest encoded batch, bytes.
 pub const MAX_BATCH_BYTES: usize = 256 * 1024;
+/// Largest encoded seal, bytes. Decoders skip unknown fields, so a seal's own fields do not bound it.
+pub const MAX_SEAL_BYTES: usize = 1024;
 /// Most items in a decision block.
 pub const MAX_BLOCK_ITEMS: usize = 512;
 /// Largest encoded decision run, bytes: leaves room for the entry around it.

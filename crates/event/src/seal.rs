@@ -116,6 +116,7 @@ impl OpenBatch {
 pub fn open_batch(agent_id: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Result<OpenBatch, Refusal> {
     check_size("batch", payload.len(), MAX_BATCH_BYTES)?;
     let signed = v1::SignedBatch::decode(payload.clone()).map_err(|e| malformed(format!("batch: {e}")))?;
+    check_size("seal", signed.seal.len(), MAX_SEAL_BYTES)?;
     let seal = v1::BatchSeal::decode(signed.seal.clone()).map_err(|e| malformed(format!("seal: {e}")))?;
     if seal.agent_id != agent_id {
         return Err(mismatch(format!("seal.agent_id is not the subject's {agent_id}")));
@@ -262,6 +263,7 @@ pub fn decode_run(bytes: &Bytes) -> Result<v1::DecisionRun, Refusal> {
 
 /// Reads a block seal: its place, its count of items and its root.
 pub fn read_block_seal(seal: &Bytes) -> Result<(BlockPlace, u32, Digest), Refusal> {
+    check_size("seal", seal.len(), MAX_SEAL_BYTES)?;
     let seal = v1::BlockSeal::decode(seal.clone()).map_err(|e| malformed(format!("seal: {e}")))?;
     let place = BlockPlace {
         prev_hash: digest_field("seal.prev_hash", &seal.prev_hash)?,

@@ -29,8 +29,8 @@ const PUBLIC_HTTP: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 const HEALTH_PERIOD: Duration = Duration::from_secs(1);
 /// Requests of one connection at one time.
 const MAX_STREAMS: u32 = 1024;
-/// How long open requests may take once the process was told to stop.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long open requests may take once the process was told to stop: longer than the agent drains.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is served.
 pub struct Parts {

@@ -14,6 +14,7 @@ use exchequer_stream::{EventStream, ReadError, Record, RecordStream};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::{
     control::pause,
@@ -98,6 +99,8 @@ impl Pipeline {
     /// Integrates and commits one run. After an error the pipeline has to [`recover`](Self::recover).
     fn take(&mut self, run: &Run) -> Result<(), StoreError> {
         let Some(last) = run.records.last() else { return Ok(()) };
+        // They end with the run: integrated and committed.
+        let _spans: Vec<_> = run.records.iter().filter_map(span_of).collect();
         let first = self.writer.position().size;
         let started = Instant::now();
         let integrated = integrate(&mut self.acceptor, &run.records);
@@ -148,6 +151,16 @@ impl Pipeline {
         self.standing.reopened(self.writer.position().clone(), &self.acceptor);
         Ok(())
     }
+}
+
+/// The part of a message's trace that happens here; none if it carries no trace.
+fn span_of(record: &Record) -> Option<Span> {
+    if record.headers.is_empty() {
+        return None;
+    }
+    let span = tracing::info_span!("integrate", subject = record.subject, stream_seq = record.seq);
+    exchequer_telemetry::continue_from(&span, &record.headers);
+    Some(span)
 }
 
 /// Runs until the shutdown. Faults are reported and retried.

@@ -515,6 +515,14 @@ impl Writer {
             }
             return;
         }
+        let span = if record.headers.is_empty() {
+            Span::none()
+        } else {
+            let span = tracing::info_span!("fold", subject = record.subject, stream_seq = record.seq);
+            exchequer_telemetry::continue_from(&span, &record.headers);
+            span
+        };
+        let _entered = span.enter();
         let read = Read { seq: record.seq, subject: &record.subject, payload: &record.payload };
         let mut fold = shared.fold_mut();
         let folded = fold.fold(read);

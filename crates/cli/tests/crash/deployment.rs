@@ -6,7 +6,6 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io::Write as _,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -162,7 +161,7 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            let _ = writeln!(std::io::stderr(), "--- end of {}'s log\n{}", self.name, self.log_end());
+            crate::say(&format!("--- end of {}'s log\n{}", self.name, self.log_end()));
         }
     }
 }

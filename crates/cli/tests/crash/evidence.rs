@@ -171,7 +171,8 @@ impl Log {
             let place = (position.agent_id, position.epoch, position.seq);
             let (bytes, event) =
                 self.events.get(&place).unwrap_or_else(|| panic!("{place:?} was answered and is missing"));
-            assert_eq!(seal::event_digest(bytes).0.as_slice(), &position.hash[..], "{place:?}");
+            let is_same = seal::event_digest(bytes).0.as_slice() == &position.hash[..];
+            assert!(is_same, "{place:?} was answered, and another event has its place");
             assert_eq!(event.execution_id, execution_id);
             event.kind.clone().unwrap()
         };
@@ -200,7 +201,7 @@ impl Log {
     }
 
     /// Every answer of metering stands in the log once, as it was answered, in the block that the answer named.
-    pub fn check_answers<'a>(&self, reserved: impl IntoIterator<Item = &'a Reserved>, direct: &[Direct]) {
+    pub fn check_answers<'a>(&self, reserved: impl IntoIterator<Item = &'a Reserved>, direct: &'a [Direct]) {
         let mut decided = BTreeMap::new();
         for Decided { stream_seq, tenant, decision } in &self.decisions {
             let key = decision.idempotency_key.as_str();

@@ -58,6 +58,14 @@ const BATCHES_IN_FLIGHT: usize = 4;
 /// What a simulated execution holds of CPU time, milliseconds; some use more.
 const SIMULATED_CPU_MS: u64 = 20;
 
+/// Calls that failed because something was away.
+static FAILURES: AtomicU64 = AtomicU64::new(0);
+
+/// How many calls have failed because something was away.
+pub fn failures() -> u64 {
+    FAILURES.load(Ordering::Relaxed)
+}
+
 /// Whether the call may simply be made again: the server, or something behind it, was away. A status that carries an error of its own
 /// was made by the transport.
 fn is_transient(status: &Status) -> bool {
@@ -79,9 +87,13 @@ where
                 Ok(Ok(value)) => answer.lock().unwrap().replace(value).is_none(),
                 Ok(Err(status)) => {
                     assert!(is_transient(&status), "not a failure of something that is away: {status:?}");
+                    FAILURES.fetch_add(1, Ordering::Relaxed);
                     false
                 }
-                Err(_) => false,
+                Err(_) => {
+                    FAILURES.fetch_add(1, Ordering::Relaxed);
+                    false
+                }
             }
         }
     })
@@ -283,6 +295,22 @@ pub async fn reserve_directly(
         progress.direct.fetch_add(1, Ordering::Relaxed);
     }
     answers
+}
+
+/// Asks for some of the reservations again, by their keys: the answers have outlived everything, too.
+pub async fn ask_again(access: &Access, direct: &[Direct]) {
+    for answers in direct {
+        let subject = answers.reserved[0].key.rsplit_once('-').unwrap().0;
+        let client = access.metering(subject, Some(TIGHT), Role::TenantAdmin);
+        for reserved in answers.reserved.iter().step_by(10) {
+            let asked = match &reserved.outcome {
+                Outcome::Granted(granted) => granted.amounts[0].amount,
+                Outcome::Denied(denied) => denied.requested,
+            };
+            let again = reserve(&client, TIGHT, reserved.key.clone(), &[("invocations", asked)]).await;
+            assert_eq!(&again, reserved);
+        }
+    }
 }
 
 /// A simulated agent's publisher: batches in flight, and where it goes on.
