@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use ed25519_dalek::VerifyingKey;
 use exchequer_auth::{BearerToken, keys};
 use exchequer_event::v1::{self, agent_service_server::AgentServiceServer, event::Kind};
-use exchequer_stream::{EventStream, ReadError};
+use exchequer_stream::{AppendError, EventStream, ReadError};
 use exchequer_telemetry::Readiness;
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -69,7 +69,7 @@ pub struct Agent {
     progress: watch::Receiver<Progress>,
     missing: Vec<String>,
     public_key: VerifyingKey,
-    publisher: JoinHandle<()>,
+    _publisher: Task,
 }
 
 impl Agent {
@@ -87,27 +87,15 @@ impl Agent {
         let controls = record::controls(&probe(&sandbox).await?);
         let receipt = publish::latest_receipt(&*stream, &options.id, &options.ledger_key).await?;
         let min_epoch = receipt.and_then(|receipt| receipt.head).map_or(0, |head| head.epoch);
-        let (dir, id, limit) = (options.data.join("spool"), options.id.clone(), options.spool_limit);
-        let opened = tokio::task::spawn_blocking(move || Spool::open(&dir, &id, limit, min_epoch)).await?;
+        let (dir, id) = (options.data.join("spool"), options.id.clone());
+        let (limit, max_concurrent) = (options.spool_limit, options.max_concurrent);
+        let opened =
+            tokio::task::spawn_blocking(move || Spool::open(&dir, &id, limit, max_concurrent, min_epoch))
+                .await?;
         let (spool, lost) = opened?;
         let spool = Arc::new(spool);
-        let missing = record::missing(&controls).into_iter().map(|control| control.name).collect::<Vec<_>>();
-        let started = Kind::AgentStarted(v1::AgentStarted {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            controls,
-            allow_degraded: options.allow_degraded,
-        });
-        spool.record(own_event(started)).await?;
-        for lost in lost {
-            tracing::warn!(
-                execution_id = lost.execution_id,
-                "an execution was lost with the agent's last life"
-            );
-            let kind = Kind::ExecutionFinished(record::lost(&lost.hold_id, LOST_WITH_AGENT));
-            spool.record(NewEvent { tenant: lost.tenant, execution_id: lost.execution_id, kind }).await?;
-        }
-        let (report, progress) = watch::channel(Progress::default());
+        // Before anything is recorded: a full spool has to drain first.
+        let (report, mut progress) = watch::channel(Progress::default());
         let publisher = Publisher {
             spool: Arc::clone(&spool),
             stream,
@@ -115,9 +103,27 @@ impl Agent {
             ledger_key: options.ledger_key,
             resend_after: options.resend_after,
         };
-        let publisher = tokio::spawn(publisher.run(report));
+        let publisher = Task(tokio::spawn(publisher.run(report)));
+        let missing = record::missing(&controls).into_iter().map(|control| control.name).collect::<Vec<_>>();
+        let started = Kind::AgentStarted(v1::AgentStarted {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            controls,
+            allow_degraded: options.allow_degraded,
+        });
+        let lost = lost.into_iter().map(|lost| {
+            tracing::warn!(
+                execution_id = lost.execution_id,
+                "an execution was lost with the agent's last life"
+            );
+            let kind = Kind::ExecutionFinished(record::lost(&lost.hold_id, LOST_WITH_AGENT));
+            NewEvent { tenant: lost.tenant, execution_id: lost.execution_id, kind }
+        });
+        for event in std::iter::once(own_event(started)).chain(lost) {
+            record_when_there_is_room(&spool, event, &mut progress).await?;
+        }
         let executor = Executor::new(options, spool, holds, sandbox);
-        Ok(Self { executor, progress, missing, public_key, publisher })
+        Ok(Self { executor, progress, missing, public_key, _publisher: publisher })
     }
 
     /// The key under which the agent has to be enrolled.
@@ -171,13 +177,34 @@ impl Agent {
             }
             Err(error) => tracing::error!(%error, "the stop could not be recorded"),
         }
-        self.publisher.abort();
     }
 }
 
-impl Drop for Agent {
+/// A task that ends with its owner.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
     fn drop(&mut self) {
-        self.publisher.abort();
+        self.0.abort();
+    }
+}
+
+/// Records an event that must not be left out; while the spool is full, waits for the ledger to confirm some of it.
+async fn record_when_there_is_room(
+    spool: &Spool,
+    event: NewEvent,
+    progress: &mut watch::Receiver<Progress>,
+) -> Result<(), RecordError> {
+    loop {
+        match spool.record(event.clone()).await {
+            Err(RecordError::Journal(AppendError::Full(reason))) => {
+                tracing::warn!(%reason, "waiting for the ledger to confirm what the spool holds");
+                if progress.changed().await.is_err() {
+                    return Err(RecordError::Journal(AppendError::Full(reason)));
+                }
+            }
+            outcome => return outcome.map(drop),
+        }
     }
 }
 

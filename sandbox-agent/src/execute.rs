@@ -1,8 +1,8 @@
 //! One execution from request to recorded outcome.
 //!
 //! slot → room in the spool → hold → sandbox prepared and its controls read back → **admission on disk** → released → output streamed
-//! → **outcome on disk** → answered. Whatever refuses on the way is recorded as a denial before it is answered, and gives back what was
-//! held. The caller may go away at any moment: the execution is then cancelled, and its outcome is still recorded.
+//! → **outcome on disk** → answered. Whatever refuses on the way gives back what was held and is recorded as a denial before it is
+//! answered, as long as the spool has room for more than outcomes. The caller may go away at any moment: the execution is then cancelled, and its outcome is still recorded.
 //!
 //! Left out: the wire (`grpc.rs`) and the checks of the request ([`request`](crate::request)).
 
@@ -309,7 +309,8 @@ impl Executor {
         }
     }
 
-    /// Records a denial; the status to answer with, which is another one if it could not be recorded.
+    /// Records a denial, and gives back what the caller is told. A denial changes nothing that has to be proved later: where it can't
+    /// be recorded, because the spool is full or broken, it is counted and logged.
     async fn record_denial(&self, request: &Request, denial: Denial) -> Status {
         metrics::count_execution(denial.gate.as_str_name());
         let record = v1::ExecutionDenied {
@@ -320,13 +321,15 @@ impl Executor {
             scope: denial.scope,
             meter: denial.meter,
         };
-        match self.spool.record(request.event(Kind::ExecutionDenied(record))).await {
-            Ok(_) => denial.status,
-            Err(error) => {
-                tracing::error!(%error, "a denial could not be recorded");
-                denial.status
-            }
+        let recorded = match self.spool.check_room_for_denial() {
+            Ok(()) => self.spool.record(request.event(Kind::ExecutionDenied(record))).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            metrics::unrecorded_denials().add(1, &[]);
+            tracing::warn!(%error, execution_id = request.execution_id, "a denial was not recorded");
         }
+        denial.status
     }
 }
 

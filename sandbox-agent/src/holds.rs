@@ -48,8 +48,19 @@ impl Holds {
         Ok(Self { client: MeteringServiceClient::with_interceptor(traced, token) })
     }
 
-    /// Reserves the amounts; the hold, or why there is none.
+    /// Reserves the amounts; the hold, or why there is none. An answer that got lost is asked for once more, under the same
+    /// idempotency key; a hold that was granted unseen expires.
     pub async fn reserve(&self, request: v1::ReserveRequest) -> Result<v1::HoldGranted, HoldError> {
+        match self.try_reserve(request.clone()).await {
+            Err(HoldError::Unavailable(status)) => {
+                tracing::warn!(%status, "asking metering once more");
+                self.try_reserve(request).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn try_reserve(&self, request: v1::ReserveRequest) -> Result<v1::HoldGranted, HoldError> {
         use v1::reserve_response::Outcome;
         let response = self.client.clone().reserve(request).await.map_err(|status| match status.code() {
             Code::InvalidArgument | Code::PermissionDenied | Code::AlreadyExists | Code::NotFound => {

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use anyhow::Context as _;
 use axum::Router;
 use clap::Parser;
 use exchequer_auth::BearerToken;
@@ -31,19 +30,24 @@ impl Daemon for Worker {
     const SECTION: &'static str = "agent";
     const PORT: u16 = 7421;
     const SERVICES: &'static [&'static str] = &["exchequer.v1.AgentService"];
-    type Options = (Options, PathBuf);
+    type Options = (Options, BearerToken);
 
-    fn read(reader: &mut Reader) -> Option<(Options, PathBuf)> {
-        let token_file = reader.required::<PathBuf>("agent.token_file");
-        Options::read(reader).zip(token_file)
+    fn read(reader: &mut Reader) -> Option<(Options, BearerToken)> {
+        let token = match reader.required::<PathBuf>("agent.token_file").map(BearerToken::file) {
+            Some(Err(error)) => {
+                reader.fault("agent.token_file", error.to_string());
+                None
+            }
+            token => token.and_then(Result::ok),
+        };
+        Options::read(reader).zip(token)
     }
 
     async fn start(
-        (options, token_file): Self::Options,
+        (options, token): Self::Options,
         stream: Arc<dyn EventStream>,
     ) -> anyhow::Result<Self> {
         let id = options.id.clone();
-        let token = BearerToken::file(token_file).context("agent.token_file")?;
         let agent = Agent::start(options, token, stream).await?;
         let public_key = hex::encode(agent.public_key().as_bytes());
         tracing::info!(

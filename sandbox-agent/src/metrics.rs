@@ -23,6 +23,13 @@ instrument! {
         .build()
 }
 instrument! {
+    /// Denials that the full or broken spool did not take.
+    unrecorded_denials: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_unrecorded_denials_total")
+        .with_description("Denials that were answered but not recorded, because the spool is full or broken.")
+        .build()
+}
+instrument! {
     /// Executions running now.
     running: UpDownCounter<i64> = meter()
         .i64_up_down_counter("exchequer_agent_running_executions")

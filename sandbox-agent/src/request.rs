@@ -111,7 +111,7 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
     let profile = options.read_only.iter().fold(Profile::strict(), Profile::with_read_only);
     let spec = spec(profile, request.program, request.arguments, environment, &limits);
     if let Err(fault) = spec.check() {
-        faults.check(false, &fault.field, fault.problem);
+        faults.check(false, &field_of_request(&fault.field), fault.problem);
     }
     if !faults.0.is_empty() {
         return Err(faults);
@@ -126,6 +126,15 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         extra_holds: request.extra_holds,
         input_digest,
     })
+}
+
+/// The request's name for what the engine calls otherwise.
+fn field_of_request(field: &str) -> String {
+    field
+        .strip_prefix("args")
+        .map(|rest| format!("arguments{rest}"))
+        .or_else(|| field.strip_prefix("env").map(|rest| format!("environment{rest}")))
+        .unwrap_or_else(|| field.to_owned())
 }
 
 fn limits(asked: &v1::Limits, options: &Options, faults: &mut Faults) -> v1::Limits {

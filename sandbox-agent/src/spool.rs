@@ -28,8 +28,11 @@ use exchequer_stream::{
 };
 use prost::{Message, bytes::Bytes};
 
-/// Room beyond the configured limit, so that what was admitted below the limit can always record its outcome.
+/// Room beyond the configured limit for denials and the agent's own events. Denials may use half of it.
 const HEADROOM_BYTES: u64 = 16 << 20;
+/// Room beyond that for each execution that may run at one time: its admission and its outcome, so that what passed the limit can
+/// record both.
+const EXECUTION_BYTES: u64 = 2 * MAX_EVENT_BYTES as u64;
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// Events whose trace is remembered until they are published; older ones go without.
 const MAX_TRACES: usize = 1024;
@@ -118,17 +121,19 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Opens the spool in `dir`, or begins a new one with an epoch above `min_epoch`. Blocks.
+    /// Opens the spool in `dir`, or begins a new one with an epoch above `min_epoch`. At `limit` bytes executions are refused;
+    /// beyond it there is room for as many as may be running then. Blocks.
     pub fn open(
         dir: &Path,
         agent_id: &str,
         limit: u64,
+        max_concurrent: usize,
         min_epoch: u64,
     ) -> Result<(Self, Vec<LostExecution>), SpoolError> {
         let epoch = read_or_create_epoch(dir, min_epoch)?;
         let options = journal::Options {
             segment_bytes: SEGMENT_BYTES,
-            max_bytes: limit.saturating_add(HEADROOM_BYTES),
+            max_bytes: limit.saturating_add(HEADROOM_BYTES + EXECUTION_BYTES * max_concurrent as u64),
             ..journal::Options::default()
         };
         let mut head = (0, Digest::ZERO);
@@ -183,12 +188,22 @@ impl Spool {
 
     /// Refuses if new executions have to wait for receipts.
     pub fn check_room(&self) -> Result<(), RecordError> {
+        self.check_below(self.limit)
+    }
+
+    /// Refuses if not even denials can be recorded any more: a caller that is refused again and again must not use up the room
+    /// that outcomes need.
+    pub fn check_room_for_denial(&self) -> Result<(), RecordError> {
+        self.check_below(self.limit.saturating_add(HEADROOM_BYTES / 2))
+    }
+
+    fn check_below(&self, limit: u64) -> Result<(), RecordError> {
         if let Some(failure) = self.journal.failure() {
             return Err(RecordError::Journal(AppendError::Unavailable(failure)));
         }
         let kept = self.journal.size_bytes();
-        if kept >= self.limit {
-            return Err(RecordError::Full { kept, limit: self.limit });
+        if kept >= limit {
+            return Err(RecordError::Full { kept, limit });
         }
         Ok(())
     }
@@ -365,7 +380,7 @@ mod tests {
     }
 
     fn open(dir: &Path) -> (Spool, Vec<LostExecution>) {
-        Spool::open(dir, "a", 1 << 20, 0).unwrap()
+        Spool::open(dir, "a", 1 << 20, 8, 0).unwrap()
     }
 
     #[tokio::test]
@@ -393,7 +408,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_spool_refuses_admissions_and_still_takes_outcomes_and_a_receipt_makes_room() {
         let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Spool::open(dir.path(), "a", 5 << 20, 0).unwrap();
+        let (spool, _) = Spool::open(dir.path(), "a", 5 << 20, 8, 0).unwrap();
         let large = || NewEvent {
             kind: Kind::AgentStopped(v1::AgentStopped { reason: "x".repeat(30 << 10) }),
             ..stopped()
@@ -429,9 +444,9 @@ mod tests {
     fn a_new_spool_begins_above_the_ledgers_epoch() {
         let dir = tempfile::tempdir().unwrap();
         let far = unix_ms();
-        assert_eq!(Spool::open(dir.path(), "a", 1 << 20, far).unwrap().0.epoch(), far + 1);
+        assert_eq!(Spool::open(dir.path(), "a", 1 << 20, 8, far).unwrap().0.epoch(), far + 1);
         assert!(
-            matches!(Spool::open(&dir.path().join("other"), "a", 1 << 20, 0), Ok((spool, _)) if spool.epoch() > 1_700_000_000)
+            matches!(Spool::open(&dir.path().join("other"), "a", 1 << 20, 8, 0), Ok((spool, _)) if spool.epoch() > 1_700_000_000)
         );
     }
 }

@@ -4,8 +4,18 @@
 #[path = "support/rig.rs"]
 mod rig;
 
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
 use exchequer_auth::Role;
 use exchequer_event::v1::{self, event::Kind, execute_response::Part};
+use futures::StreamExt as _;
 use rig::{Metering, Rig};
 use sandbox_agent::spool::{NewEvent, Spool};
 use tonic::Code;
@@ -120,7 +130,7 @@ async fn malformed_requests_name_the_field() {
     check("program", run("", &[])).await;
     check("arguments", run("/bin/true", &["x"; 257])).await;
     check("arguments", run("/bin/true", &[&"x".repeat(17 << 10)])).await;
-    check("args[0]", run("/bin/true", &["a\0b"])).await;
+    check("arguments[0]", run("/bin/true", &["a\0b"])).await;
     check("stdin", v1::ExecuteRequest { stdin: vec![0; (1 << 20) + 1].into(), ..ok() }).await;
     check("limits.cpu_ms", v1::ExecuteRequest { limits: limits(u64::MAX), ..ok() }).await;
     check("scope", v1::ExecuteRequest { scope: "a//b".into(), ..ok() }).await;
@@ -151,7 +161,7 @@ async fn a_caller_that_goes_away_ends_the_execution_and_its_outcome_is_recorded(
     let mut parts = rig.begin("acme", run("/bin/sleep", &["20"])).await.unwrap();
     assert!(matches!(parts.message().await.unwrap().unwrap().part, Some(Part::Admitted(_))));
     drop(parts);
-    exchequer_testkit::eventually(std::time::Duration::from_secs(10), || async {
+    exchequer_testkit::eventually(Duration::from_secs(10), || async {
         rig.recorded().iter().any(|event| {
             matches!(&event.kind, Some(Kind::ExecutionFinished(f)) if f.cause() == v1::ExitCause::Cancelled)
         })
@@ -172,7 +182,7 @@ async fn stopping_records_the_end_of_what_runs_and_the_stop() {
 #[tokio::test]
 async fn what_ran_when_the_agent_died_is_recorded_as_lost_when_it_comes_back() {
     let dir = exchequer_testkit::temp_dir();
-    let (spool, _) = Spool::open(&dir.path().join("agent/spool"), "a", 8 << 20, 0).unwrap();
+    let (spool, _) = Spool::open(&dir.path().join("agent/spool"), "a", 8 << 20, 8, 0).unwrap();
     let admitted = v1::ExecutionAdmitted { hold_id: "hold-0".into(), ..v1::ExecutionAdmitted::default() };
     let execution_id = "0190b2a4-0000-7000-8000-000000000001";
     let event = NewEvent {
@@ -182,7 +192,7 @@ async fn what_ran_when_the_agent_died_is_recorded_as_lost_when_it_comes_back() {
     };
     spool.record(event).await.unwrap();
     drop(spool);
-    let rig = Rig::start_in(dir, Metering::Grants).await;
+    let rig = Rig::start_in(dir, Metering::Grants, |_| {}).await;
     let events = rig.recorded();
     let last = events.last().unwrap();
     let Some(Kind::ExecutionFinished(lost)) = &last.kind else { panic!("{events:?}") };
@@ -197,4 +207,110 @@ async fn capabilities_come_from_a_probe() {
     let seccomp = controls.iter().find(|control| control.name == "seccomp").unwrap();
     assert!(!seccomp.evidence.is_empty());
     assert_ne!(seccomp.status(), v1::ControlStatus::Unspecified);
+}
+
+/// A helper under the filter of a container runtime that allows no namespaces and no mounts, where any user can reach it.
+fn restricted_helper() -> (tempfile::TempDir, PathBuf) {
+    let dir = exchequer_testkit::temp_dir();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let agent = dir.path().join("sandbox-agent");
+    fs::copy(env!("CARGO_BIN_EXE_sandbox-agent"), &agent).unwrap();
+    let helper = dir.path().join("restricted");
+    let compiled = Command::new("cc")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/probes/confine_helper.c"))
+        .arg(format!("-DHELPER=\"{}\"", agent.display()))
+        .args(["-DFORBID", "-o"])
+        .arg(&helper)
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    (dir, helper)
+}
+
+#[tokio::test]
+async fn without_the_explicit_setting_a_host_that_lacks_a_control_executes_nothing() {
+    let (_dir, helper) = restricted_helper();
+    let rig = Rig::start_in(exchequer_testkit::temp_dir(), Metering::Grants, |options| {
+        options.helper = helper;
+        options.allow_degraded = false;
+    })
+    .await;
+    let status = rig.execute("acme", run("/bin/true", &[])).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let info = status.get_details_error_info().unwrap();
+    assert_eq!(info.reason, "CONTROL_MISSING");
+    assert!(info.metadata["user_namespace"].contains("sysctl"), "it says how to get it: {info:?}");
+    let [_, degraded, denied] = &rig.recorded()[..] else { panic!("{:?}", rig.recorded()) };
+    let Some(Kind::ControlDegraded(degraded)) = &degraded.kind else { panic!() };
+    assert!(!degraded.executed && degraded.controls.iter().any(|control| control.name == "net_namespace"));
+    let Some(Kind::ExecutionDenied(denied)) = &denied.kind else { panic!() };
+    assert_eq!(denied.gate(), v1::DenialGate::Control);
+    assert_eq!(rig.asked().voids.load(Ordering::Relaxed), 1, "the hold went back");
+}
+
+#[tokio::test]
+async fn with_the_explicit_setting_it_executes_and_the_record_names_what_is_missing() {
+    let (_dir, helper) = restricted_helper();
+    let rig =
+        Rig::start_in(exchequer_testkit::temp_dir(), Metering::Grants, |options| options.helper = helper)
+            .await;
+    rig.execute("acme", run("/bin/true", &[])).await.unwrap();
+    let [_, degraded, admitted, _] = &rig.recorded()[..] else { panic!("{:?}", rig.recorded()) };
+    let Some(Kind::ControlDegraded(degraded)) = &degraded.kind else { panic!() };
+    assert!(degraded.executed);
+    let Some(Kind::ExecutionAdmitted(admitted)) = &admitted.kind else { panic!() };
+    let status = |name: &str| admitted.controls.iter().find(|control| control.name == name).unwrap().status();
+    assert_eq!(status("user_namespace"), v1::ControlStatus::Unavailable);
+    assert_eq!(status("seccomp"), v1::ControlStatus::Enforced);
+}
+
+#[tokio::test]
+async fn a_full_spool_refuses_clearly_and_refusals_do_not_use_up_the_room_for_outcomes() {
+    let rig = Rig::start(Metering::Grants).await;
+    let mut running = rig.begin("acme", run("/bin/sleep", &["60"])).await.unwrap();
+    running.message().await.unwrap();
+    while rig.spool().check_room_for_denial().is_ok() {
+        let kind = Kind::AgentStopped(v1::AgentStopped { reason: "x".repeat(30 << 10) });
+        let event = NewEvent { tenant: String::new(), execution_id: String::new(), kind };
+        futures::future::join_all((0..32).map(|_| rig.spool().record(event.clone()))).await;
+    }
+    let before = rig.spool().tip();
+    for _ in 0..20 {
+        let status = rig.execute("acme", run("/bin/true", &[])).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains("the ledger has not confirmed"), "{}", status.message());
+    }
+    assert_eq!(rig.spool().tip(), before);
+    drop(running);
+    exchequer_testkit::eventually(Duration::from_secs(10), || async { rig.spool().tip() == before + 1 })
+        .await;
+    let last = rig.recorded().pop().unwrap();
+    assert!(matches!(last.kind, Some(Kind::ExecutionFinished(_))), "what ran is recorded all the same");
+}
+
+#[tokio::test]
+async fn the_callers_trace_goes_to_metering_and_into_the_stream() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let _guard = exchequer_telemetry::init(&exchequer_telemetry::Options {
+        service_name: "test".into(),
+        log_format: exchequer_telemetry::LogFormat::Text,
+        log_filter: "off".into(),
+        otlp_endpoint: None,
+    })
+    .unwrap();
+    let rig = Rig::start(Metering::Grants).await;
+    let mut request = tonic::Request::new(run("/bin/true", &[]));
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-00f067aa0ba902b7-01").parse().unwrap());
+    rig.execute("acme", request).await.unwrap();
+    assert!(rig.asked().traceparent.lock().unwrap().contains(TRACE));
+    let mut records = rig.stream.read(1, &["events.*"]).await.unwrap();
+    let traced = async {
+        loop {
+            let record = records.next().await.unwrap().unwrap();
+            if record.headers.iter().any(|(name, value)| name == "traceparent" && value.contains(TRACE)) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), traced).await.expect("a batch continues the trace");
 }

@@ -44,7 +44,7 @@ impl Rig {
     async fn start(is_enrolled: bool, resend_after: Duration) -> Self {
         let dir = exchequer_testkit::temp_dir();
         let stream: Arc<dyn EventStream> = Arc::new(LocalStream::open(&dir.path().join("stream")).unwrap());
-        let (spool, _) = Spool::open(&dir.path().join("spool"), "a", 64 << 20, 0).unwrap();
+        let (spool, _) = Spool::open(&dir.path().join("spool"), "a", 64 << 20, 8, 0).unwrap();
         let spool = Arc::new(spool);
         let (ledger, agent) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
         let publisher = Publisher {

@@ -11,7 +11,7 @@ use crate::{
     digest::{DIGEST_LEN, Digest, Purpose},
     name::{
         self, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BLOCK_BYTES, MAX_BLOCK_ITEMS, MAX_EVENT_BYTES,
-        MAX_ITEM_BYTES,
+        MAX_ITEM_BYTES, MAX_SEAL_BYTES,
     },
     tree,
     v1::{self, RejectionReason},

@@ -7,9 +7,9 @@ mod world;
 use exchequer_event::{
     accept::{Acceptor, COMPARED_EVENTS, Incoming, Outcome},
     audit::Auditor,
-    digest::Digest,
+    digest::{Digest, Purpose},
     name::{MAX_BATCH_BYTES, MAX_EVENT_BYTES},
-    seal,
+    seal::{self, BlockPlace},
     v1::{self, KeyRole, RejectionReason as Reason, control_record, entry::Kind},
 };
 use proptest::prelude::*;
@@ -223,6 +223,38 @@ fn a_block_that_does_not_follow_its_chain_is_fenced() {
     assert_eq!(world.block(2, 3, second, 1_000).0, fenced, "usage from the future");
     assert_eq!(world.block(2, 3, second, 1).0, accepted);
     assert_eq!(world.acceptor.partition("0").index, 3);
+}
+
+/// Decoders skip what they don't know, so a signed seal can be padded to any size: its entry would not fit into the log.
+#[test]
+fn a_padded_seal_is_too_large_though_signed() {
+    let pad = |seal: &Bytes| {
+        // Field 1000, length-delimited, 2,000 bytes.
+        let mut padded = seal.to_vec();
+        padded.extend([0xc2, 0x3e, 0xd0, 0x0f]);
+        padded.extend([0; 2000]);
+        Bytes::from(padded)
+    };
+    let mut batch = v1::SignedBatch::decode(Agent::new("a", 1).batch(1, "")).unwrap();
+    batch.seal = pad(&batch.seal);
+    batch.signature = seal::sign(&key(1), Purpose::BatchSeal.digest(&batch.seal));
+    assert!(v1::BatchSeal::decode(batch.seal.clone()).is_ok(), "it decodes");
+    assert_eq!(World::new().events("a", batch.encode_to_vec().into()), rejected("a", Reason::TooLarge));
+
+    let mut world = World::new();
+    let place = BlockPlace {
+        partition: "0".into(),
+        epoch: 1,
+        index: 1,
+        prev_hash: Digest::ZERO,
+        now_unix_ms: 1,
+        usage_cursor: 0,
+    };
+    let mut block = seal::seal_block(&world.metering, place, Vec::new());
+    block.seal = pad(&block.seal);
+    block.signature = seal::sign(&world.metering, Purpose::BlockSeal.digest(&block.seal));
+    let outcome = world.publish("budget.0", block.encode_to_vec().into()).outcome;
+    assert_eq!(outcome, Outcome::Rejected { agent_id: None, reason: Reason::TooLarge });
 }
 
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,9 +18,10 @@ use exchequer_event::v1::{
     agent_service_client::AgentServiceClient,
     metering_service_server::{MeteringService, MeteringServiceServer},
 };
-use exchequer_stream::LocalStream;
+use exchequer_stream::{EventStream, LocalStream};
+use exchequer_telemetry::TraceLayer;
 use prost::Message;
-use sandbox_agent::{Agent, Options};
+use sandbox_agent::{Agent, Options, spool::Spool};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -34,9 +35,18 @@ pub enum Metering {
     Unavailable,
 }
 
+/// What metering was asked.
+#[derive(Default)]
+pub struct Asked {
+    pub holds: AtomicU64,
+    pub voids: AtomicU64,
+    /// The last `traceparent`.
+    pub traceparent: Mutex<String>,
+}
+
 struct Answers {
     metering: Metering,
-    holds: AtomicU64,
+    asked: Arc<Asked>,
 }
 
 fn unasked<T>() -> Result<Response<T>, Status> {
@@ -50,11 +60,14 @@ impl MeteringService for Answers {
         request: Request<v1::ReserveRequest>,
     ) -> Result<Response<v1::ReserveResponse>, Status> {
         use v1::reserve_response::Outcome;
+        if let Some(parent) = request.metadata().get("traceparent") {
+            parent.to_str().unwrap().clone_into(&mut self.asked.traceparent.lock().unwrap());
+        }
         let request = request.into_inner();
         let outcome = match self.metering {
             Metering::Unavailable => return Err(Status::unavailable("away")),
             Metering::Grants => Outcome::Granted(v1::HoldGranted {
-                hold_id: format!("hold-{}", self.holds.fetch_add(1, Ordering::Relaxed) + 1),
+                hold_id: format!("hold-{}", self.asked.holds.fetch_add(1, Ordering::Relaxed) + 1),
                 scope: request.scope,
                 amounts: request.amounts,
                 ..v1::HoldGranted::default()
@@ -72,6 +85,7 @@ impl MeteringService for Answers {
     }
 
     async fn void(&self, request: Request<v1::VoidRequest>) -> Result<Response<v1::VoidResponse>, Status> {
+        self.asked.voids.fetch_add(1, Ordering::Relaxed);
         let voided = v1::HoldVoided { hold_id: request.into_inner().hold_id };
         Ok(Response::new(v1::VoidResponse { voided: Some(voided), stream_seq: 1 }))
     }
@@ -128,20 +142,23 @@ pub struct Rig {
     issuer: Issuer,
     agent: Agent,
     address: SocketAddr,
+    pub stream: Arc<dyn EventStream>,
+    asked: Arc<Asked>,
     _dir: TempDir,
 }
 
 impl Rig {
     pub async fn start(metering: Metering) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), metering).await
+        Self::start_in(tempfile::tempdir().unwrap(), metering, |_| {}).await
     }
 
-    /// Starts in a directory where an earlier life may have left its spool.
-    pub async fn start_in(dir: TempDir, metering: Metering) -> Self {
+    /// Starts in a directory where an earlier life may have left its spool, with other options than the usual.
+    pub async fn start_in(dir: TempDir, metering: Metering, change: impl FnOnce(&mut Options)) -> Self {
         let issuer = Issuer::open(dir.path(), "test", "exchequer").unwrap();
-        let stream = Arc::new(LocalStream::open(&dir.path().join("stream")).unwrap());
+        let stream: Arc<dyn EventStream> = Arc::new(LocalStream::open(&dir.path().join("stream")).unwrap());
         let (listener, at) = listen().await;
-        let answers = MeteringServiceServer::new(Answers { metering, holds: AtomicU64::new(0) });
+        let asked = Arc::new(Asked::default());
+        let answers = MeteringServiceServer::new(Answers { metering, asked: Arc::clone(&asked) });
         let metering = tonic::transport::Server::builder().add_service(answers).serve_with_incoming(listener);
         tokio::spawn(async move { metering.await.unwrap() });
         let grant = Grant {
@@ -151,15 +168,18 @@ impl Rig {
             ttl: Duration::from_secs(60),
         };
         let token = BearerToken::issued(issuer.clone(), grant).unwrap();
-        let agent = Agent::start(options(dir.path(), at), token, stream).await.unwrap();
+        let mut options = options(dir.path(), at);
+        change(&mut options);
+        let agent = Agent::start(options, token, Arc::clone(&stream)).await.unwrap();
         let verifier = Verifier::open(issuer.verifier_options()).await.unwrap();
         let (listener, address) = listen().await;
         let server = tonic::transport::Server::builder()
+            .layer(TraceLayer::server())
             .layer(AuthLayer::new(verifier, Vec::<String>::new()))
             .add_routes(agent.grpc())
             .serve_with_incoming(listener);
         tokio::spawn(async move { server.await.unwrap() });
-        Self { issuer, agent, address, _dir: dir }
+        Self { issuer, agent, address, stream, asked, _dir: dir }
     }
 
     pub fn token(&self, tenant: &str, role: Role) -> String {
@@ -182,14 +202,18 @@ impl Rig {
         Ok(parts.into_inner())
     }
 
-    pub async fn execute(&self, tenant: &str, request: v1::ExecuteRequest) -> Result<Vec<Part>, Status> {
+    pub async fn execute(
+        &self,
+        tenant: &str,
+        request: impl tonic::IntoRequest<v1::ExecuteRequest>,
+    ) -> Result<Vec<Part>, Status> {
         self.execute_as(Some(self.token(tenant, Role::User)), request).await
     }
 
     pub async fn execute_as(
         &self,
         token: Option<String>,
-        request: v1::ExecuteRequest,
+        request: impl tonic::IntoRequest<v1::ExecuteRequest>,
     ) -> Result<Vec<Part>, Status> {
         let parts = match token {
             Some(token) => self.client(&token).execute(request).await?,
@@ -209,6 +233,14 @@ impl Rig {
     pub async fn capabilities(&self) -> v1::GetCapabilitiesResponse {
         let mut client = self.client(&self.token("acme", Role::User));
         client.get_capabilities(v1::GetCapabilitiesRequest {}).await.unwrap().into_inner()
+    }
+
+    pub fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    pub fn spool(&self) -> &Spool {
+        self.agent.spool()
     }
 
     /// Every event on the agent's disk.
