@@ -43,10 +43,7 @@ impl Daemon for Worker {
         Options::read(reader).zip(token)
     }
 
-    async fn start(
-        (options, token): Self::Options,
-        stream: Arc<dyn EventStream>,
-    ) -> anyhow::Result<Self> {
+    async fn start((options, token): Self::Options, stream: Arc<dyn EventStream>) -> anyhow::Result<Self> {
         let id = options.id.clone();
         let agent = Agent::start(options, token, stream).await?;
         let public_key = hex::encode(agent.public_key().as_bytes());

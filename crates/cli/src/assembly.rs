@@ -21,7 +21,10 @@ use exchequer_event::{
     v1::KeyRole,
 };
 use exchequer_ledger::Enrolment;
-use exchequer_serve::{Living, Parts, Running, Shared, StreamOptions, config::Listen};
+use exchequer_serve::{
+    Living, Parts, Running, Shared, StreamOptions,
+    config::{Listen, check_key_file},
+};
 use exchequer_stream::{EventStream, LocalStream};
 use exchequer_telemetry::Readiness;
 use exchequer_tlog::{SignatureKind, VerifierKey};
@@ -96,9 +99,15 @@ impl AssemblyOptions {
         if shared.auth.is_some() && agent_token_file.is_none() {
             reader.fault("agent.token_file", "is required where [auth] is configured");
         }
+        if let Some(Err(error)) = agent_token_file.as_ref().map(BearerToken::file) {
+            reader.fault("agent.token_file", error.to_string());
+        }
         let ledger = exchequer_ledger::Options::read(reader);
         let metering = exchequer_metering::Options::read(reader, data.join("metering"));
         let agent = sandbox_agent::Options::read(reader);
+        for section in ["ledger", "metering", "agent"] {
+            check_key_file(reader, section);
+        }
         Some(Self {
             data: data.to_owned(),
             stream: shared.stream.clone(),

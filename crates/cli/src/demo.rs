@@ -5,6 +5,7 @@
 
 pub mod attack;
 mod files;
+mod show;
 mod stage;
 
 use std::{
@@ -38,7 +39,7 @@ use crate::{
     evidence::{
         export::{self, export},
         pack::Scope,
-        report::{Report, Verdict},
+        report::Verdict,
         verify::{Target, Trust, verify},
     },
 };
@@ -88,7 +89,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     say("Exchequer demo: ledger, metering and agent in one process.");
     say(format!("data    {}{}", data.display(), if arguments.data.is_some() { "" } else { " (temporary)" }));
     say(format!("stream  {}", arguments.nats.as_deref().unwrap_or("embedded journal")));
-    let mut demo = Demo::start(options, attacker, temporary.path().join("evidence")).await?;
+    let mut demo = Demo::start(options, attacker, data.join("evidence")).await?;
     demo.introduce()?;
     let outcome = demo.play().await;
     if let Some(assembly) = demo.assembly.take() {
@@ -174,7 +175,7 @@ impl Demo {
         };
         self.metering()?.set_budget(request).await?;
         let balances = self.balances().await?;
-        note(show_balances(&balances));
+        note(show::balances(&balances));
         let granted = BUDGET.iter().all(|(meter, amount)| {
             balances.iter().any(|b| b.meter == *meter && b.granted == *amount && b.available == *amount)
         });
@@ -209,8 +210,8 @@ impl Demo {
             let what = format!(
                 "{program}: exit 0 and the output computed here by other means ({} bytes, {:.1} ms cpu, {:.1} ms wall)",
                 run.stdout.len(),
-                ms(usage.cpu_user_us + usage.cpu_system_us),
-                ms(usage.wall_us),
+                show::ms(usage.cpu_user_us + usage.cpu_system_us),
+                show::ms(usage.wall_us),
             );
             let exited = run.finished.cause() == ExitCause::Exited && run.finished.exit_code == 0;
             self.stage.prove(exited && run.stdout == expected, what);
@@ -252,15 +253,17 @@ impl Demo {
 
         let program = self.attacker.to_string_lossy().into_owned();
         let run = self.execute(&program, &arguments, b"", LIMITS).await?;
-        note(format!("the attacker, inside, says:\n{}", indent(&run.stdout)));
-        let stopped = |line: &str| !run.stdout.contains(line);
-        let denied = run.stdout.contains("could not");
+        note(format!("the attacker, inside, says:\n{}", show::indent(&run.stdout)));
+        let says = |line: &str| run.stdout.contains(line);
         self.stage.prove(
-            stopped(attack::READ) && stopped(SECRET) && denied,
+            says(attack::NOT_READ) && !says(attack::READ) && !says(SECRET),
             "inside, the host's file can't be read",
         );
-        self.stage.prove(stopped(attack::CONNECTED) && denied, "inside, no connection can be opened");
-        let killed = run.finished.cause() == ExitCause::Seccomp && stopped(attack::ANSWERED);
+        self.stage.prove(
+            says(attack::NOT_CONNECTED) && !says(attack::CONNECTED),
+            "inside, no connection can be opened",
+        );
+        let killed = run.finished.cause() == ExitCause::Seccomp && !says(attack::ANSWERED);
         let what = format!(
             "inside, mount(2) is never answered: the kernel killed the process ({}, signal {})",
             run.finished.cause().as_str_name(),
@@ -285,7 +288,7 @@ impl Demo {
             self.stage.prove(exact, "settled with the kernel's figure, the rest returned");
         }
         let balances = self.balances().await?;
-        note(show_balances(&balances));
+        note(show::balances(&balances));
         let balanced = balances.iter().all(|b| {
             u128::from(b.granted) + u128::from(b.debt)
                 == u128::from(b.available) + u128::from(b.held) + u128::from(b.spent)
@@ -302,11 +305,13 @@ impl Demo {
     }
 
     async fn refused(&mut self) -> anyhow::Result<()> {
-        let limits = v1::Limits { cpu_ms: 9_000, ..LIMITS };
+        // Exactly what was granted: only what has been spent stands against it.
+        let (_, granted) = BUDGET[0];
+        let limits = v1::Limits { cpu_ms: granted, ..LIMITS };
         let refusal = self.execute(&program_path("true")?, &[], b"", limits).await;
         let status = match refusal {
             Ok(_) => {
-                self.stage.prove(false, "9,000 ms of a budget of 8,000 were not refused");
+                self.stage.prove(false, "all that was granted could be held again, though some is spent");
                 return Ok(());
             }
             Err(error) => error.downcast::<Status>().context("the refusal is no gRPC status")?,
@@ -343,9 +348,11 @@ impl Demo {
 
     async fn prove_inclusion(&mut self, ran: &Ran) -> anyhow::Result<u64> {
         self.stage.step("A checkpoint is signed; one execution's inclusion is verified offline");
+        // One for each run: a kept directory can be used again.
+        self.evidence.push(&self.tenant);
         fs::create_dir_all(&self.evidence)?;
         let (index, checkpoint) = self.logged(&ran.admitted.execution_id).await?;
-        note(indent(&checkpoint));
+        note(show::indent(&checkpoint));
         let pack = self.evidence.join("evidence.tar");
         let key = self.assembly()?.verifier_key.clone();
         let request = export::Request {
@@ -400,7 +407,7 @@ impl Demo {
         let file = files::flip_byte(&log, index, before.tree_size.unwrap_or_default())?;
         note(format!("one bit of entry {index} flipped, in {file}"));
         let after = check().await;
-        show_faults(&after);
+        show::faults(&after);
         let named =
             after.verdict == Verdict::Tampered && after.faults.iter().any(|fault| fault.index == Some(index));
         self.stage.prove(named, format!("after: verification fails and names entry {index}"));
@@ -560,37 +567,4 @@ fn is_outcome(logged: &v1::LogEntry) -> bool {
 
 fn amount(amounts: &[v1::MeterAmount], meter: &str) -> u64 {
     amounts.iter().find(|a| a.meter == meter).map_or(0, |a| a.amount)
-}
-
-#[allow(clippy::cast_precision_loss)]
-fn ms(micros: u64) -> f64 {
-    micros as f64 / 1000.0
-}
-
-fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("  | {line}")).collect::<Vec<_>>().join(
-        "
-",
-    )
-}
-
-fn show_balances(balances: &[v1::Balance]) -> String {
-    let line = |b: &v1::Balance| {
-        format!(
-            "{:<13} granted {:>9}  available {:>9}  held {:>8}  spent {:>8}  debt {}",
-            b.meter, b.granted, b.available, b.held, b.spent, b.debt
-        )
-    };
-    balances.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-fn show_faults(report: &Report) {
-    for fault in &report.faults {
-        let place =
-            fault.index.map_or_else(String::new, |index| format!("entry {index} ({}): ", fault.entry));
-        note(format!("{place}{}", fault.detail));
-        if let (Some(expected), Some(found)) = (&fault.expected, &fault.found) {
-            note(format!("  expected {expected}\n  found    {found}"));
-        }
-    }
 }

@@ -17,7 +17,14 @@ use serde_json::json;
 /// Which components work, and what ails the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
-    components: BTreeMap<String, Option<String>>,
+    components: BTreeMap<String, State>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Works,
+    Degraded(String),
+    Fails(String),
 }
 
 impl Readiness {
@@ -28,7 +35,14 @@ impl Readiness {
 
     /// Adds a component's state; the error says why it can't serve.
     pub fn component(mut self, name: impl Into<String>, state: Result<(), impl Display>) -> Self {
-        self.components.insert(name.into(), state.err().map(|reason| reason.to_string()));
+        let state = state.map_or_else(|reason| State::Fails(reason.to_string()), |()| State::Works);
+        self.components.insert(name.into(), state);
+        self
+    }
+
+    /// Adds a component that serves, though with less than it should have: shown, and no reason to take the process out of service.
+    pub fn degraded(mut self, name: impl Into<String>, reason: Option<String>) -> Self {
+        self.components.insert(name.into(), reason.map_or(State::Works, State::Degraded));
         self
     }
 
@@ -40,13 +54,15 @@ impl Readiness {
 
     /// The components that don't work, each with its reason.
     pub fn faults(&self) -> impl Iterator<Item = (&str, &str)> {
-        let faults = self.components.iter();
-        faults.filter_map(|(name, fault)| Some((name.as_str(), fault.as_deref()?)))
+        self.components.iter().filter_map(|(name, state)| match state {
+            State::Fails(reason) => Some((name.as_str(), reason.as_str())),
+            State::Works | State::Degraded(_) => None,
+        })
     }
 
     /// Whether there are components and all of them work.
     pub fn is_ready(&self) -> bool {
-        !self.components.is_empty() && self.components.values().all(Option::is_none)
+        !self.components.is_empty() && self.faults().next().is_none()
     }
 }
 
@@ -54,8 +70,13 @@ impl IntoResponse for Readiness {
     fn into_response(self) -> Response {
         let is_ready = self.is_ready();
         let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let shown = |state: &State| match state {
+            State::Works => "ok".to_owned(),
+            State::Degraded(reason) => format!("degraded: {reason}"),
+            State::Fails(reason) => reason.clone(),
+        };
         let components: BTreeMap<_, _> =
-            self.components.iter().map(|(name, fault)| (name, fault.as_deref().unwrap_or("ok"))).collect();
+            self.components.iter().map(|(name, state)| (name, shown(state))).collect();
         (status, Json(json!({ "ready": is_ready, "components": components }))).into_response()
     }
 }

@@ -82,3 +82,13 @@ fn merged_readiness_has_the_components_and_faults_of_both() {
     assert!(!both.is_ready());
     assert_eq!(both.faults().collect::<Vec<_>>(), [("stream", "away")]);
 }
+
+#[tokio::test]
+async fn a_degraded_component_is_shown_and_does_not_take_the_process_out_of_service() {
+    let readiness = Readiness::new().degraded("durability", Some("not synced".to_owned()));
+    assert!(readiness.is_ready());
+    assert_eq!(readiness.faults().count(), 0);
+    let (status, _, body) = get(readiness, "/readyz").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(body.contains("degraded: not synced"), "{body}");
+}

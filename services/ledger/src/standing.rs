@@ -223,6 +223,7 @@ impl Standing {
             .component("ledger.ingest", state(health.ingest))
             .component("ledger.sign", state(health.sign))
             .component("ledger.index", state(health.index))
+            .degraded("ledger.durability", health.durability)
     }
 
     /// What the stream's durability lacks, if anything.

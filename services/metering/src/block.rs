@@ -25,7 +25,7 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 pub(crate) struct Asked {
     pub(crate) command: Command,
     pub(crate) reply: oneshot::Sender<Result<Answered, Unanswered>>,
-    /// The caller's span: its trace goes along with the block.
+    /// The caller's span. A block carries the trace of its first command.
     pub(crate) span: tracing::Span,
 }
 

@@ -516,7 +516,7 @@ impl Writer {
             return;
         }
         let span = if record.headers.is_empty() {
-            Span::none()
+            tracing::Span::none()
         } else {
             let span = tracing::info_span!("fold", subject = record.subject, stream_seq = record.seq);
             exchequer_telemetry::continue_from(&span, &record.headers);

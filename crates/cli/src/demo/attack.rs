@@ -18,6 +18,11 @@ pub const CONNECTED: &str = "stands in connection";
 /// Printed once the kernel has answered the system call, whatever it said. A killed process prints nothing any more.
 pub const ANSWERED: &str = "got an answer to mount(2)";
 
+/// Printed if the file could not be read.
+pub const NOT_READ: &str = "could not read the file";
+/// Printed if no connection could be opened.
+pub const NOT_CONNECTED: &str = "could not open a connection";
+
 /// Becomes the attacker, never to return, if the first argument asks for it.
 pub fn run_if_requested() {
     let arguments: Vec<_> = std::env::args().collect();
@@ -27,7 +32,7 @@ pub fn run_if_requested() {
     let [_, _, file, address] = &arguments[..] else { std::process::exit(2) };
     match std::fs::read_to_string(file) {
         Ok(content) => say(format!("{READ}: {}", content.trim())),
-        Err(error) => say(format!("could not read the file: {error}")),
+        Err(error) => say(format!("{NOT_READ}: {error}")),
     }
     let connected = address
         .parse()
@@ -35,7 +40,7 @@ pub fn run_if_requested() {
         .and_then(|address| TcpStream::connect_timeout(&address, Duration::from_secs(2)));
     match connected {
         Ok(_) => say(CONNECTED),
-        Err(error) => say(format!("could not open a connection: {error}")),
+        Err(error) => say(format!("{NOT_CONNECTED}: {error}")),
     }
     // A target that does not exist: outside, the kernel refuses it by its own rules and nothing is mounted anywhere.
     let answer = mount("none", "/nonexistent/target", "tmpfs", MountFlags::empty(), None);
