@@ -106,6 +106,9 @@ struct Confirmed {
     open: BTreeMap<String, u64>,
 }
 
+/// Headers of a stream message: name and value.
+pub type Headers = Vec<(String, String)>;
+
 /// The open spool.
 #[derive(Debug)]
 pub struct Spool {
@@ -117,7 +120,7 @@ pub struct Spool {
     head: tokio::sync::Mutex<(u64, Digest)>,
     confirmed: Mutex<Confirmed>,
     /// Headers that continue the trace in which an event was recorded, by seq, ascending.
-    traces: Mutex<VecDeque<(u64, Vec<(String, String)>)>>,
+    traces: Mutex<VecDeque<(u64, Headers)>>,
 }
 
 impl Spool {
@@ -263,7 +266,7 @@ impl Spool {
     }
 
     /// Headers that continue the trace of the first traced event up to `last`, which is then forgotten with those before it.
-    pub fn take_trace(&self, last: u64) -> Vec<(String, String)> {
+    pub fn take_trace(&self, last: u64) -> Headers {
         let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
         let published = traces.partition_point(|(seq, _)| *seq <= last);
         traces.drain(..published).next().map(|(_, headers)| headers).unwrap_or_default()

@@ -215,13 +215,11 @@ impl Rig {
         token: Option<String>,
         request: impl tonic::IntoRequest<v1::ExecuteRequest>,
     ) -> Result<Vec<Part>, Status> {
-        let parts = match token {
-            Some(token) => self.client(&token).execute(request).await?,
-            None => {
-                let channel =
-                    Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy();
-                AgentServiceClient::new(channel).execute(request).await?
-            }
+        let parts = if let Some(token) = token {
+            self.client(&token).execute(request).await?
+        } else {
+            let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy();
+            AgentServiceClient::new(channel).execute(request).await?
         };
         let (mut parts, mut all) = (parts.into_inner(), Vec::new());
         while let Some(part) = parts.message().await? {
