@@ -23,4 +23,5 @@ pub use caller::{Caller, Denied, Role};
 pub use issuer::{Grant, Issuer, MAX_TTL, MintError};
 pub use jwks::{Algorithm, JwksError, MAX_JWKS_BYTES, MAX_JWKS_KEYS};
 pub use layer::{AuthLayer, Authenticated};
+pub use source::check_jwks;
 pub use verify::{MAX_TOKEN_BYTES, TokenError, Verifier, VerifierOptions};

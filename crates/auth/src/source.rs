@@ -3,11 +3,12 @@
 //! Left out: fetching over the network. Invariant: the keys in use are always those of the last document that was
 //! good as a whole; a broken one changes nothing and is reported until it is replaced.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 
 use crate::jwks::{JwksError, KeySet, MAX_JWKS_BYTES};
@@ -98,16 +99,28 @@ impl KeySource {
 }
 
 async fn read(path: &Path) -> Result<KeySet, JwksError> {
-    let failed = |error: std::io::Error| JwksError::Read {
-        path: path.display().to_string(),
-        reason: error.to_string(),
-    };
-    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let owned = path.to_owned();
+    let reading = tokio::task::spawn_blocking(move || read_now(&owned)).await;
+    reading.unwrap_or_else(|error| Err(unreadable(path, &error)))
+}
+
+/// Whether a JWKS file is as [`crate::Verifier::open`] needs it; blocks while it is read.
+pub fn check_jwks(path: &Path) -> Result<(), JwksError> {
+    read_now(path).map(|_| ())
+}
+
+fn read_now(path: &Path) -> Result<KeySet, JwksError> {
+    let failed = |error| unreadable(path, &error);
     let mut document = Vec::new();
     // One byte more than allowed tells "too large" from "just fits".
     let limit = u64::try_from(MAX_JWKS_BYTES).unwrap_or(u64::MAX) + 1;
-    file.take(limit).read_to_end(&mut document).await.map_err(failed)?;
+    let file = File::open(path).map_err(failed)?;
+    file.take(limit).read_to_end(&mut document).map_err(failed)?;
     KeySet::parse(&document)
+}
+
+fn unreadable(path: &Path, error: &dyn std::error::Error) -> JwksError {
+    JwksError::Read { path: path.display().to_string(), reason: error.to_string() }
 }
 
 #[cfg(test)]

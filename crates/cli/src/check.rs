@@ -33,8 +33,9 @@ Examples:
   exchequer verify http://127.0.0.1:7480
   exchequer verify /backup/log --checkpoint yesterday.checkpoint      the log must continue what was signed yesterday
 
-Without --key the log's own word for its key is taken (except for the data directory's own log): that shows that the log is
-consistent, not whose it is.
+Without --key the log's own word for its key is taken: that shows that the log is consistent, not whose it is. Only the URL of
+the data directory's own `exchequer up` is held to the key in its client.json.
+https:// URLs can't be read; put a local proxy in front, or copy the log's directory.
 Exit status: 0 it holds, 1 something was changed, 2 it could not be checked.")]
 pub struct Verify {
     /// What to verify

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -64,8 +65,56 @@ fn every_daemon_lists_every_fault_of_its_configuration_with_status_2() {
             for key in
                 keys.into_iter().chain([&*format!("{section}.data"), &format!("{section}.grpc_listen")])
             {
-                assert!(text.contains(key), "{name}: {key} is missing in: {text}");
+                assert!(text.contains(&format!("`{key}`: ")), "{name}: {key} is missing in: {text}");
             }
+        }
+    }
+}
+
+#[test]
+fn what_the_configuration_names_is_checked_with_it() {
+    let dir = temp_dir();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let text = format!(
+        "[stream]\nurl = \"nats://, http://nats\"\nprefix = \"a.b\"\ncredentials_file = \"{jwks}\"\nmonitor_urls = [\"nats\"]\n\
+         [auth]\njwks_file = \"{jwks}\"\nissuer = \"i\"\naudience = \"a\"\n\
+         [telemetry]\nlog_filter = \"x=loudest\"\notlp_endpoint = \"https://collector\"\n\
+         [ledger]\ndata = \"{data}\"\n[metering]\ndata = \"{data}\"\n\
+         [agent]\nid = \"a\"\ndata = \"{data}\"\nmetering_url = \"http://m\"\nledger_verifier_key = \"{vkey}\"\n\
+         token_file = \"{nowhere}\"\n",
+        nowhere = at("nowhere"),
+        jwks = at("jwks.json"),
+        data = at("data"),
+        vkey = exchequer(&["key", &at("other.key"), "--origin", "test.example/log"]).trim(),
+    );
+    let config = dir.path().join("bad.toml");
+    fs::write(&config, text).unwrap();
+    fs::write(at("jwks.json"), "{}").unwrap();
+    fs::create_dir(at("data")).unwrap();
+    for (name, section) in DAEMONS.into_iter().zip(["ledger", "metering", "agent"]) {
+        // Readable by everybody, and then no key.
+        let file = at(&format!("data/{section}.key"));
+        fs::copy(at("other.key"), &file).unwrap();
+        for (mode, reason) in [(0o644, "has mode 0644"), (0o600, "is not an Ed25519 key file")] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            let output = command(name, &["--check", "--config", config.to_str().unwrap()]).output().unwrap();
+            let text = said(&output);
+            assert_eq!(output.status.code(), Some(2), "{name}: {text}");
+            let keys = [
+                "stream.url",
+                "stream.prefix",
+                "stream.credentials_file",
+                "stream.monitor_urls",
+                "auth.jwks_file",
+                "telemetry.log_filter",
+                "telemetry.otlp_endpoint",
+                &format!("{section}.key_file"),
+            ];
+            for key in keys.into_iter().chain((section == "agent").then_some("agent.token_file")) {
+                assert!(text.contains(&format!("`{key}`: ")), "{name}: {key} is missing in: {text}");
+            }
+            assert!(text.contains(reason), "{name}: {reason} is missing in: {text}");
+            fs::write(&file, "no key").unwrap();
         }
     }
 }
@@ -138,6 +187,17 @@ fn one_process_over_jetstream_needs_the_server_and_nothing_else() {
     assert_eq!(exchequer(&["run", "--data", path, "--tenant", "acme", "--", "echo", "hello"]), "hello\n");
     assert!(!data.join("stream").exists());
     assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn the_demo_holds_over_jetstream_and_leaves_its_log() {
+    let nats = NatsServer::start();
+    let dir = temp_dir();
+    let data = dir.path().join("data");
+    let said = exchequer(&["demo", "--nats", &nats.url(), "--data", data.to_str().unwrap()]);
+    assert!(said.contains(" proofs held"), "{said}");
+    let text = exchequer(&["verify", data.join("ledger").to_str().unwrap()]);
+    assert!(text.starts_with("HOLDS"), "{text}");
 }
 
 #[test]

@@ -1,14 +1,27 @@
 //! A daemon's command line, and the configuration sections that all daemons share: `[stream]`, `[auth]` and `[telemetry]`.
 //!
-//! Flags win over the environment, the environment over the file. Every fault is reported, together, before anything starts.
+//! Flags win over the environment, the environment over the file. Every fault is reported, together, before anything starts: also
+//! those of the files that the configuration names.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use exchequer_auth::{Verifier, VerifierOptions};
+use axum::http::Uri;
+use exchequer_auth::{
+    Verifier, VerifierOptions, check_jwks,
+    keys::{self, KeyError},
+};
 use exchequer_config::{Faults, Reader};
 use exchequer_stream::{EventStream, JetStream, jetstream};
 use exchequer_telemetry as telemetry;
+use tracing_subscriber::EnvFilter;
 
 /// Sections that belong to some daemon; each daemon passes over those of the others, so that one file can serve them all.
 const SECTIONS: [&str; 6] = ["stream", "auth", "telemetry", "ledger", "metering", "agent"];
@@ -24,7 +37,7 @@ pub struct Arguments {
     /// Sets one key, over file and environment: `--set ledger.checkpoint_interval=250ms`. Can be given more than once.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_setting)]
     pub set: Vec<(String, String)>,
-    /// Checks the configuration and exits: 0 if it holds, 2 with every fault listed if not.
+    /// Checks the configuration and the files that it names, and exits: 0 if it holds, 2 with every fault listed if not.
     #[arg(long)]
     pub check: bool,
 }
@@ -80,6 +93,12 @@ impl StreamOptions {
         options.replicas = reader.in_range("stream.replicas", 1, 1..=5);
         options.monitor_urls = reader.list::<String>("stream.monitor_urls");
         options.prefix = reader.optional::<String>("stream.prefix");
+        good(reader, "stream.url", url.as_deref().map_or(Ok(()), jetstream::check_url));
+        good(reader, "stream.prefix", options.prefix.as_deref().map_or(Ok(()), jetstream::check_name));
+        let credentials = options.credentials.as_deref().map_or(Ok(()), jetstream::check_credentials);
+        good(reader, "stream.credentials_file", credentials);
+        let monitors = options.monitor_urls.iter().try_for_each(|url| plain_http(url));
+        good(reader, "stream.monitor_urls", monitors);
         url.map(|_| Self(options))
     }
 
@@ -137,15 +156,21 @@ impl Shared {
                 );
             }
         }
+        let jwks_file = jwks.as_deref().map_or(Ok(()), |path| check_jwks(Path::new(path)));
+        good(reader, "auth.jwks_file", jwks_file);
         let auth = jwks
             .zip(issuer)
             .zip(audience)
             .map(|((jwks, issuer), audience)| VerifierOptions::new(issuer, audience, jwks));
+        // What the filter says is checked here and used as text.
+        let _ = reader.optional::<EnvFilter>("telemetry.log_filter");
+        let otlp_endpoint = reader.optional::<String>("telemetry.otlp_endpoint");
+        good(reader, "telemetry.otlp_endpoint", otlp_endpoint.as_deref().map_or(Ok(()), plain_http));
         let telemetry = telemetry::Options {
             service_name: service_name.to_owned(),
             log_format: reader.get("telemetry.log_format", telemetry::LogFormat::Text),
             log_filter: reader.get("telemetry.log_filter", "info".to_owned()),
-            otlp_endpoint: reader.optional::<String>("telemetry.otlp_endpoint"),
+            otlp_endpoint,
         };
         Self { stream, auth, telemetry }
     }
@@ -155,6 +180,30 @@ impl Shared {
         let options = self.auth.clone().context("[auth] is not configured")?;
         Verifier::open(options).await.context("auth.jwks_file")
     }
+}
+
+/// Checks the service's key file, `<section>.key_file` or `<section>.key` in `<section>.data`. None is good: it is made at the start.
+pub fn check_key_file(reader: &mut Reader, section: &str) {
+    let key = format!("{section}.key_file");
+    let data = reader.optional::<PathBuf>(&format!("{section}.data"));
+    let file = reader.optional(&key).or(data.map(|data| data.join(format!("{section}.key"))));
+    match file.map(keys::load) {
+        Some(Err(KeyError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => {}
+        Some(outcome) => good(reader, &key, outcome.map(|_| ())),
+        None => {}
+    }
+}
+
+fn good<E: Display>(reader: &mut Reader, key: &str, checked: Result<(), E>) {
+    if let Err(error) = checked {
+        reader.fault(key, error.to_string());
+    }
+}
+
+fn plain_http(url: &str) -> Result<(), &'static str> {
+    let parsed = url.parse::<Uri>().ok();
+    let is_plain = parsed.is_some_and(|url| url.scheme_str() == Some("http") && url.host().is_some());
+    if is_plain { Ok(()) } else { Err("is not an http:// URL") }
 }
 
 /// Where a daemon listens: `<section>.grpc_listen` and `<section>.http_listen`.

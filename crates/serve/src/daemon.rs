@@ -102,6 +102,7 @@ pub fn run<D: Daemon>(arguments: &Arguments) -> ExitCode {
     let shared = Shared::read(&mut reader, D::NAME, true);
     let listen = Listen::read(&mut reader, D::SECTION, D::PORT);
     let options = D::read(&mut reader);
+    config::check_key_file(&mut reader, D::SECTION);
     if let Err(faults) = reader.finish() {
         config::exit_with(&faults)
     }

@@ -26,7 +26,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{Semaphore, watch};
 
 use self::reader::{Reader, Source};
-pub use self::setup::{ConnectError, Options};
+pub use self::setup::{ConnectError, Options, check_credentials, check_name, check_url};
 use self::setup::{Connection, connect_client, open_bucket, open_stream};
 use crate::stream::{
     Ack, AppendError, Durability, EventStream, Lease, LeaseError, LeaseOutcome, MAX_IN_FLIGHT, MAX_PAYLOAD,
@@ -61,9 +61,7 @@ impl JetStream {
     /// Connects, and creates the stream and its buckets where they are absent; checks the stream's set-up otherwise.
     pub async fn connect(options: Options) -> Result<Self, ConnectError> {
         for name in std::iter::once(&options.stream).chain(&options.prefix) {
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
-                return Err(ConnectError::Options(format!("{name:?} is not of [A-Za-z0-9-_]")));
-            }
+            check_name(name).map_err(ConnectError::Options)?;
         }
         let (client, connection) = connect_client(&options).await?;
         let context = jetstream::ContextBuilder::new()

@@ -1,6 +1,7 @@
 //! Every command, as a process, against a running `exchequer up`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod served;
 mod up;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
@@ -259,26 +260,46 @@ fn a_second_process_may_not_use_the_same_data() {
 fn every_fault_of_the_configuration_is_listed_with_status_2() {
     let dir = exchequer_testkit::temp_dir();
     let file = dir.path().join("bad.toml");
-    let bad = "[ledger]\norigin = \"a b\"\ncheckpoint_interval = \"soon\"\n[agent]\nid = \"Nobody\"\nmetering_url = \"http://x\"\n\
-               [auth]\nissuer = \"i\"\n[metering]\nunheard_of = 1\n";
+    // Others may read it, and it is no key: a bad key file, too.
+    let named = file.display();
+    let bad = format!(
+        "[ledger]\norigin = \"a b\"\ncheckpoint_interval = \"soon\"\nkey_file = \"{named}\"\n\
+         [agent]\nid = \"Nobody\"\nmetering_url = \"http://x\"\nkey_file = \"{named}\"\ntoken_file = \"/nowhere\"\n\
+         [metering]\nunheard_of = 1\nkey_file = \"{named}\"\n\
+         [auth]\nissuer = \"i\"\njwks_file = \"/nowhere\"\n\
+         [telemetry]\nlog_filter = \"info,x=loudest\"\notlp_endpoint = \"collector:4317\"\n\
+         [stream]\nprefix = \"a.b\"\ncredentials_file = \"/nowhere\"\nmonitor_urls = [\"nats:8222\"]\n"
+    );
     fs::write(&file, bad).unwrap();
     let data = dir.path().join("data");
-    let said = exchequer(["up", "--config", file.to_str().unwrap(), "--data", data.to_str().unwrap()]);
+    let (config, path) = (file.to_str().unwrap(), data.to_str().unwrap());
+    let said = exchequer(["up", "--config", config, "--data", path, "--nats", "http://me:hunter2@nats"]);
     assert_eq!(said.status, 2, "{}", said.stderr);
     let keys = [
         "ledger.origin",
         "ledger.checkpoint_interval",
+        "ledger.key_file",
         "agent.id",
         "agent.metering_url",
+        "agent.key_file",
+        "agent.token_file",
         "auth.audience",
         "auth.jwks_file",
         "metering.unheard_of",
+        "metering.key_file",
+        "telemetry.log_filter",
+        "telemetry.otlp_endpoint",
+        "stream.url",
+        "stream.prefix",
+        "stream.credentials_file",
+        "stream.monitor_urls",
     ];
     for key in keys {
-        assert!(said.stderr.contains(key), "{key} is missing in: {}", said.stderr);
+        assert!(said.stderr.contains(&format!("`{key}`: ")), "{key} is missing in: {}", said.stderr);
     }
+    assert!(!said.stderr.contains("hunter2"), "{}", said.stderr);
     assert!(!data.exists());
-    assert_eq!(exchequer(["up", "--check", "--data", data.to_str().unwrap()]).ok(), "");
+    assert_eq!(exchequer(["up", "--check", "--data", path]).ok(), "");
     assert!(!data.exists());
     assert_eq!(exchequer(["run"]).status, 2);
 }

@@ -138,6 +138,14 @@ impl Up {
         format!("http://{}", self.client("http"))
     }
 
+    /// CPU time that the process has used so far, of all its threads, in clock ticks.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The second field is a name in parentheses and may hold anything; utime and stime are the 14th and 15th.
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
     /// Runs a command: its verb, this data directory, the rest.
     pub fn run(&self, verb: &str, rest: &[&str]) -> Said {
         exchequer(self.arguments(verb, rest))

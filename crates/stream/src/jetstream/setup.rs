@@ -2,7 +2,7 @@
 //!
 //! Left out: changing a set-up that exists. Invariant: a stream that would lose or change messages is refused, with every reason.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
@@ -89,6 +89,31 @@ pub enum ConnectError {
         /// Every setting that is wrong.
         faults: Vec<String>,
     },
+}
+
+/// Whether `url` is a list of server URLs as [`Options::url`] takes it. The reason never quotes it: it may hold a password.
+pub fn check_url(url: &str) -> Result<(), String> {
+    for url in url.split(',') {
+        let address = url.trim().parse::<ServerAddr>().map_err(|error| error.to_string())?;
+        if address.host().is_empty() {
+            return Err("NATS server URL is invalid: no host".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` can be a stream's name or [`Options::prefix`].
+pub fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        return Err(format!("{name:?} is not of [A-Za-z0-9-_]"));
+    }
+    Ok(())
+}
+
+/// Whether the file can be read and holds NATS credentials.
+pub fn check_credentials(path: &Path) -> Result<(), String> {
+    let read = std::fs::read_to_string(path).and_then(|text| ConnectOptions::new().credentials(&text));
+    read.map(|_| ()).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// User and password of the first URL that names them. The client itself takes neither from a URL.

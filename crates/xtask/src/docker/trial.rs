@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::engine::Engine;
+use super::engine::{Compose, Engine};
 use crate::invoke::{self, capture};
 
 pub(super) const TAG: &str = "dev";
@@ -151,8 +151,12 @@ impl<'engine> Stack<'engine> {
     /// How somebody takes down by hand what `--keep` left.
     pub(super) fn takedown(&self) -> String {
         let environment = self.environment();
+        let compose = match self.engine.compose {
+            Compose::Plugin => "docker compose",
+            Compose::Standalone => "docker-compose",
+        };
         format!(
-            "cd {} && docker-compose -p {PROJECT} --env-file {} down --volumes",
+            "cd {} && {compose} -p {PROJECT} --env-file {} down --volumes",
             self.folder.display(),
             environment.display()
         )
