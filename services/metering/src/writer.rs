@@ -114,7 +114,7 @@ pub(crate) struct Writer {
     read_fault: Option<String>,
     /// Why it never will: the stream is not the one that was folded.
     foreign: Option<String>,
-    probe: Option<BoxFuture<'static, (u64, Result<u64, ReadError>)>>,
+    probe: Option<BoxFuture<'static, reading::Probed>>,
     /// A lease epoch, and the stream's last sequence when we had just taken it: decide only once that has been read.
     target: Option<(u64, u64)>,
 
@@ -134,7 +134,7 @@ pub(crate) struct Channels {
 enum Woken {
     Record(Option<Result<Record, ReadError>>),
     Opened(Result<RecordStream, ReadError>),
-    Probed(u64, Result<u64, ReadError>),
+    Probed(reading::Probed),
     Attempted(Attempt),
     Asked(Option<Asked>),
     Look,
@@ -214,7 +214,7 @@ impl Writer {
                     self.read_fault = None;
                 }
                 Woken::Opened(Err(error)) => self.on_read_error(&error),
-                Woken::Probed(epoch, tip) => self.on_probe(epoch, tip),
+                Woken::Probed(probed) => self.on_probe(probed),
                 Woken::Attempted(outcome) => self.on_attempt(outcome),
                 Woken::Asked(Some(asked)) => self.waiting.push_back(asked),
                 Woken::Asked(None) => self.stop.cancel(),
@@ -239,9 +239,9 @@ impl Writer {
                 self.opening = None;
                 Woken::Opened(opened)
             }
-            (epoch, tip) = maybe(&mut self.probe) => {
+            probed = maybe(&mut self.probe) => {
                 self.probe = None;
-                Woken::Probed(epoch, tip)
+                Woken::Probed(probed)
             }
             outcome = maybe(&mut self.attempt) => {
                 self.attempt = None;
@@ -301,7 +301,7 @@ impl Writer {
         }
         let Some((epoch, tip)) = self.target.filter(|(epoch, _)| *epoch == lease.epoch) else {
             if self.probe.is_none() {
-                self.probe = Some(reading::probe(Arc::clone(&self.stream), lease.epoch));
+                self.probe = Some(reading::probe(Arc::clone(&self.stream), lease.epoch, cursor));
             }
             return Err("the stream's last sequence is being asked for".to_owned());
         };

@@ -50,12 +50,13 @@ impl Writer {
         self.foreign = Some(why);
     }
 
-    pub(super) fn on_probe(&mut self, epoch: u64, tip: Result<u64, ReadError>) {
+    pub(super) fn on_probe(&mut self, probed: Probed) {
+        let Probed { epoch, folded, tip } = probed;
         match tip {
             Ok(tip) => {
-                let cursor = self.shared.fold().cursor;
-                if tip < cursor {
-                    self.is_foreign(format!("it ends at {tip}, {cursor} was folded"));
+                // What was folded while the question was under way may lie beyond the answer.
+                if tip < folded {
+                    self.is_foreign(format!("it ends at {tip}, {folded} was folded"));
                 }
                 self.target = Some((epoch, tip));
             }
@@ -64,20 +65,27 @@ impl Writer {
     }
 }
 
-/// Asks for the stream's last sequence.
-pub(super) fn probe(
-    stream: Arc<dyn EventStream>,
+/// The answer to what the stream's last sequence is.
+pub(super) struct Probed {
+    /// The lease under which it was asked.
     epoch: u64,
-) -> BoxFuture<'static, (u64, Result<u64, ReadError>)> {
+    /// The cursor when it was asked.
+    folded: u64,
+    tip: Result<u64, ReadError>,
+}
+
+/// Asks for the stream's last sequence. `folded` is the cursor now.
+pub(super) fn probe(stream: Arc<dyn EventStream>, epoch: u64, folded: u64) -> BoxFuture<'static, Probed> {
     Box::pin(async move {
-        match timeout(PATIENCE, stream.tip()).await {
-            Ok(Ok(tip)) => (epoch, Ok(tip)),
+        let tip = match timeout(PATIENCE, stream.tip()).await {
+            Ok(Ok(tip)) => Ok(tip),
             Ok(Err(error)) => {
                 // The next one is asked for as soon as this one ends.
                 tokio::time::sleep(RETRY).await;
-                (epoch, Err(error))
+                Err(error)
             }
-            Err(_) => (epoch, Err(ReadError::Unavailable("no answer".to_owned()))),
-        }
+            Err(_) => Err(ReadError::Unavailable("no answer".to_owned())),
+        };
+        Probed { epoch, folded, tip }
     })
 }

@@ -10,6 +10,7 @@ use exchequer_stream::{
     RecordStream, ValueStream,
 };
 use exchequer_testkit::{NatsServer, eventually};
+use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::world::{PATIENCE, World, granted, jetstream, reserve, set, within};
@@ -42,29 +43,40 @@ async fn only_the_holder_of_the_lease_answers_and_another_takes_over() {
     second.stop().await;
 }
 
-/// A stream whose leases are another's: whoever uses it believes to own the partition.
+/// A stream with oddities.
 #[derive(Debug)]
-struct OwnLeases(Arc<dyn EventStream>);
+struct Odd {
+    stream: Arc<dyn EventStream>,
+    /// Appended to the names of leases: whoever uses it believes to own the partition.
+    lease_suffix: &'static str,
+    /// The tip is answered only once this is notified, and another message has come by then.
+    late_tip: Option<Arc<Notify>>,
+}
 
 #[async_trait]
-impl EventStream for OwnLeases {
+impl EventStream for Odd {
     async fn enqueue(&self, message: Message) -> Result<Ack, AppendError> {
-        self.0.enqueue(message).await
+        self.stream.enqueue(message).await
     }
     async fn read(&self, from: u64, filters: &[&str]) -> Result<RecordStream, ReadError> {
-        self.0.read(from, filters).await
+        self.stream.read(from, filters).await
     }
     async fn last(&self, subject: &str) -> Result<Option<Record>, ReadError> {
-        self.0.last(subject).await
+        self.stream.last(subject).await
     }
     async fn tip(&self) -> Result<u64, ReadError> {
-        self.0.tip().await
+        let tip = self.stream.tip().await?;
+        if let Some(answer) = &self.late_tip {
+            self.stream.append(Message::new("events.nobody", "no batch")).await.unwrap();
+            answer.notified().await;
+        }
+        Ok(tip)
     }
     async fn put_latest(&self, key: &str, value: Bytes) -> Result<(), AppendError> {
-        self.0.put_latest(key, value).await
+        self.stream.put_latest(key, value).await
     }
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {
-        self.0.watch_latest(key).await
+        self.stream.watch_latest(key).await
     }
     async fn acquire_lease(
         &self,
@@ -72,16 +84,16 @@ impl EventStream for OwnLeases {
         holder: &str,
         ttl: Duration,
     ) -> Result<LeaseOutcome, LeaseError> {
-        self.0.acquire_lease(&format!("{name}-zombie"), holder, ttl).await
+        self.stream.acquire_lease(&format!("{name}{}", self.lease_suffix), holder, ttl).await
     }
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease, LeaseError> {
-        self.0.renew_lease(lease).await
+        self.stream.renew_lease(lease).await
     }
     async fn release_lease(&self, lease: Lease) -> Result<(), LeaseError> {
-        self.0.release_lease(lease).await
+        self.stream.release_lease(lease).await
     }
     async fn durability(&self) -> Durability {
-        self.0.durability().await
+        self.stream.durability().await
     }
 }
 
@@ -95,7 +107,7 @@ async fn check_zombie(world: &World, second_stream: Arc<dyn EventStream>, ahead:
         second_stream.release_lease(lease).await.unwrap();
     }
     let first = world.metering("first").await;
-    let zombies = Arc::new(OwnLeases(second_stream));
+    let zombies = Arc::new(Odd { stream: second_stream, lease_suffix: "-zombie", late_tip: None });
     let second = world.start(world.options("second"), zombies).await;
     world.enrol(v1::KeyRole::Metering, "metering", second.service.public_key().to_bytes()).await;
     world.admin(&first).set_budget(set("acme", &[("invocations", BUDGET)])).await.unwrap();
@@ -157,4 +169,19 @@ async fn an_owner_that_was_overtaken_never_overspends() {
 async fn two_that_both_believe_to_own_an_embedded_partition_never_overspend() {
     let world = World::local().await;
     check_zombie(&world, Arc::clone(&world.stream), 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_the_tip_is_asked_for_does_not_make_the_stream_another() {
+    let world = World::local().await;
+    let answer = Arc::new(Notify::new());
+    let odd =
+        Odd { stream: Arc::clone(&world.stream), lease_suffix: "", late_tip: Some(Arc::clone(&answer)) };
+    let metering = world.start(world.options("late"), Arc::new(odd)).await;
+    world.enrol(v1::KeyRole::Metering, "metering", metering.service.public_key().to_bytes()).await;
+    let before = world.stream.tip().await.unwrap();
+    eventually(PATIENCE, || async { metering.service.position().cursor >= before }).await;
+    answer.notify_one();
+    within(metering.service.ready()).await;
+    metering.stop().await;
 }
