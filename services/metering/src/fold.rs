@@ -22,7 +22,7 @@ use crate::usage::Charge;
 /// What names an answered idempotency key: half a BLAKE3 digest of tenant and key, so that a key costs 24 bytes here.
 pub(crate) type AnswerId = [u8; 16];
 
-/// BLAKE3 `derive_key` context of an [`AnswerId`]. Nothing outside of snapshots holds one.
+/// BLAKE3 `derive_key` context of an `AnswerId`. Nothing outside of snapshots holds one.
 pub const ANSWER_CONTEXT: &str = "exchequer.v1 metering answer";
 
 pub(crate) fn answer_id(tenant: &TenantId, key: &IdempotencyKey) -> AnswerId {

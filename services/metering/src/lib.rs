@@ -1,6 +1,6 @@
 //! Metering: owns a partition of the budgets, decides, journals the decisions in signed blocks, follows usage, serves.
 //!
-//! The budgets are a fold over `budget.<partition>` alone ([`Fold`]); one writer task ([`writer`]) decides what waits in blocks
+//! The budgets are a fold over `budget.<partition>` alone ([`Fold`]); one writer task (`writer`) decides what waits in blocks
 //! ([`propose()`]), appends them, and answers from what the fold accepted. Executions settle their holds by their recorded events
 //! ([`usage`]). Snapshots in sled ([`Snapshots`]) shorten a restart and mean nothing.
 //!

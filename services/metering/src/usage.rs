@@ -1,6 +1,6 @@
 //! What an execution costs: from an accepted `ExecutionFinished` to the amounts that settle its hold.
 //!
-//! Left out: whether the hold exists and whose it is ([`crate::fold`]). Invariant: [`amounts`] is the only place where measured
+//! Left out: whether the hold exists and whose it is (`fold`). Invariant: [`amounts`] is the only place where measured
 //! usage becomes meters, and it is pure, so every reader of the log computes the same charge.
 
 use exchequer_budget::{Amounts, HoldId, MAX_AMOUNT, Meter, Subject};
