@@ -28,6 +28,8 @@ use crate::{
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last events may take to be confirmed when the agent stops. What is not confirmed stays in the spool.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait for a receipt before a full spool is looked at again.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 /// Largest request: standard input and the rest of it.
 const MAX_REQUEST_BYTES: usize = 2 << 20;
 
@@ -199,9 +201,8 @@ async fn record_when_there_is_room(
         match spool.record(event.clone()).await {
             Err(RecordError::Journal(AppendError::Full(reason))) => {
                 tracing::warn!(%reason, "waiting for the ledger to confirm what the spool holds");
-                if progress.changed().await.is_err() {
-                    return Err(RecordError::Journal(AppendError::Full(reason)));
-                }
+                // A receipt makes room, or an operator does.
+                let _ = tokio::time::timeout(ROOM_PATIENCE, progress.changed()).await;
             }
             outcome => return outcome.map(drop),
         }

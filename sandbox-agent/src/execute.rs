@@ -25,7 +25,7 @@ use crate::{
     options::Options,
     record::{self, Outputs},
     request::Checked,
-    sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream},
+    sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream, probe},
     spool::{NewEvent, RecordError, Spool},
 };
 
@@ -34,6 +34,8 @@ const ERROR_DOMAIN: &str = "exchequer";
 /// Parts of an answer that wait for the caller to read; beyond them the program's output waits in its pipes.
 const WAITING_PARTS: usize = 16;
 
+/// Probes at one time: they need no hold, so nothing else bounds them.
+const MAX_PROBES: usize = 2;
 /// How long a caller may leave its answer unread before it counts as gone.
 const CALLER_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -52,6 +54,7 @@ pub struct Executor {
     /// Where they run.
     pub sandbox: Sandbox,
     slots: Arc<Semaphore>,
+    probes: Semaphore,
     tasks: TaskTracker,
     draining: CancellationToken,
     killing: CancellationToken,
@@ -98,6 +101,7 @@ impl Executor {
     pub fn new(options: Options, spool: Arc<Spool>, holds: Holds, sandbox: Sandbox) -> Arc<Self> {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(options.max_concurrent)),
+            probes: Semaphore::new(MAX_PROBES),
             options,
             spool,
             holds,
@@ -106,6 +110,15 @@ impl Executor {
             draining: CancellationToken::new(),
             killing: CancellationToken::new(),
         })
+    }
+
+    /// Starts a child for the controls' sake and reads them back.
+    pub async fn probe(&self) -> Result<Vec<v1::Control>, Status> {
+        let busy = |_| Status::resource_exhausted(format!("{MAX_PROBES} probes are running"));
+        let _slot = self.probes.try_acquire().map_err(busy)?;
+        let controls = probe(&self.sandbox).await;
+        let failed = |error| Status::unavailable(format!("the probe could not run: {error}"));
+        Ok(record::controls(&controls.map_err(failed)?))
     }
 
     /// Begins an execution. It goes on by itself; dropping the parts cancels it.

@@ -11,9 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     execute::Executor,
-    record,
     request::{self, Faults},
-    sandbox::probe,
 };
 
 /// The service over an executor.
@@ -59,12 +57,12 @@ impl AgentService for Service {
         &self,
         request: Request<v1::GetCapabilitiesRequest>,
     ) -> Result<Response<v1::GetCapabilitiesResponse>, Status> {
-        Caller::of(request.extensions())?;
-        let controls = probe(&self.executor.sandbox)
-            .await
-            .map_err(|error| Status::unavailable(format!("the probe could not run: {error}")))?;
+        let caller = Caller::of(request.extensions())?;
+        if caller.roles.is_empty() {
+            return Err(Status::permission_denied("the token names no role"));
+        }
         Ok(Response::new(v1::GetCapabilitiesResponse {
-            controls: record::controls(&controls),
+            controls: self.executor.probe().await?,
             allow_degraded: self.executor.options.allow_degraded,
             max_limits: Some(self.executor.options.max_limits),
         }))

@@ -12,6 +12,9 @@ use crate::{sandbox, spool};
 /// Largest number of concurrent executions that can be configured.
 pub const MAX_CONCURRENT: usize = 4096;
 
+/// Longest life of a hold, milliseconds (`ReserveRequest.ttl_ms`).
+const MAX_HOLD_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// What the agent is told.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -101,6 +104,14 @@ impl Options {
             if default > max {
                 reader.fault(&format!("agent.default_limits.{name}"), "is above agent.max_limits");
             }
+        }
+        let hold_ms =
+            max_limits.wall_ms.saturating_add(u64::try_from(hold_margin.as_millis()).unwrap_or(u64::MAX));
+        if hold_ms > MAX_HOLD_MS {
+            reader.fault(
+                "agent.max_limits.wall_ms",
+                "with agent.hold_margin is longer than a hold can live: a day",
+            );
         }
         let data = data?;
         Some(Self {

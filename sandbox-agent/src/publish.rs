@@ -146,7 +146,7 @@ impl Publisher {
                             Err(trouble) => return trouble,
                             Ok(Some(resend_from)) => {
                                 in_flight.clear();
-                                next = resend_from.max(self.spool.first());
+                                next = resend_from;
                             }
                             Ok(None) => {}
                         }
@@ -208,16 +208,23 @@ impl Publisher {
             }
         };
         let head = receipt.head.clone().unwrap_or_default();
-        if head.epoch == self.spool.epoch() {
+        let epoch = self.spool.epoch();
+        if head.epoch > epoch {
+            let reason =
+                format!("the ledger holds epoch {} of this agent, this spool is {epoch}", head.epoch);
+            return Err(Trouble::spool(self.spool.condemn(reason)));
+        }
+        if head.epoch == epoch {
             let spool = Arc::clone(&self.spool);
-            let confirmed = tokio::task::spawn_blocking(move || spool.confirm(head.seq)).await;
+            let confirmed = tokio::task::spawn_blocking(move || spool.confirm(head.seq, &head.hash)).await;
             confirmed.map_err(Trouble::spool)?.map_err(Trouble::spool)?;
         }
+        // A new epoch begins at 1, wherever the one before it ended.
+        let resend_from = if head.epoch == epoch { receipt.resend_from } else { 1 };
+        let is_kept = resend_from >= self.spool.first() && resend_from <= self.spool.tip() + 1;
         match receipt.refused() {
             RejectionReason::Unspecified => Ok(None),
-            RejectionReason::Gap | RejectionReason::Stale if receipt.resend_from > 0 => {
-                Ok(Some(receipt.resend_from))
-            }
+            RejectionReason::Gap | RejectionReason::Stale if is_kept => Ok(Some(resend_from)),
             // The agent is not enrolled yet, or the log holds another history of it: going on would change nothing.
             reason => Err(Trouble::Refused(reason)),
         }

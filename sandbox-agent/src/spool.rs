@@ -12,7 +12,7 @@ use std::{
     fs,
     io::Write,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -53,6 +53,17 @@ pub enum SpoolError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The ledger has events of this agent from a later spool: nothing of this one would be accepted any more.
+    #[error(
+        "spool: it is epoch {epoch}, and the ledger holds epoch {ledger} of this agent: it is an old copy, or another agent has \
+         the same id. Move the directory away to begin a new epoch"
+    )]
+    Ended {
+        /// This spool's.
+        epoch: u64,
+        /// The ledger's.
+        ledger: u64,
+    },
     /// The epoch's file does not hold an epoch.
     #[error("spool: the epoch file does not hold a number above 0")]
     Epoch,
@@ -69,12 +80,26 @@ pub enum RecordError {
         /// The limit.
         limit: u64,
     },
+    /// The log holds another history of this epoch: what would be recorded here would never be accepted.
+    #[error("the spool can't be published: {0}")]
+    Condemned(String),
     /// An event is too large for a record.
     #[error("an event of {0} bytes is above the limit of {MAX_EVENT_BYTES}")]
     TooLarge(usize),
     /// The journal refused.
     #[error("the spool can't record: {0}")]
     Journal(#[from] AppendError),
+}
+
+/// Why a receipt confirms nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfirmError {
+    /// It is about other events than those recorded here.
+    #[error("{0}")]
+    Condemned(String),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 /// An execution of an earlier life of the agent that has no outcome.
@@ -119,12 +144,14 @@ pub struct Spool {
     /// The last event that was handed to the journal: the link of the next. Held while an event is encoded and queued.
     head: tokio::sync::Mutex<(u64, Digest)>,
     confirmed: Mutex<Confirmed>,
+    /// Why nothing of this spool will be accepted any more, if so.
+    condemned: OnceLock<String>,
     /// Headers that continue the trace in which an event was recorded, by seq, ascending.
     traces: Mutex<VecDeque<(u64, Headers)>>,
 }
 
 impl Spool {
-    /// Opens the spool in `dir`, or begins a new one with an epoch above `min_epoch`. At `limit` bytes executions are refused;
+    /// Opens the spool in `dir`, or begins a new one with an epoch above `min_epoch`, the last that the ledger holds. At `limit` bytes executions are refused;
     /// beyond it there is room for as many as may be running then. Blocks.
     pub fn open(
         dir: &Path,
@@ -134,6 +161,9 @@ impl Spool {
         min_epoch: u64,
     ) -> Result<(Self, Vec<LostExecution>), SpoolError> {
         let epoch = read_or_create_epoch(dir, min_epoch)?;
+        if epoch < min_epoch {
+            return Err(SpoolError::Ended { epoch, ledger: min_epoch });
+        }
         let options = journal::Options {
             segment_bytes: SEGMENT_BYTES,
             max_bytes: limit.saturating_add(HEADROOM_BYTES + EXECUTION_BYTES * max_concurrent as u64),
@@ -174,6 +204,7 @@ impl Spool {
             journal,
             head: tokio::sync::Mutex::new(head),
             confirmed: Mutex::new(confirmed),
+            condemned: OnceLock::new(),
             traces: Mutex::default(),
         };
         Ok((spool, open.into_values().map(|(_, lost)| lost).collect()))
@@ -201,6 +232,9 @@ impl Spool {
     }
 
     fn check_below(&self, limit: u64) -> Result<(), RecordError> {
+        if let Some(reason) = self.condemned.get() {
+            return Err(RecordError::Condemned(reason.clone()));
+        }
         if let Some(failure) = self.journal.failure() {
             return Err(RecordError::Journal(AppendError::Unavailable(failure)));
         }
@@ -292,13 +326,31 @@ impl Spool {
         self.confirmed().seq
     }
 
-    /// A receipt covers everything up to `seq`: what nobody needs any more is removed. Blocks.
-    pub fn confirm(&self, seq: u64) -> Result<(), JournalError> {
+    /// A receipt covers everything up to the event at `seq` with this digest: what nobody needs any more is removed. If that is not
+    /// this spool's event, nothing is removed, and the spool takes no executions any more. Blocks.
+    pub fn confirm(&self, seq: u64, hash: &[u8]) -> Result<(), ConfirmError> {
+        if seq <= self.confirmed_seq() {
+            return Ok(());
+        }
+        let recorded =
+            if seq <= self.tip() { self.journal.reader().read(seq, 1)?.into_iter().next() } else { None };
+        if recorded.is_none_or(|entry| seal::event_digest(&entry.body).0 != *hash) {
+            return Err(self.condemn(format!(
+                "the log's event {seq} of epoch {} is not the one recorded here",
+                self.epoch
+            )));
+        }
         let mut confirmed = self.confirmed();
-        confirmed.seq = confirmed.seq.max(seq.min(self.tip()));
+        confirmed.seq = confirmed.seq.max(seq);
         let keep_from = confirmed.open.values().copied().min().unwrap_or(u64::MAX).min(confirmed.seq + 1);
         drop(confirmed);
-        self.journal.prune_before(keep_from)
+        Ok(self.journal.prune_before(keep_from)?)
+    }
+
+    /// The ledger holds a later epoch of this agent, or another history of this one: no executions from here on.
+    pub fn condemn(&self, reason: String) -> ConfirmError {
+        tracing::error!(reason, "this spool's events can't be published; executions are refused");
+        ConfirmError::Condemned(self.condemned.get_or_init(|| reason).clone())
     }
 
     /// Bytes that are kept.
@@ -382,6 +434,11 @@ mod tests {
         NewEvent { kind: Kind::ExecutionFinished(v1::ExecutionFinished::default()), ..admitted(id) }
     }
 
+    async fn confirm_all(spool: &Spool) {
+        let (seq, hash) = *spool.head.lock().await;
+        spool.confirm(seq, &hash.0).unwrap();
+    }
+
     fn open(dir: &Path) -> (Spool, Vec<LostExecution>) {
         Spool::open(dir, "a", 1 << 20, 8, 0).unwrap()
     }
@@ -421,7 +478,7 @@ mod tests {
         }
         assert!(matches!(spool.check_room(), Err(RecordError::Full { .. })));
         spool.record(finished("x")).await.unwrap();
-        spool.confirm(spool.tip()).unwrap();
+        confirm_all(&spool).await;
         spool.check_room().unwrap();
         assert!(spool.first() > 1);
     }
@@ -436,10 +493,10 @@ mod tests {
             let kind = Kind::AgentStopped(v1::AgentStopped { reason: large.clone() });
             spool.record(NewEvent { kind, ..stopped() }).await.unwrap();
         }
-        spool.confirm(spool.tip()).unwrap();
+        confirm_all(&spool).await;
         assert_eq!(spool.first(), 1);
         spool.record(finished("x")).await.unwrap();
-        spool.confirm(spool.tip()).unwrap();
+        confirm_all(&spool).await;
         assert!(spool.first() > 1);
     }
 
@@ -451,5 +508,28 @@ mod tests {
         assert!(
             matches!(Spool::open(&dir.path().join("other"), "a", 1 << 20, 8, 0), Ok((spool, _)) if spool.epoch() > 1_700_000_000)
         );
+    }
+
+    #[tokio::test]
+    async fn a_receipt_about_other_events_confirms_nothing_and_ends_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = open(dir.path());
+        for _ in 0..3 {
+            spool.record(stopped()).await.unwrap();
+        }
+        assert!(matches!(spool.confirm(2, &[7; 32]), Err(ConfirmError::Condemned(_))));
+        assert!(matches!(spool.confirm(9, &[7; 32]), Err(ConfirmError::Condemned(_))));
+        assert_eq!((spool.confirmed_seq(), spool.first()), (0, 1));
+        assert!(matches!(spool.check_room(), Err(RecordError::Condemned(_))));
+    }
+
+    #[tokio::test]
+    async fn an_old_spool_is_refused_where_the_ledger_holds_a_later_epoch() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = open(dir.path());
+        let later = spool.epoch() + 1;
+        drop(spool);
+        let refused = Spool::open(dir.path(), "a", 1 << 20, 8, later);
+        assert!(matches!(refused, Err(SpoolError::Ended { ledger, .. }) if ledger == later));
     }
 }

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use ed25519_dalek::SigningKey;
 use exchequer_event::{
     accept::{Acceptor, Incoming, Outcome},
-    control, name,
+    control,
+    digest::Digest,
+    name,
+    seal::event_digest,
     v1::{self, KeyRole, RejectionReason, control_record, event::Kind},
 };
 use exchequer_stream::{EventStream, LocalStream, Message as StreamMessage, RecordStream};
@@ -124,12 +127,9 @@ impl Rig {
     }
 
     async fn receipt(&self, by: &SigningKey, seq: u64, refused: RejectionReason, resend_from: u64) {
-        let head = v1::AgentHead {
-            agent_id: "a".into(),
-            epoch: self.spool.epoch(),
-            seq,
-            ..v1::AgentHead::default()
-        };
+        let entry = self.spool.reader().read(seq, 1).unwrap().into_iter().next();
+        let hash = entry.map_or(Digest::ZERO, |entry| event_digest(&entry.body));
+        let head = v1::AgentHead { agent_id: "a".into(), epoch: self.spool.epoch(), seq, hash: hash.into() };
         let receipt =
             v1::Receipt { head: Some(head), checkpoint: Bytes::new(), resend_from, refused: refused.into() };
         let signed = control::sign_receipt(by, &receipt).encode_to_vec();
@@ -181,4 +181,15 @@ async fn an_agent_that_is_enrolled_late_gets_everything_in() {
     rig.receipt(&rig.ledger, 0, RejectionReason::UnknownKey, 0).await;
     rig.enrol().await;
     rig.accept_until(2).await;
+}
+
+#[tokio::test]
+async fn where_the_log_holds_another_history_nothing_is_removed_and_executions_are_refused() {
+    let mut rig = Rig::start(true, PATIENCE).await;
+    rig.record(3).await;
+    rig.accept_until(3).await;
+    // As after a restored disk: the ledger is beyond what this spool ever recorded.
+    rig.receipt(&rig.ledger, 9, RejectionReason::Unspecified, 0).await;
+    eventually(PATIENCE, || async { rig.spool.check_room().is_err() }).await;
+    assert_eq!((rig.spool.confirmed_seq(), rig.spool.first()), (0, 1));
 }
