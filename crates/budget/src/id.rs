@@ -57,7 +57,8 @@ text!(
 );
 
 text!(
-    /// Who acts or holds: the subject of a token, or an agent id. 1 to 256 characters without control characters.
+    /// Who acts or holds: an agent by its id, another caller as `<role>:<subject of its token>`. 1 to 256 characters without control
+    /// characters.
     Subject,
     |text| check(text, 256, |c| !c.is_control())
 );

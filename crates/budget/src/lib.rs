@@ -9,6 +9,8 @@
 //! - `held` is the sum of the open holds at the scope and below, `spent` the sum of what was settled there;
 //! - no hold is granted that any enclosing budget does not cover in full.
 //!
+//! A state keeps closed holds and answered idempotency keys for good: it grows with history, without a bound yet.
+//!
 //! Arithmetic can't overflow: an amount is at most [`MAX_AMOUNT`] (2^48), a grant at most [`MAX_GRANTED`] (2^62), and sums over
 //! holds are `u128`, which 2^80 settlements of the largest amount would be needed to fill.
 

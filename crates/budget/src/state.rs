@@ -1,8 +1,10 @@
 //! The state of all budgets of a partition: a fold over recorded decisions.
 //!
 //! Balances are kept at every enclosing scope of a hold, budget or not, so that usage can be asked of any scope. What is
-//! available or owed is derived. Closed holds and idempotency keys are kept for good: there is no window after which a repeated
-//! request could be charged again.
+//! available or owed is derived.
+//!
+//! Closed holds, and idempotency keys with their answers, are kept for good: there is no window after which a repeated request
+//! could be charged again. Memory therefore grows with history, and there is no bound yet.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

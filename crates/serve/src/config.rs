@@ -99,6 +99,17 @@ impl StreamOptions {
         good(reader, "stream.credentials_file", credentials);
         let monitors = options.monitor_urls.iter().try_for_each(|url| plain_http(url));
         good(reader, "stream.monitor_urls", monitors);
+        if url.is_none() {
+            let given = [
+                ("stream.credentials_file", options.credentials.is_some()),
+                ("stream.replicas", reader.optional::<String>("stream.replicas").is_some()),
+                ("stream.monitor_urls", !options.monitor_urls.is_empty()),
+                ("stream.prefix", options.prefix.is_some()),
+            ];
+            for (key, _) in given.iter().filter(|(_, given)| *given) {
+                reader.fault(key, "takes effect only with stream.url, which is not given");
+            }
+        }
         url.map(|_| Self(options))
     }
 

@@ -8,6 +8,7 @@
 //! [`server`] and by the service itself are public.
 
 pub mod config;
+mod connections;
 pub mod daemon;
 pub mod server;
 

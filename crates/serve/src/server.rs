@@ -10,12 +10,11 @@ use axum::Router;
 use exchequer_auth::{AuthLayer, Verifier};
 use exchequer_telemetry::{Readiness, TraceLayer, http_routes};
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::ServingStatus;
 
-use crate::config::Listen;
+use crate::{config::Listen, connections::Listener};
 
 /// gRPC paths that need no token: health, and reflection, which tells what this repository tells.
 const PUBLIC_GRPC: [&str; 3] = [
@@ -102,7 +101,7 @@ pub fn serve(bound: Bound, verifier: Verifier, parts: Parts) -> anyhow::Result<R
         .add_routes(routes);
     let stopped = stop.clone();
     tasks.spawn(async move {
-        let incoming = TcpListenerStream::new(grpc_listener);
+        let incoming = Listener::new(grpc_listener).incoming();
         server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()).await.context("gRPC")
     });
 
@@ -114,7 +113,7 @@ pub fn serve(bound: Bound, verifier: Verifier, parts: Parts) -> anyhow::Result<R
         .layer(TraceLayer::server());
     let stopped = stop.clone();
     tasks.spawn(async move {
-        axum::serve(http_listener, router)
+        axum::serve(Listener::new(http_listener), router)
             .with_graceful_shutdown(stopped.cancelled_owned())
             .await
             .context("HTTP")

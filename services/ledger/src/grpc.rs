@@ -6,6 +6,8 @@
 mod fault;
 mod tail;
 
+pub(crate) use tail::Tails;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +19,6 @@ use exchequer_event::{
 };
 use exchequer_stream::{EventStream, Message};
 use exchequer_tlog::Prover;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -35,8 +36,6 @@ const MAX_PAGE: u32 = 1000;
 pub(crate) const MAX_REQUEST_BYTES: usize = name::MAX_BATCH_BYTES + 16 * 1024;
 /// Largest answer: a page of entries and one entry more.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
-/// Tails at once.
-pub(crate) const MAX_TAILS: usize = 256;
 /// Longest reason of a revocation, bytes.
 const MAX_REASON_BYTES: usize = 512;
 
@@ -49,7 +48,7 @@ pub(crate) struct Grpc {
     pub(crate) stream: Arc<dyn EventStream>,
     pub(crate) control: ControlWriter,
     pub(crate) verifier_key: String,
-    pub(crate) tails: Arc<Semaphore>,
+    pub(crate) tails: Tails,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -196,8 +195,10 @@ impl LedgerService for Grpc {
     ) -> Result<Response<Self::TailEntriesStream>, Status> {
         let caller = caller(&request)?;
         let v1::TailEntriesRequest { filter, from_index } = request.into_inner();
+        let subject = caller.subject.clone();
         let (_, query) = checked_query(filter, caller)?;
-        tail::start(self.clone(), query, from_index).map(Response::new)
+        let permit = self.tails.admit(&subject)?;
+        Ok(Response::new(tail::start(self.clone(), query, from_index, permit)))
     }
 
     async fn get_checkpoint(

@@ -16,6 +16,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     control::pause,
     integrate::integrate,
@@ -279,6 +282,8 @@ async fn feed(
     };
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
+        // A quiet stream must not keep a failed commit from being reported and tried again.
+        () = runs.closed() => Ok(()),
         ended = opened => ended,
     }
 }

@@ -20,17 +20,14 @@ use exchequer_event::{
 use exchequer_stream::EventStream;
 use exchequer_telemetry::Readiness;
 use exchequer_tlog::{NoteSigner, SignedCheckpoint};
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::genesis::GenesisError;
 use crate::{
     control::ControlWriter,
     genesis,
-    grpc::{Grpc, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX_TAILS},
+    grpc::{Grpc, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, Tails},
     http,
     index::{self, Index},
     ingest::{self, Pipeline},
@@ -182,7 +179,7 @@ impl Service {
                 stream,
                 control,
                 verifier_key: verifier_key.clone(),
-                tails: Arc::new(Semaphore::new(MAX_TAILS)),
+                tails: Tails::default(),
                 shutdown: shutdown.clone(),
             },
             files: http::Files {

@@ -21,7 +21,7 @@ mod state;
 mod write;
 
 #[cfg(test)]
-mod faults;
+pub(crate) mod faults;
 
 pub(crate) use checkpoints::{CheckpointLog, SignError};
 pub(crate) use files::Disk;

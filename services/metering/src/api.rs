@@ -1,7 +1,8 @@
 //! The RPCs: authorize, validate, hand to the writer, answer.
 //!
 //! Left out: who the caller is (the auth layer says so) and every decision about budgets (the writer's). Invariant: a tenant is the
-//! first segment of a scope, and no answer tells a caller of one tenant whether something exists in another.
+//! first segment of a scope, no answer tells a caller of one tenant whether something exists in another, and nobody but an agent
+//! acts or holds under an agent id.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,8 +10,11 @@ use exchequer_auth::{Caller, Role};
 use exchequer_budget::{
     Action, Command, DecideError, Event, HoldId, Idempotency, ScopePath, Subject, TenantId, wire,
 };
-use exchequer_event::v1::{
-    self, budget_event::Kind, extend_response, metering_service_server::MeteringService, reserve_response,
+use exchequer_event::{
+    name,
+    v1::{
+        self, budget_event::Kind, extend_response, metering_service_server::MeteringService, reserve_response,
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -110,15 +114,16 @@ impl MeteringService for Api {
         check.refusal()?;
         let (Some(scope), Some(granted)) = (scope, granted) else { return Err(incomplete()) };
         caller.may_set_budget(scope.tenant())?;
+        let actor = actor(&caller)?;
         self.serving()?;
         let canonical = v1::SetBudgetRequest {
             granted: ask::sorted(message.granted),
             idempotency_key: String::new(),
             ..message
         };
-        let idempotency = ask::idempotency(key, "SetBudget", &caller, &canonical);
+        let idempotency = ask::idempotency(key, "SetBudget", &actor, &canonical);
         let action = Action::SetBudget { scope: scope.clone(), granted };
-        self.submit(command(scope.tenant_id(), &caller, idempotency, action)?).await?;
+        self.submit(command(scope.tenant_id(), actor, idempotency, action)?).await?;
         let budget = self.budget_of(&scope)?;
         Ok(Response::new(v1::SetBudgetResponse { budget }))
     }
@@ -189,14 +194,13 @@ impl MeteringService for Api {
         let amounts = check.take(wire::requested_amounts("amounts", &message.amounts));
         let ttl = check.ttl(message.ttl_ms);
         let key = check.key(&message.idempotency_key);
-        let holder =
-            if message.holder.is_empty() { subject(&caller).ok() } else { check.holder(&message.holder) };
+        let named = check.optional_holder(&message.holder);
         check.refusal()?;
-        let (Some(scope), Some(amounts), Some(ttl), Some(holder)) = (scope, amounts, ttl, holder) else {
-            return Err(incomplete());
-        };
+        let (Some(scope), Some(amounts), Some(ttl)) = (scope, amounts, ttl) else { return Err(incomplete()) };
         may_reserve(&caller, &scope.tenant_id())?;
-        if holder.as_str() != caller.subject && !caller.has(Role::Admin) {
+        let actor = actor(&caller)?;
+        let holder = named.unwrap_or_else(|| actor.clone());
+        if holder != actor && !caller.has(Role::Admin) {
             return Err(Status::permission_denied(
                 "holder may be another than the caller only for the role admin",
             ));
@@ -207,11 +211,11 @@ impl MeteringService for Api {
             idempotency_key: String::new(),
             ..message
         };
-        let idempotency = ask::idempotency(key, "Reserve", &caller, &canonical);
+        let idempotency = ask::idempotency(key, "Reserve", &actor, &canonical);
         let hold_id = HoldId::parse(&Uuid::now_v7().to_string()).expect("a UUID can name a hold");
         let tenant = scope.tenant_id();
         let action = Action::Reserve { hold_id, scope, holder, amounts, ttl };
-        let answered = self.submit(command(tenant, &caller, idempotency, action)?).await?;
+        let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldGranted(granted)) => reserve_response::Outcome::Granted(granted),
             Some(Kind::HoldDenied(denied)) => reserve_response::Outcome::Denied(denied),
@@ -232,14 +236,15 @@ impl MeteringService for Api {
         let (Some(hold_id), Some(added), Some(ttl)) = (hold_id, added, ttl) else { return Err(incomplete()) };
         self.serving()?;
         let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let actor = actor(&caller)?;
         let canonical = v1::ExtendRequest {
             amounts: ask::sorted(message.amounts),
             idempotency_key: String::new(),
             ..message
         };
-        let idempotency = ask::idempotency(key, "Extend", &caller, &canonical);
+        let idempotency = ask::idempotency(key, "Extend", &actor, &canonical);
         let action = Action::Extend { hold_id, added, ttl };
-        let answered = self.submit(command(tenant, &caller, idempotency, action)?).await?;
+        let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldExtended(extended)) => extend_response::Outcome::Extended(extended),
             Some(Kind::HoldDenied(denied)) => extend_response::Outcome::Denied(denied),
@@ -260,11 +265,12 @@ impl MeteringService for Api {
         let (Some(hold_id), Some(used)) = (hold_id, used) else { return Err(incomplete()) };
         self.serving()?;
         let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let actor = actor(&caller)?;
         let canonical =
             v1::SettleRequest { used: ask::sorted(message.used), idempotency_key: String::new(), ..message };
-        let idempotency = ask::idempotency(key, "Settle", &caller, &canonical);
+        let idempotency = ask::idempotency(key, "Settle", &actor, &canonical);
         let action = Action::Settle { hold_id, used };
-        let answered = self.submit(command(tenant, &caller, idempotency, action)?).await?;
+        let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldSettled(settled)) => Ok(Response::new(v1::SettleResponse {
                 settled: Some(settled),
@@ -285,9 +291,10 @@ impl MeteringService for Api {
         let hold_id = hold_id.ok_or_else(incomplete)?;
         self.serving()?;
         let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let actor = actor(&caller)?;
         let canonical = v1::VoidRequest { idempotency_key: String::new(), ..message };
-        let idempotency = ask::idempotency(key, "Void", &caller, &canonical);
-        let answered = self.submit(command(tenant, &caller, idempotency, Action::Void { hold_id })?).await?;
+        let idempotency = ask::idempotency(key, "Void", &actor, &canonical);
+        let answered = self.submit(command(tenant, actor, idempotency, Action::Void { hold_id })?).await?;
         match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldVoided(voided)) => {
                 Ok(Response::new(v1::VoidResponse { voided: Some(voided), stream_seq: answered.stream_seq }))
@@ -307,8 +314,8 @@ impl MeteringService for Api {
         let fold = self.shared.fold();
         let hold = fold.budget().hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
         // A holder sees its own holds, whatever their tenant.
-        let is_holder =
-            may_reserve(&caller, &hold.scope.tenant_id()).is_ok() && hold.holder.as_str() == caller.subject;
+        let is_holder = may_reserve(&caller, &hold.scope.tenant_id()).is_ok()
+            && actor(&caller).is_ok_and(|actor| actor == hold.holder);
         if !is_holder && caller.may_read_tenant(hold.scope.tenant()).is_err() {
             return Err(no_hold(&hold_id));
         }
@@ -360,18 +367,29 @@ fn may_hold_somewhere(caller: &Caller) -> Result<(), Status> {
     }
 }
 
-fn subject(caller: &Caller) -> Result<Subject, Status> {
+/// Under what name the caller acts and holds. An agent goes by its id, as in its recorded executions; anybody else by role and
+/// subject, which no agent id can equal: whoever may choose the subjects of a tenant's tokens can't take over an agent's holds.
+fn actor(caller: &Caller) -> Result<Subject, Status> {
+    let name = if caller.has(Role::Agent) && name::is_holder(&caller.subject) {
+        caller.subject.clone()
+    } else {
+        let role = [Role::Admin, Role::TenantAdmin, Role::User].into_iter().find(|role| caller.has(*role));
+        let role = role.ok_or_else(|| {
+            Status::permission_denied("the token's subject is no agent id: ^[a-z0-9][a-z0-9_-]{0,62}$")
+        })?;
+        format!("{}:{}", role.name(), caller.subject)
+    };
     let unusable = |fault| Status::permission_denied(format!("the token's subject {fault}"));
-    Subject::parse(&caller.subject).map_err(unusable)
+    Subject::parse(&name).map_err(unusable)
 }
 
 fn command(
     tenant: TenantId,
-    caller: &Caller,
+    actor: Subject,
     idempotency: Option<Idempotency>,
     action: Action,
 ) -> Result<Command, Status> {
-    Command::new(tenant, subject(caller)?, idempotency, action).map_err(|invalid| {
+    Command::new(tenant, actor, idempotency, action).map_err(|invalid| {
         let mut check = Check::default();
         check.take::<()>(Err(invalid));
         check.refusal().err().unwrap_or_else(incomplete)

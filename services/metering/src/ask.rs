@@ -3,7 +3,6 @@
 //! Left out: permissions and answers ([`crate::api`]). Invariant: what comes out is valid; a request that differs in anything but
 //! the order of its amounts has another digest.
 
-use exchequer_auth::Caller;
 use exchequer_budget::{
     Fault, HoldId, Idempotency, IdempotencyKey, Invalid, ScopePath, Subject, TenantId, Ttl,
 };
@@ -52,7 +51,11 @@ impl Check {
         if text.is_empty() { None } else { self.key(text) }
     }
 
-    pub(crate) fn holder(&mut self, text: &str) -> Option<Subject> {
+    /// A holder, or none where none is named.
+    pub(crate) fn optional_holder(&mut self, text: &str) -> Option<Subject> {
+        if text.is_empty() {
+            return None;
+        }
         self.take(Subject::parse(text).map_err(|fault| fault.at("holder")))
     }
 
@@ -78,17 +81,17 @@ pub(crate) fn out_of_range(field: &str, fault: &str) -> Status {
     Status::with_error_details(Code::OutOfRange, format!("{field} {fault}"), details)
 }
 
-/// Key and digest of a request. The digest covers the caller and everything asked but the key; amounts in any order are the same.
+/// Key and digest of a request. The digest covers the actor and everything asked but the key; amounts in any order are the same.
 pub(crate) fn idempotency<M: Message>(
     key: Option<IdempotencyKey>,
     rpc: &str,
-    caller: &Caller,
+    actor: &Subject,
     canonical: &M,
 ) -> Option<Idempotency> {
     let key = key?;
     let body = canonical.encode_to_vec();
     let request_hash =
-        Purpose::Request.digest_fields([rpc.as_bytes(), caller.subject.as_bytes(), body.as_slice()]).0;
+        Purpose::Request.digest_fields([rpc.as_bytes(), actor.as_str().as_bytes(), body.as_slice()]).0;
     Some(Idempotency { key, request_hash })
 }
 

@@ -4,6 +4,9 @@
 //! ([`propose()`]), appends them, and answers from what the fold accepted. Executions settle their holds by their recorded events
 //! ([`usage`]). Snapshots in sled ([`Snapshots`]) shorten a restart and mean nothing.
 //!
+//! Nothing is forgotten: closed holds, and for each idempotency key the answer and its block, are kept for good. Memory, snapshots
+//! and the time that a snapshot takes grow with the partition's history; there is no bound yet.
+//!
 //! Left out: windows, rates and prices (`exchequer-budget`), forwarding to the owner, listening and authentication (the server
 //! around [`Service`]). Invariant: nothing is answered as decided before it is durable, accepted and part of the fold.
 

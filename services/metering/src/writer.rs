@@ -523,6 +523,12 @@ impl Writer {
             span
         };
         let _entered = span.enter();
+        if let Some(landed) = self.in_flight.as_ref().and_then(|block| block.landed)
+            && record.subject == shared.fold().subject
+        {
+            // Ours is part of what this record follows: it stands, whatever becomes of its ack.
+            self.resolve(landed);
+        }
         let read = Read { seq: record.seq, subject: &record.subject, payload: &record.payload };
         let mut fold = shared.fold_mut();
         let folded = fold.fold(read);

@@ -283,7 +283,7 @@ impl Log {
                 // The agent's key for a hold is the execution's id.
                 WORKER if admitted.contains(hold.key.as_str()) => continue,
                 WORKER => matches!(hold.standing, Standing::Open | Standing::Voided),
-                clerk if clerk.starts_with("clerk-") => {
+                clerk if clerk.starts_with("tenant-admin:clerk-") => {
                     (hold.standing == Standing::Open) == kept.contains(hold_id.as_str())
                 }
                 _ => continue,

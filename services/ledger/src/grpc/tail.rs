@@ -3,6 +3,11 @@
 //! Left out: acknowledgement; a client resumes by the last index it got. Invariant: what waits for a slow client is bounded, and a
 //! tail ends with the client or with the ledger.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -16,16 +21,61 @@ const QUEUE: usize = 64;
 /// Entries read at once.
 const PAGE: usize = 128;
 
+/// Tails at once.
+const MAX_TAILS: usize = 256;
+/// Tails of one subject at once, so that no caller takes them from all others.
+const MAX_SUBJECT_TAILS: usize = 16;
+
+/// The open tails of each subject.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tails(Arc<Mutex<BTreeMap<String, usize>>>);
+
+/// The right to one tail, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    tails: Tails,
+    subject: String,
+}
+
+impl Tails {
+    /// Room for one more tail of the subject.
+    pub(super) fn admit(&self, subject: &str) -> Result<Permit, Status> {
+        let mut open = self.lock();
+        if open.values().sum::<usize>() >= MAX_TAILS {
+            return Err(Status::resource_exhausted("too many tails; try again later"));
+        }
+        let own = open.entry(subject.to_owned()).or_default();
+        if *own >= MAX_SUBJECT_TAILS {
+            let reason = format!("{subject} has {MAX_SUBJECT_TAILS} tails already; end one first");
+            return Err(Status::resource_exhausted(reason));
+        }
+        *own += 1;
+        Ok(Permit { tails: self.clone(), subject: subject.to_owned() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        // Nothing panics while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut open = self.tails.lock();
+        if let Some(own) = open.get_mut(&self.subject) {
+            *own -= 1;
+            if *own == 0 {
+                open.remove(&self.subject);
+            }
+        }
+    }
+}
+
 /// The stream of a tail.
 pub(crate) type TailStream = ReceiverStream<Result<v1::TailEntriesResponse, Status>>;
 
-/// Starts a tail, if there are not too many.
-pub(super) fn start(grpc: Grpc, query: Query, from: u64) -> Result<TailStream, Status> {
-    let permit = grpc
-        .tails
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| Status::resource_exhausted("too many tails; try again later"))?;
+/// Starts a tail.
+pub(super) fn start(grpc: Grpc, query: Query, from: u64, permit: Permit) -> TailStream {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let ended = tokio::select! {
@@ -39,7 +89,7 @@ pub(super) fn start(grpc: Grpc, query: Query, from: u64) -> Result<TailStream, S
         }
         drop(permit);
     });
-    Ok(ReceiverStream::new(receiver))
+    ReceiverStream::new(receiver)
 }
 
 async fn follow(

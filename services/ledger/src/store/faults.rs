@@ -51,7 +51,7 @@ struct Memory {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Shared(Arc<Mutex<Memory>>);
+pub(crate) struct Shared(Arc<Mutex<Memory>>);
 
 impl Memory {
     /// Performs one operation that changes something; `perform` gets whether to do only half of it.
@@ -81,6 +81,16 @@ impl Memory {
 impl Shared {
     fn with<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
         act(&mut self.0.lock().unwrap())
+    }
+
+    /// The next operation fails, the process goes on.
+    pub(crate) fn fail_once(&self) {
+        self.with(|memory| memory.fault = Some((memory.operations, Fault::Eio)));
+    }
+
+    /// Whether an operation failed since.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.with(|memory| memory.fault.is_some_and(|(at, _)| memory.operations > at))
     }
 
     /// Power comes back: what was durable is there, and nothing fails any more.
@@ -178,7 +188,7 @@ fn key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
 }
 
-fn reopen(files: &Shared) -> Result<Opened, OpenError> {
+pub(crate) fn reopen(files: &Shared) -> Result<Opened, OpenError> {
     open(Arc::new(files.clone()), Path::new("/data"), ORIGIN, &key())
 }
 
@@ -276,6 +286,28 @@ fn after_a_fault_at_any_operation_the_log_reopens_with_all_that_was_published_an
             left.keys().all(|path| path.to_string_lossy().contains(".p/")),
             "{fault:?} at {at}: {left:?}"
         );
+    }
+}
+
+#[test]
+fn what_is_signed_after_a_failed_commit_outlasts_a_power_loss() {
+    let clean = Shared::default();
+    assert!(work(&mut reopen(&clean).unwrap(), &mut Vec::new(), UNTIL));
+    for at in 0..clean.with(|memory| memory.operations) {
+        let files = Shared::default();
+        files.with(|memory| memory.fault = Some((at, Fault::Eio)));
+        let Ok(mut opened) = reopen(&files) else { continue };
+        assert!(!work(&mut opened, &mut Vec::new(), UNTIL), "the fault at {at} went unnoticed");
+        opened.writer = opened.writer.reload().unwrap();
+        // No commit comes in between that would sync what the failed one did not.
+        let position = opened.writer.position().clone();
+        if position.size > 0 {
+            opened.checkpoints.publish(&opened.reader, &position, 1).unwrap();
+        }
+        files.with(|memory| memory.is_down = true);
+        files.reboot();
+        let opened = reopen(&files).unwrap_or_else(|error| panic!("fault at {at}: {error}"));
+        assert_eq!(*opened.writer.position(), position, "fault at {at}");
     }
 }
 

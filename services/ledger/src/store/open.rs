@@ -182,6 +182,9 @@ impl LogWriter {
         sizes: Arc<Sizes>,
         origin: String,
     ) -> Result<Self, OpenError> {
+        // A commit may have failed, or its process ended, between the state's new name and the sync of it. What is believed, and
+        // signed over, has to be there after a power loss, too.
+        files.sync_dir(&places.data).map_err(StoreError::io(&places.data))?;
         let position = match files.read(&places.state) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Position::empty(),
             Err(error) => return Err(StoreError::io(&places.state)(error).into()),

@@ -24,6 +24,7 @@ const MAX_KNOWN_DIRS: usize = 4096;
 /// Where the parts of the store are.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
+    pub(super) data: PathBuf,
     pub(super) log: PathBuf,
     pub(super) staging: PathBuf,
     pub(super) state: PathBuf,
@@ -35,6 +36,7 @@ impl Places {
     pub(super) fn new(data: &Path) -> Self {
         let log = data.join("log");
         Self {
+            data: data.to_owned(),
             staging: data.join("staging"),
             state: data.join("state"),
             checkpoint: log.join("checkpoint"),

@@ -6,13 +6,13 @@ use exchequer_event::{
     v1::{self, EntryFilter, EntryKind, KeyRole},
 };
 use exchequer_stream::Message;
-use exchequer_testkit::{FIRST_TIME_UNIX_MS, SimAgent};
+use exchequer_testkit::{FIRST_TIME_UNIX_MS, SimAgent, eventually};
 use exchequer_tlog::{Hash, SignedCheckpoint, leaf_hash, verify_consistency, verify_inclusion};
 use prost::{Message as _, bytes::Bytes};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::support::{Client, World, naive_root};
+use super::support::{Client, PATIENCE, World, naive_root};
 
 type Who = (&'static str, Option<&'static str>, &'static [Role]);
 const ACME: Who = ("ann", Some("acme"), &[Role::User]);
@@ -263,6 +263,25 @@ async fn a_tail_goes_on_live_from_where_it_is_told_and_ends_with_the_ledger() {
     tail.message().await.unwrap().unwrap();
     world.service.stop().await;
     assert_eq!(tail.message().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_has_so_many_tails_and_leaves_the_others_to_others() {
+    let (world, _) = world().await;
+    let client = world.client();
+    let tail = async |who: Who| {
+        let request = world.request(who, v1::TailEntriesRequest::default());
+        client.clone().tail_entries(request).await.map(tonic::Response::into_inner)
+    };
+    let mut tails = Vec::new();
+    while tails.len() < 16 {
+        tails.push(tail(ACME).await.unwrap());
+    }
+    assert_eq!(tail(ACME).await.err().unwrap().code(), Code::ResourceExhausted);
+    tail(AUDITOR).await.unwrap();
+    // One that ended makes room for another.
+    drop(tails.pop());
+    eventually(PATIENCE, async || tail(ACME).await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

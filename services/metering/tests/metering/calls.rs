@@ -176,7 +176,7 @@ async fn a_tenant_sees_and_touches_only_its_own() {
         assert_eq!(client.void(void(&own.hold_id, "p")).await.unwrap_err().code(), Code::PermissionDenied);
     }
     let mine = granted(chief.reserve(asked("q")).await.unwrap().into_inner());
-    assert_eq!(mine.holder, "c");
+    assert_eq!(mine.holder, "tenant-admin:c");
     let zeta = reserve("zeta", &[("cpu_ms", 1)], "q");
     assert_eq!(chief.reserve(zeta).await.unwrap_err().code(), Code::PermissionDenied);
     let for_other = v1::ReserveRequest { holder: "agent-2".to_owned(), ..asked("r") };
@@ -193,6 +193,49 @@ async fn a_tenant_sees_and_touches_only_its_own() {
     assert_eq!(scopes(auditor.list_budgets(list("zeta")).await.unwrap()), ["zeta"]);
     assert_eq!(user.list_budgets(list("zeta")).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(agent.list_budgets(list("")).await.unwrap_err().code(), Code::PermissionDenied);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_that_equals_an_agent_id_is_not_the_agent() {
+    let world = World::local().await;
+    let running = world.metering("m").await;
+    let (mut admin, mut agent) = (world.admin(&running), world.agent(&running));
+    admin.set_budget(set("acme", &[("cpu_ms", 100)])).await.unwrap();
+    let asked = |key| reserve("acme", &[("cpu_ms", 10)], key);
+    let hold_id = granted(agent.reserve(asked("a")).await.unwrap().into_inner()).hold_id;
+
+    let roles: [(Option<&str>, &[Role]); 3] = [
+        (Some("acme"), &[Role::TenantAdmin]),
+        (Some("acme"), &[Role::User, Role::TenantAdmin]),
+        (None, &[Role::Admin]),
+    ];
+    for (n, (tenant, roles)) in roles.into_iter().enumerate() {
+        let mut twin = world.client(running.address, "agent-1", tenant, roles);
+        let codes = [
+            twin.void(void(&hold_id, &format!("v{n}"))).await.unwrap_err().code(),
+            twin.settle(settle(&hold_id, &[("cpu_ms", 0)], &format!("s{n}"))).await.unwrap_err().code(),
+            twin.extend(extend(&hold_id, &[], &format!("e{n}"))).await.unwrap_err().code(),
+        ];
+        assert_eq!(codes, [Code::PermissionDenied; 3], "{roles:?}");
+        // Nor can it answer for the agent in advance: a key belongs to who asked first.
+        assert_eq!(twin.reserve(asked("a")).await.unwrap_err().code(), Code::AlreadyExists, "{roles:?}");
+    }
+    let mut chief = world.client(running.address, "agent-1", Some("acme"), &[Role::TenantAdmin]);
+    let as_agent = v1::ReserveRequest { holder: "agent-1".to_owned(), ..asked("b") };
+    assert_eq!(chief.reserve(as_agent).await.unwrap_err().code(), Code::PermissionDenied);
+    let as_itself = v1::ReserveRequest { holder: "tenant-admin:agent-1".to_owned(), ..asked("c") };
+    let own = granted(chief.reserve(as_itself).await.unwrap().into_inner()).hold_id;
+    assert_eq!(agent.void(void(&own, "d")).await.unwrap_err().code(), Code::PermissionDenied);
+    chief.void(void(&own, "f")).await.unwrap();
+
+    // An agent whose subject is spelled like somebody else's name, or is no agent id, is nobody.
+    let mut spelled = world.client(running.address, "tenant-admin:agent-1", None, &[Role::Agent]);
+    assert_eq!(spelled.reserve(asked("g")).await.unwrap_err().code(), Code::PermissionDenied);
+
+    let hold = agent.get_hold(get_hold(&hold_id)).await.unwrap().into_inner();
+    assert_eq!((hold.state(), &*hold.holder), (HoldState::Open, "agent-1"));
+    agent.settle(settle(&hold_id, &[("cpu_ms", 7)], "h")).await.unwrap();
     running.stop().await;
 }
 

@@ -1,6 +1,13 @@
 //! Two instances of one partition: one answers, whatever the other believes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -51,12 +58,25 @@ struct Odd {
     lease_suffix: &'static str,
     /// The tip is answered only once this is notified, and another message has come by then.
     late_tip: Option<Arc<Notify>>,
+    /// While set, what is appended gets into the stream without anybody being told.
+    withhold_acks: Arc<AtomicBool>,
+}
+
+impl Odd {
+    fn new(stream: Arc<dyn EventStream>) -> Self {
+        Self { stream, lease_suffix: "", late_tip: None, withhold_acks: Arc::default() }
+    }
 }
 
 #[async_trait]
 impl EventStream for Odd {
     async fn enqueue(&self, message: Message) -> Result<Ack, AppendError> {
-        self.stream.enqueue(message).await
+        let ack = self.stream.enqueue(message).await?;
+        if self.withhold_acks.load(Ordering::SeqCst) {
+            ack.await?;
+            return pending().await;
+        }
+        Ok(ack)
     }
     async fn read(&self, from: u64, filters: &[&str]) -> Result<RecordStream, ReadError> {
         self.stream.read(from, filters).await
@@ -107,7 +127,7 @@ async fn check_zombie(world: &World, second_stream: Arc<dyn EventStream>, ahead:
         second_stream.release_lease(lease).await.unwrap();
     }
     let first = world.metering("first").await;
-    let zombies = Arc::new(Odd { stream: second_stream, lease_suffix: "-zombie", late_tip: None });
+    let zombies = Arc::new(Odd { lease_suffix: "-zombie", ..Odd::new(second_stream) });
     let second = world.start(world.options("second"), zombies).await;
     world.enrol(v1::KeyRole::Metering, "metering", second.service.public_key().to_bytes()).await;
     world.admin(&first).set_budget(set("acme", &[("invocations", BUDGET)])).await.unwrap();
@@ -175,8 +195,7 @@ async fn two_that_both_believe_to_own_an_embedded_partition_never_overspend() {
 async fn what_comes_while_the_tip_is_asked_for_does_not_make_the_stream_another() {
     let world = World::local().await;
     let answer = Arc::new(Notify::new());
-    let odd =
-        Odd { stream: Arc::clone(&world.stream), lease_suffix: "", late_tip: Some(Arc::clone(&answer)) };
+    let odd = Odd { late_tip: Some(Arc::clone(&answer)), ..Odd::new(Arc::clone(&world.stream)) };
     let metering = world.start(world.options("late"), Arc::new(odd)).await;
     world.enrol(v1::KeyRole::Metering, "metering", metering.service.public_key().to_bytes()).await;
     let before = world.stream.tip().await.unwrap();
@@ -184,4 +203,39 @@ async fn what_comes_while_the_tip_is_asked_for_does_not_make_the_stream_another(
     answer.notify_one();
     within(metering.service.ready()).await;
     metering.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_was_read_back_is_answered_although_its_ack_is_missing_and_another_owner_goes_on() {
+    let world = World::local().await;
+    for _ in 0..3 {
+        let taken = world.stream.acquire_lease("metering-0-zombie", "before", Duration::from_secs(10)).await;
+        let Ok(LeaseOutcome::Held(lease)) = taken else { panic!("{taken:?}") };
+        world.stream.release_lease(lease).await.unwrap();
+    }
+    let silent = Odd::new(Arc::clone(&world.stream));
+    let withhold_acks = Arc::clone(&silent.withhold_acks);
+    let first = world.metering_with(world.options("first"), Arc::new(silent)).await;
+    let younger = Odd { lease_suffix: "-zombie", ..Odd::new(Arc::clone(&world.stream)) };
+    let second = world.metering_with(world.options("second"), Arc::new(younger)).await;
+    world.admin(&first).set_budget(set("acme", &[("cpu_ms", 100)])).await.unwrap();
+    let blocks = first.service.position().blocks;
+
+    withhold_acks.store(true, Ordering::SeqCst);
+    let mut client = world.agent(&first);
+    let call = tokio::spawn(async move { client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await });
+    for running in [&first, &second] {
+        eventually(PATIENCE, || async { running.service.position().blocks == blocks + 1 }).await;
+    }
+    let other = world.agent(&second).reserve(reserve("acme", &[("cpu_ms", 30)], "l")).await.unwrap();
+    granted(other.into_inner());
+    let answered = within(call).await.unwrap().unwrap().into_inner();
+    let hold_id = granted(answered.clone()).hold_id;
+    let journal = world.journal().await;
+    let recorded = journal
+        .iter()
+        .filter(|(seq, decision)| *seq == answered.stream_seq && format!("{decision:?}").contains(&hold_id));
+    assert_eq!(recorded.count(), 1);
+    first.stop().await;
+    second.stop().await;
 }
