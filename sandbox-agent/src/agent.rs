@@ -17,7 +17,7 @@ use crate::{
     grpc::Service,
     holds::Holds,
     metrics,
-    options::Options,
+    options::{Options, Peers},
     publish::{self, Progress, Publisher},
     record,
     sandbox::{Sandbox, SandboxError, StartOptions, probe},
@@ -78,16 +78,17 @@ impl Agent {
     /// Recovers, records the start, and begins to publish. The token is the agent's own, for metering.
     pub async fn start(
         options: Options,
+        peers: Peers,
         token: BearerToken,
         stream: Arc<dyn EventStream>,
     ) -> Result<Self, StartError> {
         let key = keys::load_or_create(&options.key_file)?;
         let public_key = key.verifying_key();
-        let holds = Holds::new(&options.metering_url, token)?;
+        let holds = Holds::new(&peers.metering_url, token)?;
         let sandbox =
             Sandbox::start(StartOptions { helper: options.helper.clone(), ..StartOptions::default() })?;
         let controls = record::controls(&probe(&sandbox).await?);
-        let receipt = publish::latest_receipt(&*stream, &options.id, &options.ledger_key).await?;
+        let receipt = publish::latest_receipt(&*stream, &options.id, &peers.ledger_key).await?;
         let min_epoch = receipt.and_then(|receipt| receipt.head).map_or(0, |head| head.epoch);
         let (dir, id) = (options.data.join("spool"), options.id.clone());
         let (limit, max_concurrent) = (options.spool_limit, options.max_concurrent);
@@ -102,7 +103,7 @@ impl Agent {
             spool: Arc::clone(&spool),
             stream,
             key,
-            ledger_key: options.ledger_key,
+            ledger_key: peers.ledger_key,
             resend_after: options.resend_after,
         };
         let publisher = Task(tokio::spawn(publisher.run(report)));

@@ -25,4 +25,4 @@ pub mod spool;
 mod metrics;
 
 pub use agent::{Agent, StartError};
-pub use options::Options;
+pub use options::{Options, Peers};

@@ -9,7 +9,7 @@ use exchequer_config::Reader;
 use exchequer_serve::{Arguments, Daemon};
 use exchequer_stream::EventStream;
 use exchequer_telemetry::Readiness;
-use sandbox_agent::{Agent, Options, sandbox};
+use sandbox_agent::{Agent, Options, Peers, sandbox};
 use tonic::service::Routes;
 
 /// The sandbox agent: runs programs in a sandbox, metered, and records each of them in the audit log.
@@ -30,9 +30,9 @@ impl Daemon for Worker {
     const SECTION: &'static str = "agent";
     const PORT: u16 = 7421;
     const SERVICES: &'static [&'static str] = &["exchequer.v1.AgentService"];
-    type Options = (Options, BearerToken);
+    type Options = (Options, Peers, BearerToken);
 
-    fn read(reader: &mut Reader) -> Option<(Options, BearerToken)> {
+    fn read(reader: &mut Reader) -> Option<Self::Options> {
         let token = match reader.required::<PathBuf>("agent.token_file").map(BearerToken::file) {
             Some(Err(error)) => {
                 reader.fault("agent.token_file", error.to_string());
@@ -40,12 +40,16 @@ impl Daemon for Worker {
             }
             token => token.and_then(Result::ok),
         };
-        Options::read(reader).zip(token)
+        let (options, peers) = (Options::read(reader), Peers::read(reader));
+        Some((options?, peers?, token?))
     }
 
-    async fn start((options, token): Self::Options, stream: Arc<dyn EventStream>) -> anyhow::Result<Self> {
+    async fn start(
+        (options, peers, token): Self::Options,
+        stream: Arc<dyn EventStream>,
+    ) -> anyhow::Result<Self> {
         let id = options.id.clone();
-        let agent = Agent::start(options, token, stream).await?;
+        let agent = Agent::start(options, peers, token, stream).await?;
         let public_key = hex::encode(agent.public_key().as_bytes());
         tracing::info!(
             id,

@@ -15,7 +15,28 @@ pub const MAX_CONCURRENT: usize = 4096;
 /// Longest life of a hold, milliseconds (`ReserveRequest.ttl_ms`).
 const MAX_HOLD_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// What the agent is told.
+/// The services that the agent works with.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    /// The ledger's public key, which signs receipts.
+    pub ledger_key: VerifyingKey,
+    /// Where the metering service answers.
+    pub metering_url: String,
+}
+
+impl Peers {
+    /// Takes the peers from section `[agent]`; faults stay with the reader.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let ledger_key = reader.required::<VerifierKey>("agent.ledger_verifier_key");
+        let metering_url = reader.required::<String>("agent.metering_url");
+        if metering_url.as_deref().is_some_and(|url| url.parse::<tonic::transport::Endpoint>().is_err()) {
+            reader.fault("agent.metering_url", "is not a URL");
+        }
+        Some(Self { ledger_key: *ledger_key?.public_key(), metering_url: metering_url? })
+    }
+}
+
+/// What the agent is told of itself.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The agent's id, under which its key is enrolled.
@@ -24,10 +45,6 @@ pub struct Options {
     pub data: PathBuf,
     /// Ed25519 key that signs batches; created if absent.
     pub key_file: PathBuf,
-    /// The ledger's public key, which signs receipts.
-    pub ledger_key: VerifyingKey,
-    /// Where the metering service answers.
-    pub metering_url: String,
     /// Whether executions run although controls are missing. Every such execution is recorded as degraded.
     pub allow_degraded: bool,
     /// Bytes of unconfirmed events at which new executions are refused.
@@ -49,7 +66,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Takes the options of section `[agent]`; faults stay with the reader.
+    /// Takes the options of section `[agent]` but for its [`Peers`]; faults stay with the reader.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let id = reader.required::<String>("agent.id");
         if id.as_deref().is_some_and(|id| !spool::is_agent_id(id)) {
@@ -57,11 +74,6 @@ impl Options {
         }
         let data = reader.required::<PathBuf>("agent.data");
         let key_file = reader.optional::<PathBuf>("agent.key_file");
-        let ledger_key = reader.required::<VerifierKey>("agent.ledger_verifier_key");
-        let metering_url = reader.required::<String>("agent.metering_url");
-        if metering_url.as_deref().is_some_and(|url| url.parse::<tonic::transport::Endpoint>().is_err()) {
-            reader.fault("agent.metering_url", "is not a URL");
-        }
         let allow_degraded = reader.get("agent.allow_degraded", false);
         let spool_limit = reader.bytes("agent.spool_limit", 256 << 20, (8 << 20)..=(1 << 40));
         let read_only = reader.list::<PathBuf>("agent.read_only");
@@ -118,8 +130,6 @@ impl Options {
             id: id?,
             key_file: key_file.unwrap_or_else(|| data.join("agent.key")),
             data,
-            ledger_key: *ledger_key?.public_key(),
-            metering_url: metering_url?,
             allow_degraded,
             spool_limit,
             read_only,

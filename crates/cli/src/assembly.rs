@@ -13,7 +13,6 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use ed25519_dalek::VerifyingKey;
 use exchequer_auth::{BearerToken, Grant, Issuer, Role, Verifier, VerifierOptions, keys};
 use exchequer_config::Reader;
 use exchequer_event::{
@@ -29,7 +28,7 @@ use exchequer_stream::{EventStream, LocalStream};
 use exchequer_telemetry::Readiness;
 use exchequer_tlog::{SignatureKind, VerifierKey};
 use futures::StreamExt as _;
-use sandbox_agent::Agent;
+use sandbox_agent::{Agent, Peers};
 use tonic::service::Routes;
 
 /// Issuer of the tokens that a data directory's own issuer mints.
@@ -76,7 +75,7 @@ pub struct AssemblyOptions {
     pub ledger: exchequer_ledger::Options,
     /// Metering.
     pub metering: exchequer_metering::Options,
-    /// The agent. Its metering URL and ledger key are set when the assembly starts.
+    /// The agent. Its peers are the other two.
     pub agent: sandbox_agent::Options,
 }
 
@@ -92,9 +91,6 @@ impl AssemblyOptions {
             reader.set_default(&format!("{section}.data"), data.join(section).to_string_lossy());
         }
         reader.set_default("agent.id", "local");
-        // In the place of what is known once the process listens and has its keys.
-        reader.set_default("agent.metering_url", "http://127.0.0.1:7400");
-        reader.set_default("agent.ledger_verifier_key", placeholder_key());
         let agent_token_file = reader.optional::<PathBuf>("agent.token_file");
         if shared.auth.is_some() && agent_token_file.is_none() {
             reader.fault("agent.token_file", "is required where [auth] is configured");
@@ -213,8 +209,7 @@ impl Assembly {
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         options.ledger.enroll.extend(enrolments.clone());
-        options.agent.ledger_key = ledger_key;
-        options.agent.metering_url = format!("http://{}", reachable(bound.grpc));
+        let peers = Peers { ledger_key, metering_url: format!("http://{}", reachable(bound.grpc)) };
 
         let public_http = exchequer_ledger::public_paths(&options.ledger);
         let ledger =
@@ -224,7 +219,7 @@ impl Assembly {
         let metering = exchequer_metering::Service::start(options.metering, Arc::clone(&stream))
             .await
             .context("metering")?;
-        let agent = Agent::start(options.agent, token, stream).await.context("agent")?;
+        let agent = Agent::start(options.agent, peers, token, stream).await.context("agent")?;
         let missing_controls = agent.missing_controls().to_vec();
 
         let services = Services { ledger, metering, agent };
@@ -352,11 +347,6 @@ fn reachable(listening: SocketAddr) -> SocketAddr {
         IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, listening.port())),
         IpAddr::V6(_) => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, listening.port())),
     }
-}
-
-fn placeholder_key() -> String {
-    let key: VerifyingKey = ed25519_dalek::SigningKey::from_bytes(&[1; 32]).verifying_key();
-    VerifierKey::new("unset", SignatureKind::Ed25519, key).map(|key| key.to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use exchequer_event::v1::{
 use exchequer_stream::{EventStream, LocalStream};
 use exchequer_telemetry::TraceLayer;
 use prost::Message;
-use sandbox_agent::{Agent, Options, spool::Spool};
+use sandbox_agent::{Agent, Options, Peers, spool::Spool};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -168,9 +168,13 @@ impl Rig {
             ttl: Duration::from_secs(60),
         };
         let token = BearerToken::issued(issuer.clone(), grant).unwrap();
-        let mut options = options(dir.path(), at);
+        let mut options = options(dir.path());
+        let peers = Peers {
+            ledger_key: SigningKey::from_bytes(&[7; 32]).verifying_key(),
+            metering_url: format!("http://{at}"),
+        };
         change(&mut options);
-        let agent = Agent::start(options, token, Arc::clone(&stream)).await.unwrap();
+        let agent = Agent::start(options, peers, token, Arc::clone(&stream)).await.unwrap();
         let verifier = Verifier::open(issuer.verifier_options()).await.unwrap();
         let (listener, address) = listen().await;
         let server = tonic::transport::Server::builder()
@@ -268,14 +272,11 @@ async fn listen() -> (TcpListenerStream, SocketAddr) {
     (TcpListenerStream::new(listener), at)
 }
 
-fn options(dir: &Path, metering: SocketAddr) -> Options {
-    let ledger = SigningKey::from_bytes(&[7; 32]);
+fn options(dir: &Path) -> Options {
     Options {
         id: "a".into(),
         data: dir.join("agent"),
         key_file: dir.join("agent.key"),
-        ledger_key: ledger.verifying_key(),
-        metering_url: format!("http://{metering}"),
         // Tests run on hosts that forbid user namespaces, too.
         allow_degraded: true,
         spool_limit: 8 << 20,
