@@ -75,7 +75,12 @@ impl Files for Disk {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             outcome => outcome?,
         }
-        self.sync_dir(parent.unwrap_or(Path::new(".")))
+        let synced = self.sync_dir(parent.unwrap_or(Path::new(".")));
+        if synced.is_err() {
+            // The next attempt has to make and sync it again, not to find it.
+            let _ = fs::remove_dir(dir);
+        }
+        synced
     }
 
     fn write(&self, files: &[NewFile]) -> io::Result<()> {
