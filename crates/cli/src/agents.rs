@@ -27,7 +27,7 @@ pub enum Agents {
     #[command(
         after_help = "Examples:\n  exchequer agent enroll --id worker-1 --key 1f3c…\n  exchequer agent enroll --role metering --id metering --key metering.pub"
     )]
-    Enroll(Enroll),
+    Enroll(HeldKey),
     /// Let a key sign no more
     #[command(
         after_help = "Examples:\n  exchequer agent revoke --id worker-1 --key 1f3c… --reason 'host compromised'"
@@ -58,9 +58,9 @@ impl Role {
     }
 }
 
-/// Arguments of `agent enroll`.
+/// A key and its holder: the arguments of `agent enroll`, and of `agent revoke` beside the reason.
 #[derive(clap::Args)]
-pub struct Enroll {
+pub struct HeldKey {
     /// Who holds the key: the agent's id
     #[arg(long, value_name = "ID")]
     id: String,
@@ -78,21 +78,11 @@ pub struct Enroll {
 /// Arguments of `agent revoke`.
 #[derive(clap::Args)]
 pub struct Revoke {
-    /// Who holds the key
-    #[arg(long, value_name = "ID")]
-    id: String,
-    /// Ed25519 public key in hex, or a file that holds it
-    #[arg(long, value_name = "KEY")]
-    key: String,
+    #[command(flatten)]
+    held: HeldKey,
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     reason: String,
-    #[arg(long, value_enum, default_value_t)]
-    role: Role,
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 /// Arguments of `agent list`.
@@ -137,12 +127,12 @@ impl Agents {
                     }
                 }
             }
-            Self::Revoke(revoke) => {
+            Self::Revoke(Revoke { held: revoke, reason }) => {
                 let request = v1::RevokeKeyRequest {
                     role: revoke.role.wire(),
                     holder: revoke.id.clone(),
                     public_key: read_key(&revoke.key)?,
-                    reason: revoke.reason,
+                    reason,
                 };
                 let answer = revoke.connection.ledger().await?.revoke_key(request).await?.into_inner();
                 match revoke.format {

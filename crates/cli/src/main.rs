@@ -3,8 +3,6 @@
 //! Left out: the services. Invariant: exit status 0 says that what was asked for holds or was done, 1 that the answer was no,
 //! 2 that it could not be asked or answered. `run` has the program's own status instead.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 use std::{io, process::ExitCode};
 
 use clap::{Parser, Subcommand};
