@@ -24,6 +24,8 @@ use crate::{
     spool::{NewEvent, RecordError, Spool, SpoolError},
 };
 
+/// Name of the component that says whether the host enforces every control. It is probed at the start: waiting does not mend it.
+pub const CONTROLS: &str = "sandbox_controls";
 /// How long executions may go on after the agent was told to stop.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last events may take to be confirmed when the agent stops. What is not confirmed stays in the spool.
@@ -163,7 +165,7 @@ impl Agent {
         let publishing = self.progress.borrow().trouble.clone().map_or(Ok(()), Err);
         Readiness::new()
             .component("spool", spool.check_room().map_err(|error| error.to_string()))
-            .component("sandbox_controls", controls)
+            .component(CONTROLS, controls)
             .component("publishing", publishing)
     }
 

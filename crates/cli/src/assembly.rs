@@ -28,7 +28,7 @@ use exchequer_stream::{EventStream, LocalStream};
 use exchequer_telemetry::Readiness;
 use exchequer_tlog::{SignatureKind, VerifierKey};
 use futures::StreamExt as _;
-use sandbox_agent::{Agent, Peers};
+use sandbox_agent::{Agent, Peers, agent::CONTROLS};
 use tonic::service::Routes;
 
 /// Issuer of the tokens that a data directory's own issuer mints.
@@ -250,7 +250,8 @@ impl Assembly {
         Ok(issuer.mint(grant)?)
     }
 
-    /// Waits until everything works; the components that don't within `patience`, each with its reason.
+    /// Waits until everything works; the components that don't within `patience`, each with its reason. Controls that the host lacks
+    /// are not waited for.
     pub async fn ready(&self, patience: Duration) -> Result<(), Vec<(String, String)>> {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
@@ -258,7 +259,9 @@ impl Assembly {
             if readiness.is_ready() {
                 return Ok(());
             }
-            if tokio::time::Instant::now() >= deadline {
+            let mut faults = readiness.faults().peekable();
+            let is_final = faults.peek().is_some() && faults.all(|(name, _)| name == CONTROLS);
+            if is_final || tokio::time::Instant::now() >= deadline {
                 return Err(readiness
                     .faults()
                     .map(|(name, why)| (name.to_owned(), why.to_owned()))
