@@ -11,7 +11,9 @@ pub mod pack;
 pub mod report;
 pub mod verify;
 
+mod load;
 mod log;
+mod mismatch;
 mod pack_check;
 mod records;
 mod source;

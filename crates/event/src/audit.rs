@@ -1,29 +1,49 @@
 //! The audit: the fold over log entries that a stranger runs. It trusts nothing but the bytes: every signature is verified with the
 //! key that the log had enrolled at that point, every event and decision run has to stand under the seal before it, and every chain
 //! has to be unbroken. Whether the entries are the leaves of a signed tree is for `exchequer-tlog`.
+//!
+//! It has two halves: [`examine`] is all that an entry shows by itself, and nearly all of the work; [`Auditor::judge`] is what follows
+//! from the entries before it. [`Auditor::check`] is one after the other.
 
-use std::collections::VecDeque;
-
-use prost::{Message, bytes::Bytes};
+mod examine;
 
 use crate::{
     accept::Acceptor,
-    control,
     digest::{Digest, Purpose},
     seal::{self, Refusal, malformed, mismatch},
     v1::{self, KeyRole, RejectionReason, entry::Kind},
 };
+use examine::{CheckedBlock, EventPlace, Shown, sealed_digests};
+use prost::Message;
+
+pub use examine::{CheckedBatch, Examined, check_sealed_batch, check_sealed_block, examine};
 
 /// The state of the audit.
 #[derive(Clone, Debug, Default)]
 pub struct Auditor {
     acceptor: Acceptor,
-    /// Digests that the last seal promised and that have not come yet, with the purpose they are hashed for.
-    pending: VecDeque<Digest>,
-    pending_kind: Option<Purpose>,
+    promise: Promise,
     /// Stream sequence of the last entry.
     stream_seq: u64,
     counts: Counts,
+}
+
+/// What the last seal promised and what of it has come.
+#[derive(Clone, Debug, Default)]
+struct Promise {
+    /// What the digests are for; `None` before the first seal.
+    purpose: Option<Purpose>,
+    digests: Vec<Digest>,
+    /// How many of the digests have come or were in the log before.
+    kept: usize,
+    /// The next event, for a batch.
+    next: Option<EventPlace>,
+}
+
+impl Promise {
+    fn missing(&self) -> usize {
+        self.digests.len() - self.kept
+    }
 }
 
 /// What was audited.
@@ -61,113 +81,154 @@ impl Auditor {
 
     /// The next entry, in log order.
     pub fn check(&mut self, entry: &v1::Entry) -> Result<(), Refusal> {
-        let kind = entry.kind.as_ref().ok_or_else(|| malformed("entry.kind is missing"))?;
-        if entry.stream_seq < self.stream_seq {
-            return Err(mismatch(format!("stream_seq {} after {}", entry.stream_seq, self.stream_seq)));
+        self.judge(examine(entry.clone()))
+    }
+
+    /// The next entry, in log order, after its examination.
+    pub fn judge(&mut self, examined: Examined) -> Result<(), Refusal> {
+        let Examined { stream_seq, shown } = examined;
+        if matches!(shown, Shown::Nothing) {
+            return Err(malformed("entry.kind is missing"));
         }
-        let follows = matches!(kind, Kind::Event(_) | Kind::DecisionRun(_));
-        if follows && entry.stream_seq != self.stream_seq {
+        if stream_seq < self.stream_seq {
+            return Err(mismatch(format!("stream_seq {stream_seq} after {}", self.stream_seq)));
+        }
+        let follows = matches!(shown, Shown::Event { .. } | Shown::DecisionRun { .. });
+        if follows && stream_seq != self.stream_seq {
             return Err(mismatch("the record is not of the message of the seal before it"));
         }
-        if !follows && !self.pending.is_empty() {
+        if !follows && self.promise.missing() > 0 {
             return Err(mismatch(format!(
                 "{} records of the seal before it are missing",
-                self.pending.len()
+                self.promise.missing()
             )));
         }
-        match kind {
-            Kind::Event(bytes) => {
-                self.expect(Purpose::Event, bytes)?;
-                seal::decode_event(bytes)?;
+        let evolved = match shown {
+            Shown::Nothing => None,
+            Shown::Event { digest, place } => {
+                self.expect(Purpose::Event, digest)?;
+                self.expect_place(place?, digest)?;
                 self.counts.events += 1;
+                None
             }
-            Kind::DecisionRun(bytes) => {
-                self.expect(Purpose::DecisionRun, bytes)?;
-                seal::decode_run(bytes)?;
+            Shown::DecisionRun { digest, sound } => {
+                self.expect(Purpose::DecisionRun, digest)?;
+                sound?;
                 self.counts.decision_runs += 1;
+                None
             }
-            Kind::BatchSealed(sealed) => self.check_batch(sealed)?,
-            Kind::BlockSealed(sealed) => self.check_block(entry.stream_seq, sealed)?,
-            Kind::Control(signed) => {
-                self.acceptor.check_control(&control::open_control(signed)?)?;
+            Shown::Batch(batch) => {
+                let (sealed, checked) = *batch;
+                self.judge_batch(&sealed, checked?)?;
+                Some(Kind::BatchSealed(sealed))
+            }
+            Shown::Block(block) => {
+                let (sealed, checked) = *block;
+                self.judge_block(stream_seq, checked?)?;
+                Some(Kind::BlockSealed(sealed))
+            }
+            Shown::Control(control) => {
+                let (signed, open) = *control;
+                self.acceptor.check_control(&open?)?;
                 self.counts.signatures += 1;
+                Some(Kind::Control(signed))
             }
-            Kind::Rejection(rejection) => {
-                if matches!(rejection.reason(), RejectionReason::Unspecified) {
-                    return Err(malformed("rejection.reason is missing"));
-                }
+            Shown::Rejection(sound) => {
+                sound?;
                 self.counts.rejections += 1;
+                None
             }
-            Kind::Equivocation(equivocation) => self.check_equivocation(equivocation)?,
+            Shown::Equivocation(equivocation) => {
+                self.check_equivocation(&equivocation)?;
+                None
+            }
+        };
+        if evolved.is_some() {
+            self.acceptor.evolve(&v1::Entry { stream_seq, kind: evolved });
         }
-        self.acceptor.evolve(entry);
-        self.stream_seq = entry.stream_seq;
+        self.stream_seq = stream_seq;
         self.counts.entries += 1;
         Ok(())
     }
 
     /// After the last entry: nothing that a seal promised may be missing.
     pub fn finish(&self) -> Result<(), Refusal> {
-        if self.pending.is_empty() {
-            return Ok(());
+        match self.promise.missing() {
+            0 => Ok(()),
+            missing => Err(mismatch(format!("{missing} records of the last seal are missing"))),
         }
-        Err(mismatch(format!("{} records of the last seal are missing", self.pending.len())))
     }
 
-    fn expect(&mut self, purpose: Purpose, bytes: &Bytes) -> Result<(), Refusal> {
-        let promised = if self.pending_kind == Some(purpose) { self.pending.pop_front() } else { None };
-        if promised != Some(purpose.digest(bytes)) {
+    fn expect(&mut self, purpose: Purpose, digest: Digest) -> Result<(), Refusal> {
+        let promise = &mut self.promise;
+        if promise.purpose != Some(purpose) || promise.digests.get(promise.kept) != Some(&digest) {
             return Err(mismatch("the record is not the one that the seal before it promises"));
         }
+        promise.kept += 1;
         Ok(())
     }
 
-    fn check_batch(&mut self, sealed: &v1::BatchSealed) -> Result<(), Refusal> {
-        let checked = check_sealed_batch(sealed)?;
-        if !self.acceptor.may_sign(KeyRole::Agent, &checked.agent_id, &checked.key) {
+    /// What an agent signed has to fit its own seal: the acceptor refuses anything else, so a log that holds it was not made by one.
+    fn expect_place(&mut self, place: EventPlace, digest: Digest) -> Result<(), Refusal> {
+        let Some(next) = self.promise.next.as_mut().filter(|next| {
+            next.agent_id == place.agent_id && next.epoch == place.epoch && next.seq == place.seq
+        }) else {
+            return Err(mismatch("agent_id, epoch or seq is not the seal's"));
+        };
+        if next.prev_hash != place.prev_hash {
+            return Err(mismatch("prev_hash is not the digest of the event before"));
+        }
+        next.seq = next.seq.saturating_add(1);
+        next.prev_hash = Some(digest);
+        Ok(())
+    }
+
+    fn judge_batch(&mut self, sealed: &v1::BatchSealed, batch: CheckedBatch) -> Result<(), Refusal> {
+        if !self.acceptor.may_sign(KeyRole::Agent, &batch.agent_id, &batch.key) {
             return Err(Refusal::new(
                 RejectionReason::UnknownKey,
                 "the batch's key was not enrolled here, or revoked",
             ));
         }
         let skipped = sealed.skipped as usize;
-        let head = self.acceptor.head(&checked.agent_id);
+        let first = batch.first_seq.saturating_add(skipped as u64);
+        let link = match skipped {
+            0 => Some(batch.prev_hash),
+            _ => batch.digests.get(skipped - 1).copied(),
+        };
+        let head = self.acceptor.head(&batch.agent_id);
         let follows = match &head {
-            Some(head) if head.epoch == checked.epoch => {
-                let new_from = checked.first_seq + skipped as u64;
-                let link = match skipped {
-                    0 => checked.prev_hash,
-                    _ => *checked
-                        .digests
-                        .get(skipped - 1)
-                        .ok_or_else(|| malformed("skipped is beyond the batch"))?,
-                };
-                new_from == head.seq + 1 && head.hash == link.0.as_slice()
+            Some(head) if head.epoch == batch.epoch => {
+                let link = link.ok_or_else(|| malformed("skipped is beyond the batch"))?;
+                first == head.seq + 1 && head.hash == link.0.as_slice()
             }
-            Some(head) if head.epoch > checked.epoch => false,
+            Some(head) if head.epoch > batch.epoch => false,
             _ => {
-                checked.first_seq == 1
+                batch.first_seq == 1
                     && skipped == 0
-                    && checked.prev_hash == Digest::ZERO
+                    && batch.prev_hash == Digest::ZERO
                     && sealed.previous_epoch == head
             }
         };
-        if !follows || skipped >= checked.digests.len() {
+        if !follows || skipped >= batch.digests.len() {
             return Err(Refusal::new(
                 RejectionReason::WrongChain,
                 "the batch does not continue its agent's chain",
             ));
         }
         self.counts.signatures += 1;
-        self.pending_kind = Some(Purpose::Event);
-        self.pending = checked.digests.into_iter().skip(skipped).collect();
+        let (agent_id, epoch) = (batch.agent_id.into(), batch.epoch);
+        self.promise = Promise {
+            purpose: Some(Purpose::Event),
+            digests: batch.digests,
+            kept: skipped,
+            next: Some(EventPlace { agent_id, epoch, seq: first, prev_hash: link }),
+        };
         Ok(())
     }
 
-    fn check_block(&mut self, stream_seq: u64, sealed: &v1::BlockSealed) -> Result<(), Refusal> {
-        let (place, count, root) = seal::read_block_seal(&sealed.seal)?;
-        let digests = sealed_digests(&sealed.item_digests, count, root)?;
-        let key = sealed_key(&sealed.public_key, Purpose::BlockSeal, &sealed.seal, &sealed.signature)?;
+    fn judge_block(&mut self, stream_seq: u64, block: CheckedBlock) -> Result<(), Refusal> {
+        let CheckedBlock { place, digests, key } = block;
         let enrolled =
             self.acceptor.keys().iter().any(|k| k.role == KeyRole::Metering && !k.revoked && k.key == key);
         if !enrolled {
@@ -190,8 +251,7 @@ impl Auditor {
             ));
         }
         self.counts.signatures += 1;
-        self.pending_kind = Some(Purpose::DecisionRun);
-        self.pending = digests.into();
+        self.promise = Promise { purpose: Some(Purpose::DecisionRun), digests, kept: 0, next: None };
         Ok(())
     }
 
@@ -224,69 +284,4 @@ impl Auditor {
         self.counts.equivocations += 1;
         Ok(())
     }
-}
-
-/// The fields of a sealed batch whose signature and root hold.
-#[derive(Clone, Debug)]
-pub struct CheckedBatch {
-    /// The agent.
-    pub agent_id: String,
-    /// Epoch of the events.
-    pub epoch: u64,
-    /// Seq of the first event.
-    pub first_seq: u64,
-    /// Digest of the event before the first.
-    pub prev_hash: Digest,
-    /// Digests of all events.
-    pub digests: Vec<Digest>,
-    /// The key that signed it.
-    pub key: ed25519_dalek::VerifyingKey,
-}
-
-/// Checks a batch's entry by itself: the signature is its key's, the digests are those under the signed root. With this, one event
-/// can be shown to be signed without its neighbours. Whether the key was enrolled is for the caller.
-pub fn check_sealed_batch(sealed: &v1::BatchSealed) -> Result<CheckedBatch, Refusal> {
-    let seal = v1::BatchSeal::decode(sealed.seal.clone()).map_err(|e| malformed(format!("seal: {e}")))?;
-    let root = seal::digest_field("seal.root", &seal.root)?;
-    let digests = sealed_digests(&sealed.event_digests, seal.count, root)?;
-    let key = sealed_key(&sealed.public_key, Purpose::BatchSeal, &sealed.seal, &sealed.signature)?;
-    if seal.first_seq == 0 || seal.count == 0 {
-        return Err(malformed("seal: first_seq and count begin at 1"));
-    }
-    Ok(CheckedBatch {
-        prev_hash: seal::digest_field("seal.prev_hash", &seal.prev_hash)?,
-        agent_id: seal.agent_id,
-        epoch: seal.epoch,
-        first_seq: seal.first_seq,
-        digests,
-        key,
-    })
-}
-
-/// Checks a decision block's entry by itself, and returns the digests of its items and the key that signed it.
-pub fn check_sealed_block(
-    sealed: &v1::BlockSealed,
-) -> Result<(Vec<Digest>, ed25519_dalek::VerifyingKey), Refusal> {
-    let (_, count, root) = seal::read_block_seal(&sealed.seal)?;
-    let digests = sealed_digests(&sealed.item_digests, count, root)?;
-    let key = sealed_key(&sealed.public_key, Purpose::BlockSeal, &sealed.seal, &sealed.signature)?;
-    Ok((digests, key))
-}
-
-fn sealed_digests(bytes: &[u8], count: u32, root: Digest) -> Result<Vec<Digest>, Refusal> {
-    let digests = seal::split_digests(bytes).ok_or_else(|| malformed("digests are cut"))?;
-    if usize::try_from(count) != Ok(digests.len()) || crate::tree::root(&digests) != root {
-        return Err(mismatch("the digests are not those under the sealed root"));
-    }
-    Ok(digests)
-}
-
-fn sealed_key(
-    key: &[u8],
-    purpose: Purpose,
-    seal: &[u8],
-    signature: &[u8],
-) -> Result<ed25519_dalek::VerifyingKey, Refusal> {
-    let key = control::public_key("public_key", key)?;
-    seal::verifying_key(&[key], purpose.digest(seal), signature)
 }

@@ -5,23 +5,20 @@
 
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use exchequer_tlog::{
-    BundleError, BundleId, Checkpoint, HASH_BYTES, Hash, MAX_ENTRY, TILE_BYTES, TILE_WIDTH, TileId,
-    decode_bundle, decode_tile, leaf_hash,
-};
-use prost::bytes::Bytes;
+use exchequer_tlog::{BundleError, BundleId, Checkpoint, Hash, TILE_WIDTH, TileId};
 
 use super::{
+    load::{Frames, Loaded, WIDTH, load, load_tile, stale_tiles, unreadable},
+    mismatch::{Mismatch, UpperMismatch, upper_fault},
     records::Records,
     report::{Fault, FaultKind, MAX_FAULTS, Report},
     source::{Source, SourceError},
-    tree::{Sides, Supposition, Suppositions, Vote, root_of},
+    tree::{Sides, Supposition, Suppositions, root_of},
     verify::Progress,
 };
 
-/// Bytes of the largest bundle there can be.
-const MAX_BUNDLE_BYTES: usize = TILE_WIDTH as usize * (MAX_ENTRY + 2);
-const WIDTH: u64 = TILE_WIDTH as u64;
+/// Bundles that each thread may be ahead.
+const AHEAD: usize = 2;
 
 /// What a scan leads to beside the faults it reports.
 pub(super) struct Scanned {
@@ -38,6 +35,7 @@ pub(super) fn scan(
     source: &Source,
     head: &Checkpoint,
     earlier: Option<u64>,
+    threads: u64,
     report: &mut Report,
     progress: &mut dyn FnMut(Progress),
 ) -> Scanned {
@@ -56,9 +54,9 @@ pub(super) fn scan(
     };
     let mut whole = true;
     std::thread::scope(|scope| {
-        let count = source.lanes().min(bundles);
+        let count = threads.min(bundles);
         let start = |lane: u64| {
-            let (give, take) = sync_channel(1);
+            let (give, take) = sync_channel(AHEAD);
             scope.spawn(move || {
                 let mut index = lane;
                 while index < bundles && give.send(load(source, index, size)).is_ok() {
@@ -80,225 +78,6 @@ pub(super) fn scan(
         }
     });
     scan.finish(head, whole)
-}
-
-/// A bundle as it was read, and the level-0 tile over it.
-struct Loaded {
-    bundle: Result<Frames, SourceError>,
-    tile: Result<Vec<Hash>, Fault>,
-    stale: Vec<Fault>,
-}
-
-/// The entries of a bundle, up to the first that is cut.
-struct Frames {
-    entries: Vec<Bytes>,
-    hashes: Vec<Hash>,
-    damage: Option<BundleError>,
-}
-
-impl Frames {
-    fn read(bytes: Vec<u8>, width: u16) -> Self {
-        let damage = decode_bundle(&bytes, width).err();
-        let bytes = Bytes::from(bytes);
-        let mut entries = Vec::with_capacity(usize::from(width));
-        let mut at = 0;
-        while entries.len() < usize::from(width) {
-            let Some(length) = bytes[at..].first_chunk::<2>() else { break };
-            let (from, to) = (at + 2, at + 2 + usize::from(u16::from_be_bytes(*length)));
-            if to > bytes.len() {
-                break;
-            }
-            entries.push(bytes.slice(from..to));
-            at = to;
-        }
-        let hashes = entries.iter().map(|entry| leaf_hash(entry)).collect();
-        Self { entries, hashes, damage }
-    }
-}
-
-/// Reads a file that may have grown to its full version since: partial ones may go then.
-fn read_current(source: &Source, path: &str, full: &str, max: usize) -> Result<(Vec<u8>, bool), SourceError> {
-    match source.read(path, max) {
-        Err(SourceError::Missing) if path != full => source.read(full, max).map(|bytes| (bytes, true)),
-        read => read.map(|bytes| (bytes, path == full)),
-    }
-}
-
-fn full_tile(level: u8, index: u64) -> String {
-    TileId::new(level, index, TILE_WIDTH).map_or_else(|_| String::new(), |id| id.to_string())
-}
-
-fn full_bundle(index: u64) -> String {
-    BundleId::new(index, TILE_WIDTH).map_or_else(|_| String::new(), |id| id.to_string())
-}
-
-fn unreadable(path: &str, error: &SourceError) -> Fault {
-    let kind = match error {
-        SourceError::Missing => FaultKind::Missing,
-        SourceError::TooLong(_) => FaultKind::FileDamaged,
-        SourceError::Failed(_) => FaultKind::Unreadable,
-    };
-    Fault::new(kind, format!("{path} {error}"))
-}
-
-/// Reads one tile of the tree of this size.
-fn load_tile(source: &Source, level: u8, index: u64, size: u64) -> Result<Vec<Hash>, Fault> {
-    let Some(id) = TileId::in_tree(level, index, size) else {
-        return Ok(Vec::new());
-    };
-    let (path, full) = (id.to_string(), full_tile(level, index));
-    let read = read_current(source, &path, &full, TILE_BYTES);
-    let (bytes, is_full) = read.map_err(|error| unreadable(&path, &error))?;
-    let width = if is_full { TILE_WIDTH } else { id.width() };
-    let mut hashes = decode_tile(&bytes, width)
-        .map_err(|error| Fault::new(FaultKind::FileDamaged, format!("{path}: {error}")))?;
-    hashes.truncate(usize::from(id.width()));
-    Ok(hashes)
-}
-
-/// Superseded partial versions of a tile that are no prefix of it.
-fn stale_tiles(source: &Source, level: u8, index: u64, current: &[Hash]) -> Vec<Fault> {
-    let full = full_tile(level, index);
-    let mut faults = Vec::new();
-    for width in source.partials(&full).into_iter().map(usize::from) {
-        if width >= current.len() {
-            continue;
-        }
-        let path = format!("{full}.p/{width}");
-        let Ok(bytes) = source.read(&path, TILE_BYTES) else { continue };
-        let expected = exchequer_tlog::encode_tile(&current[..width]);
-        if bytes != expected {
-            let position = bytes.iter().zip(&expected).take_while(|(a, b)| a == b).count() / HASH_BYTES;
-            let detail = format!("{path}, which is superseded, differs from {full} at hash {position}");
-            faults.push(Fault::new(FaultKind::StaleFileChanged, detail));
-        }
-    }
-    faults
-}
-
-/// Superseded partial versions of a bundle that are no prefix of it.
-fn stale_bundles(source: &Source, index: u64, current: &[Hash]) -> Vec<Fault> {
-    let full = full_bundle(index);
-    let mut faults = Vec::new();
-    for width in source.partials(&full) {
-        if usize::from(width) >= current.len() {
-            continue;
-        }
-        let path = format!("{full}.p/{width}");
-        let Ok(bytes) = source.read(&path, MAX_BUNDLE_BYTES) else { continue };
-        let frames = Frames::read(bytes, width);
-        let same = frames.hashes.iter().zip(current).take_while(|(a, b)| a == b).count();
-        if same < usize::from(width) || frames.damage.is_some() {
-            let place = index * WIDTH + same as u64;
-            let detail =
-                format!("{path}, which is superseded, differs from the current bundle at entry {place}");
-            faults.push(Fault::new(FaultKind::StaleFileChanged, detail));
-        }
-    }
-    faults
-}
-
-fn load(source: &Source, index: u64, size: u64) -> Loaded {
-    let id = BundleId::in_tree(index, size);
-    let width = id.map_or(0, |id| id.width());
-    let path = id.map_or_else(String::new, |id| id.to_string());
-    let bundle =
-        read_current(source, &path, &full_bundle(index), MAX_BUNDLE_BYTES).map(|(bytes, is_full)| {
-            let mut frames = Frames::read(bytes, if is_full { TILE_WIDTH } else { width });
-            frames.entries.truncate(usize::from(width));
-            frames.hashes.truncate(usize::from(width));
-            frames
-        });
-    let tile = load_tile(source, 0, index, size);
-    let mut stale = Vec::new();
-    if let Ok(frames) = &bundle
-        && frames.damage.is_none()
-    {
-        stale.extend(stale_bundles(source, index, &frames.hashes));
-        stale.extend(stale_tiles(source, 0, index, &frames.hashes));
-    }
-    Loaded { bundle, tile, stale }
-}
-
-/// An entry and its hash in the level-0 tile disagree.
-struct Mismatch {
-    index: u64,
-    entry: String,
-    by_entry: Hash,
-    by_tile: Hash,
-    vote: Vote,
-    full: bool,
-    above: bool,
-}
-
-/// A hash in a tile above level 0 is not the root of what is below it.
-struct UpperMismatch {
-    id: TileId,
-    place: u64,
-    computed: Hash,
-    stored: Hash,
-}
-
-/// Which of an entry and its hash in the tile is the one that was signed.
-enum Right {
-    Entry,
-    Tile,
-    Neither,
-    Unknown,
-}
-
-impl Mismatch {
-    fn right(&self, truth: Option<Supposition>) -> Right {
-        use Supposition as S;
-        let by_vote = match self.vote {
-            Vote::Tile => Right::Tile,
-            Vote::Entries => Right::Entry,
-            Vote::Agreed | Vote::Open => Right::Unknown,
-        };
-        match truth {
-            Some(S::Entries) => Right::Entry,
-            Some(S::Tiles) => Right::Tile,
-            Some(S::VoteThenEntries | S::UpperThenEntries) if !self.full => Right::Entry,
-            Some(S::VoteThenTiles | S::UpperThenTiles) if !self.full => Right::Tile,
-            Some(S::VoteThenEntries | S::VoteThenTiles) if self.vote == Vote::Open => Right::Entry,
-            Some(S::UpperThenEntries | S::UpperThenTiles) if self.vote == Vote::Open => {
-                if self.above {
-                    Right::Neither
-                } else {
-                    Right::Entry
-                }
-            }
-            _ => by_vote,
-        }
-    }
-
-    fn fault(&self, truth: Option<Supposition>) -> Fault {
-        let tile = self.index / WIDTH;
-        let (kind, detail, hashes) = match self.right(truth) {
-            Right::Tile => (
-                FaultKind::EntryChanged,
-                "the entry's leaf hash is not the one in the signed tree".to_owned(),
-                (self.by_tile, self.by_entry),
-            ),
-            Right::Entry => (
-                FaultKind::TileChanged,
-                format!("its hash in {} is wrong; the entry itself is the signed one", full_tile(0, tile)),
-                (self.by_entry, self.by_tile),
-            ),
-            Right::Neither => (
-                FaultKind::EntriesRewritten,
-                "neither the entry nor its hash in the level-0 tile is the one in the signed tree".to_owned(),
-                (self.by_tile, self.by_entry),
-            ),
-            Right::Unknown => (
-                FaultKind::EntryOrTileChanged,
-                "the entry's leaf hash is not the one in the level-0 tile, and neither leads to the signed root"
-                    .to_owned(),
-                (self.by_tile, self.by_entry),
-            ),
-        };
-        Fault::new(kind, detail).at(self.index, self.entry.clone()).hashes(hashes.0, hashes.1)
-    }
 }
 
 struct Scan<'a> {
@@ -346,15 +125,20 @@ impl Scan<'_> {
         };
         let whole = frames.as_ref().filter(|frames| frames.damage.is_none());
         let above = if full { self.parent(index) } else { None };
-        let sides =
-            Sides { entries: whole.map(|frames| &frames.hashes[..]), tile: tile.as_deref(), above, full };
+        let sides = Sides {
+            entries: whole.map(|frames| &frames.hashes[..]),
+            tile: tile.as_deref(),
+            roots: loaded.roots,
+            above,
+            full,
+        };
         let Some((vote, subtree)) = self.tree.push(&sides) else {
             return false;
         };
         if full {
             self.grow(1, subtree);
         }
-        if let Some(frames) = &frames {
+        if let Some(frames) = frames {
             let mismatch = |index, entry, by_entry, by_tile| Mismatch {
                 index,
                 entry,
@@ -376,12 +160,13 @@ impl Scan<'_> {
         &mut self,
         first: u64,
         path: &str,
-        frames: &Frames,
+        frames: Frames,
         tile: Option<&[Hash]>,
         mismatch: &dyn Fn(u64, String, Hash, Hash) -> Mismatch,
     ) {
         let mut named = false;
-        for (place, (bytes, by_entry)) in (first..).zip(frames.entries.iter().zip(&frames.hashes)) {
+        let read = frames.entries.iter().zip(&frames.hashes).zip(frames.said);
+        for (place, ((bytes, by_entry), said)) in (first..).zip(read) {
             let by_tile = tile.and_then(|tile| tile.get(usize::try_from(place - first).ok()?));
             let differs = by_tile.filter(|by_tile| *by_tile != by_entry);
             if let Some(by_tile) = differs {
@@ -394,7 +179,7 @@ impl Scan<'_> {
                     break;
                 }
             }
-            if let Some(fault) = self.records.check(place, bytes)
+            if let Some(fault) = self.records.take(place, bytes, said)
                 && differs.is_none()
             {
                 self.report.fault(fault);
@@ -512,30 +297,5 @@ impl Scan<'_> {
             ));
         }
         Scanned { earlier_root: self.tree.earlier_root(best), records: self.records, whole }
-    }
-}
-
-fn upper_fault(upper: &UpperMismatch, truth: Option<Supposition>) -> Fault {
-    let UpperMismatch { id, place, computed, stored } = upper;
-    let below = id.index() * WIDTH + place;
-    let child = full_tile(id.level() - 1, below);
-    match truth {
-        Some(Supposition::UpperThenEntries | Supposition::UpperThenTiles) if id.level() == 1 => Fault::new(
-            FaultKind::EntriesRewritten,
-            format!(
-                "among entries {} to {} at least one was changed together with its hash in {child}: they fit each \
-                 other, but not the signed tree",
-                below * WIDTH,
-                below * WIDTH + WIDTH - 1
-            ),
-        )
-        .hashes(stored, computed),
-        Some(_) => Fault::new(FaultKind::TileChanged, format!("hash {place} of {id} is wrong; {child} below it is right"))
-            .hashes(computed, stored),
-        None => Fault::new(
-            FaultKind::EntryOrTileChanged,
-            format!("hash {place} of {id} is not the root of {child}, and neither leads to the signed root"),
-        )
-        .hashes(stored, computed),
     }
 }

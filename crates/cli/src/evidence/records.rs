@@ -5,8 +5,9 @@
 
 use exchequer_event::{
     accept::Acceptor,
-    audit::{Auditor, Counts},
+    audit::{Auditor, Counts, Examined, examine},
     entry::{self, Facets},
+    seal::Refusal,
     v1::{self, EntryKind, entry::Kind},
 };
 use prost::{Message as _, bytes::Bytes};
@@ -17,8 +18,28 @@ use super::report::{Fault, FaultKind};
 #[derive(Default)]
 pub(super) struct Records {
     auditor: Auditor,
-    seal: Option<Seal>,
+    seal: Option<Box<Seal>>,
     stopped: bool,
+}
+
+/// An entry, examined by itself.
+pub(super) struct Said {
+    examined: Result<Examined, Refusal>,
+    /// Boxed, since few entries have one.
+    seal: Option<Box<Seal>>,
+}
+
+impl Said {
+    /// Reads the entry at this index.
+    pub(super) fn read(index: u64, bytes: &Bytes) -> Self {
+        match entry::decode(bytes) {
+            Ok(entry) => {
+                let seal = Seal::read(index, &entry).map(Box::new);
+                Self { examined: Ok(examine(entry)), seal }
+            }
+            Err(refusal) => Self { examined: Err(refusal), seal: None },
+        }
+    }
 }
 
 /// What the last seal says of the entries that follow it.
@@ -35,18 +56,14 @@ enum SealKind {
 }
 
 impl Records {
-    /// The next entry of the log.
-    pub(super) fn check(&mut self, index: u64, bytes: &Bytes) -> Option<Fault> {
+    /// The next entry of the log, which was read as this.
+    pub(super) fn take(&mut self, index: u64, bytes: &Bytes, said: Said) -> Option<Fault> {
         if self.stopped {
             return None;
         }
-        let checked = entry::decode(bytes).and_then(|entry| {
-            self.auditor.check(&entry)?;
-            Ok(entry)
-        });
-        match checked {
-            Ok(entry) => {
-                self.seal = Seal::read(index, &entry).or(self.seal.take());
+        match said.examined.and_then(|examined| self.auditor.judge(examined)) {
+            Ok(()) => {
+                self.seal = said.seal.or(self.seal.take());
                 None
             }
             Err(refusal) => {

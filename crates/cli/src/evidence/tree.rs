@@ -83,6 +83,8 @@ pub(super) enum Vote {
 pub(super) struct Sides<'a> {
     pub(super) entries: Option<&'a [Hash]>,
     pub(super) tile: Option<&'a [Hash]>,
+    /// The roots over either.
+    pub(super) roots: (Option<Hash>, Option<Hash>),
     /// What the tile above says of a full bundle.
     pub(super) above: Option<Hash>,
     /// Whether the bundle is full.
@@ -110,7 +112,7 @@ impl Suppositions {
     /// Takes the next bundle. For a full one: the vote, and its subtree's root by the vote. `None` if nobody knows anything.
     pub(super) fn push(&mut self, sides: &Sides<'_>) -> Option<(Vote, Hash)> {
         let any = sides.entries.or(sides.tile);
-        let roots = (sides.entries.map(root_of), sides.tile.map(root_of));
+        let roots = sides.roots;
         let (vote, voted) = match (roots, sides.above.filter(|_| sides.full)) {
             ((Some(entries), Some(tile)), _) if entries == tile => (Vote::Agreed, entries),
             ((Some(entries), _), Some(above)) if entries == above => (Vote::Entries, entries),

@@ -10,6 +10,7 @@
 use std::{
     fs::File,
     io::Read as _,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -116,8 +117,20 @@ pub async fn verify(
     })
 }
 
-/// Verifies on this thread, which must not be one of an async runtime.
+/// Verifies from this thread, which must not be one of an async runtime, on all cores.
 pub fn verify_blocking(
+    target: &Target,
+    trust: &Trust,
+    token: Option<String>,
+    progress: impl FnMut(Progress),
+) -> Report {
+    verify_on(None, target, trust, token, progress)
+}
+
+/// The same on this many threads beside the calling one; `None` for as many as there are cores, or requests worth making at a time.
+/// The report is the same for any number.
+pub fn verify_on(
+    threads: Option<NonZeroUsize>,
     target: &Target,
     trust: &Trust,
     token: Option<String>,
@@ -132,10 +145,10 @@ pub fn verify_blocking(
             let inner = path.join("log");
             let nested = !path.join("checkpoint").is_file() && inner.join("checkpoint").is_file();
             let root = if nested { inner } else { path.clone() };
-            check_log(&Source::Directory(root), trust, &mut report, &mut progress);
+            check_log(&Source::Directory(root), threads, trust, &mut report, &mut progress);
         }
         Target::Url(url) => match Remote::new(url, token) {
-            Ok(remote) => check_log(&Source::Remote(remote), trust, &mut report, &mut progress),
+            Ok(remote) => check_log(&Source::Remote(remote), threads, trust, &mut report, &mut progress),
             Err(error) => report.fault(Fault::new(FaultKind::BadInput, error)),
         },
     }
@@ -152,7 +165,13 @@ impl Target {
     }
 }
 
-fn check_log(source: &Source, trust: &Trust, report: &mut Report, progress: &mut dyn FnMut(Progress)) {
+fn check_log(
+    source: &Source,
+    threads: Option<NonZeroUsize>,
+    trust: &Trust,
+    report: &mut Report,
+    progress: &mut dyn FnMut(Progress),
+) {
     let bytes = match source.read("checkpoint", MAX_CHECKPOINT_BYTES) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -177,7 +196,8 @@ fn check_log(source: &Source, trust: &Trust, report: &mut Report, progress: &mut
     });
     check_checkpoint(&signed, key.as_ref(), report);
     let earlier = trusted_checkpoint(trust, key.as_ref(), report);
-    let scanned = log::scan(source, &head, earlier.as_ref().map(Checkpoint::size), report, progress);
+    let threads = threads.map_or_else(|| source.lanes(), |threads| threads.get() as u64);
+    let scanned = log::scan(source, &head, earlier.as_ref().map(Checkpoint::size), threads, report, progress);
     if let Some(earlier) = &earlier {
         check_continues(earlier, &head, scanned.earlier_root, scanned.whole, report);
     }
