@@ -11,3 +11,27 @@ pub mod v1 {
 
 /// The encoded `FileDescriptorSet` of the whole protocol, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Which field of a message holds what, for the records that are read by the million: as tables, made from the `.proto` files.
+pub mod shape {
+    /// The fields of a message by number; the first is number 0, which none has.
+    #[derive(Debug)]
+    pub struct Shape(pub &'static [Field]);
+
+    /// What a field holds.
+    #[derive(Debug)]
+    pub enum Field {
+        /// Nothing that a table tells.
+        Unknown,
+        /// One varint.
+        Number,
+        /// UTF-8.
+        Text,
+        /// Any bytes.
+        Bytes,
+        /// Another message.
+        Message(&'static Shape),
+    }
+
+    include!(concat!(env!("OUT_DIR"), "/shapes.rs"));
+}

@@ -2,7 +2,7 @@
 //! key that the log had enrolled at that point, every event and decision run has to stand under the seal before it, and every chain
 //! has to be unbroken. Whether the entries are the leaves of a signed tree is for `exchequer-tlog`.
 //!
-//! It has two halves: [`examine`] is all that an entry shows by itself, and nearly all of the work; [`Auditor::judge`] is what follows
+//! It has two halves: [`examine_bytes`] is all that an entry shows by itself, and nearly all of the work; [`Auditor::judge`] is what follows
 //! from the entries before it. [`Auditor::check`] is one after the other.
 
 mod examine;
@@ -16,7 +16,7 @@ use crate::{
 use examine::{CheckedBlock, EventPlace, Shown, sealed_digests};
 use prost::Message;
 
-pub use examine::{CheckedBatch, Examined, check_sealed_batch, check_sealed_block, examine};
+pub use examine::{CheckedBatch, Examined, check_sealed_batch, check_sealed_block, examine, examine_bytes};
 
 /// The state of the audit.
 #[derive(Clone, Debug, Default)]
@@ -143,9 +143,8 @@ impl Auditor {
                 None
             }
         };
-        if evolved.is_some() {
-            self.acceptor.evolve(&v1::Entry { stream_seq, kind: evolved });
-        }
+        // Records that change nothing are left out; the entry counts all the same.
+        self.acceptor.evolve(&v1::Entry { stream_seq, kind: evolved });
         self.stream_seq = stream_seq;
         self.counts.entries += 1;
         Ok(())

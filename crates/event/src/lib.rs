@@ -18,6 +18,7 @@ pub mod audit;
 pub mod control;
 pub mod digest;
 pub mod entry;
+mod lean;
 pub mod name;
 pub mod seal;
 pub mod tree;

@@ -3,8 +3,8 @@
 //! Left out: what stands between bundles. Invariant: it depends on the files alone, so any number of threads leads to the same.
 
 use exchequer_tlog::{
-    BundleError, BundleId, HASH_BYTES, Hash, MAX_ENTRY, TILE_BYTES, TILE_WIDTH, TileId, decode_bundle,
-    decode_tile, leaf_hash,
+    BundleError, BundleId, HASH_BYTES, Hash, MAX_ENTRY, TILE_BYTES, TILE_WIDTH, TileId, decode_tile,
+    leaf_hash,
 };
 use prost::bytes::Bytes;
 
@@ -40,18 +40,21 @@ pub(super) struct Frames {
 impl Frames {
     /// Frames and leaf hashes; what the entries say is left out.
     fn read(bytes: Vec<u8>, width: u16) -> Self {
-        let damage = decode_bundle(&bytes, width).err();
         let bytes = Bytes::from(bytes);
         let mut entries = Vec::with_capacity(usize::from(width));
-        let mut at = 0;
-        while entries.len() < usize::from(width) {
-            let Some(length) = bytes[at..].first_chunk::<2>() else { break };
-            let (from, to) = (at + 2, at + 2 + usize::from(u16::from_be_bytes(*length)));
-            if to > bytes.len() {
+        let (mut at, mut damage) = (0, None);
+        for entry in 0..width {
+            let length =
+                bytes[at..].first_chunk::<2>().map(|length| usize::from(u16::from_be_bytes(*length)));
+            let Some(to) = length.map(|length| at + 2 + length).filter(|to| *to <= bytes.len()) else {
+                damage = Some(BundleError::Truncated { entry });
                 break;
-            }
-            entries.push(bytes.slice(from..to));
+            };
+            entries.push(bytes.slice(at + 2..to));
             at = to;
+        }
+        if damage.is_none() && at < bytes.len() {
+            damage = Some(BundleError::Trailing { bytes: bytes.len() - at });
         }
         let hashes = entries.iter().map(|entry| leaf_hash(entry)).collect();
         Self { entries, hashes, said: Vec::new(), damage }

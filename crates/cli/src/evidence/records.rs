@@ -5,7 +5,7 @@
 
 use exchequer_event::{
     accept::Acceptor,
-    audit::{Auditor, Counts, Examined, examine},
+    audit::{Auditor, Counts, Examined, examine_bytes},
     entry::{self, Facets},
     seal::Refusal,
     v1::{self, EntryKind, entry::Kind},
@@ -32,13 +32,10 @@ pub(super) struct Said {
 impl Said {
     /// Reads the entry at this index.
     pub(super) fn read(index: u64, bytes: &Bytes) -> Self {
-        match entry::decode(bytes) {
-            Ok(entry) => {
-                let seal = Seal::read(index, &entry).map(Box::new);
-                Self { examined: Ok(examine(entry)), seal }
-            }
-            Err(refusal) => Self { examined: Err(refusal), seal: None },
-        }
+        let examined = examine_bytes(bytes);
+        let is_seal = examined.as_ref().is_ok_and(Examined::is_seal);
+        let decoded = is_seal.then(|| entry::decode(bytes).ok()).flatten();
+        Self { examined, seal: decoded.and_then(|entry| Seal::read(index, &entry)).map(Box::new) }
     }
 }
 

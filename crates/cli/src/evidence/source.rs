@@ -41,7 +41,10 @@ impl Source {
                     io::ErrorKind::NotFound => SourceError::Missing,
                     _ => SourceError::Failed(error.to_string()),
                 })?;
-                let mut bytes = Vec::new();
+                // A file says how long it is; how long it may be says the caller.
+                let length = file.metadata().map_or(0, |metadata| metadata.len());
+                let mut bytes =
+                    Vec::with_capacity(usize::try_from(length).map_or(max, |length| length.min(max)) + 1);
                 file.take(max as u64 + 1)
                     .read_to_end(&mut bytes)
                     .map_err(|error| SourceError::Failed(error.to_string()))?;

@@ -10,15 +10,27 @@ use prost::{Message, bytes::Bytes};
 use crate::{
     control::{self, OpenControl},
     digest::{Digest, Purpose},
+    entry, lean,
+    name::MAX_ENTRY_BYTES,
     seal::{self, BlockPlace, Refusal, malformed, mismatch},
     v1::{self, RejectionReason, entry::Kind},
 };
+
+/// The field of an entry that holds an event.
+const EVENT: u32 = 17;
 
 /// An entry that was examined.
 #[derive(Clone, Debug)]
 pub struct Examined {
     pub(super) stream_seq: u64,
     pub(super) shown: Shown,
+}
+
+impl Examined {
+    /// Whether records have to follow it.
+    pub fn is_seal(&self) -> bool {
+        matches!(self.shown, Shown::Batch(_) | Shown::Block(_))
+    }
 }
 
 /// What an entry of each kind shows.
@@ -44,17 +56,25 @@ pub(super) struct EventPlace {
     pub(super) prev_hash: Option<Digest>,
 }
 
+/// Decodes and examines the bytes of an entry.
+pub fn examine_bytes(bytes: &Bytes) -> Result<Examined, Refusal> {
+    if bytes.len() <= MAX_ENTRY_BYTES
+        && let Some((stream_seq, event)) = lean::record(bytes, EVENT)
+    {
+        return Ok(Examined { stream_seq, shown: examine_event(&bytes.slice_ref(event)) });
+    }
+    entry::decode(bytes).map(examine)
+}
+
 /// Examines an entry.
 pub fn examine(entry: v1::Entry) -> Examined {
     let v1::Entry { stream_seq, kind } = entry;
     let shown = match kind {
         None => Shown::Nothing,
-        Some(Kind::Event(bytes)) => {
-            Shown::Event { digest: seal::event_digest(&bytes), place: event_place(&bytes) }
-        }
+        Some(Kind::Event(bytes)) => examine_event(&bytes),
         Some(Kind::DecisionRun(bytes)) => Shown::DecisionRun {
             digest: Purpose::DecisionRun.digest(&bytes),
-            sound: seal::decode_run(&bytes).map(drop),
+            sound: if lean::is_run(&bytes) { Ok(()) } else { seal::decode_run(&bytes).map(drop) },
         },
         Some(Kind::BatchSealed(sealed)) => {
             let batch = check_sealed_batch(&sealed);
@@ -77,7 +97,19 @@ pub fn examine(entry: v1::Entry) -> Examined {
     Examined { stream_seq, shown }
 }
 
+fn examine_event(bytes: &Bytes) -> Shown {
+    Shown::Event { digest: seal::event_digest(bytes), place: event_place(bytes) }
+}
+
 fn event_place(bytes: &Bytes) -> Result<EventPlace, Refusal> {
+    if let Some(event) = lean::event(bytes) {
+        return Ok(EventPlace {
+            agent_id: bytes.slice_ref(event.agent_id),
+            epoch: event.epoch,
+            seq: event.seq,
+            prev_hash: Digest::from_slice(event.prev_hash),
+        });
+    }
     let event = seal::decode_event(bytes)?;
     Ok(EventPlace {
         agent_id: event.agent_id.into(),
