@@ -3,6 +3,8 @@
 
 use std::{fmt, sync::LazyLock};
 
+use blake3::hazmat::{ContextKey, HasherExt as _, hash_derive_key_context};
+
 /// Length of a digest in bytes.
 pub const DIGEST_LEN: usize = 32;
 
@@ -89,8 +91,8 @@ const CONTEXTS: [(Purpose, &str); 12] = [
 ];
 
 // Deriving the context key costs as much as hashing a short event, so it is done once.
-static HASHERS: LazyLock<[blake3::Hasher; 12]> =
-    LazyLock::new(|| CONTEXTS.map(|(_, context)| blake3::Hasher::new_derive_key(context)));
+static KEYS: LazyLock<[ContextKey; 12]> =
+    LazyLock::new(|| CONTEXTS.map(|(_, context)| hash_derive_key_context(context)));
 
 impl Purpose {
     /// The `derive_key` context.
@@ -100,12 +102,15 @@ impl Purpose {
 
     /// Digest of some bytes.
     pub fn digest(self, bytes: &[u8]) -> Digest {
-        self.hasher().update(bytes).finish()
+        // Not by way of `hasher`: a hasher is large, and this is done for every event.
+        let mut hasher = blake3::Hasher::new_from_context_key(&KEYS[self as usize]);
+        hasher.update(bytes);
+        Digest(*hasher.finalize().as_bytes())
     }
 
     /// Digest of bytes that come in pieces; the pieces are concatenated.
     pub fn hasher(self) -> Hasher {
-        Hasher(HASHERS[self as usize].clone())
+        Hasher(blake3::Hasher::new_from_context_key(&KEYS[self as usize]))
     }
 
     /// Digest of several fields, each preceded by its length (u64, big-endian), so that no two lists of fields collide.

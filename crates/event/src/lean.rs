@@ -54,7 +54,7 @@ pub(crate) fn is_run(bytes: &[u8]) -> bool {
 pub(crate) fn record(bytes: &[u8], wanted: u32) -> Option<(u64, &[u8])> {
     let (mut stream_seq, mut record, mut rest) = (0, None, bytes);
     while !rest.is_empty() {
-        match decode_key(&mut rest).ok()? {
+        match key(&mut rest)? {
             (1, WireType::Varint) => stream_seq = varint(&mut rest)?,
             (number, WireType::LengthDelimited) if number == wanted => record = Some(delimited(&mut rest)?),
             _ => return None,
@@ -72,13 +72,15 @@ enum Value<'a> {
 /// Hands each field of a message to `take`, in the order of the bytes. `None` if any of it, at any depth, is not as the shape says.
 fn walk<'a>(shape: &Shape, mut bytes: &'a [u8], mut take: impl FnMut(u32, Value<'a>)) -> Option<()> {
     while !bytes.is_empty() {
-        let (number, wire_type) = decode_key(&mut bytes).ok()?;
+        let (number, wire_type) = key(&mut bytes)?;
         let value = match (shape.0.get(usize::try_from(number).ok()?)?, wire_type) {
             (Field::Number, WireType::Varint) => Value::Number(varint(&mut bytes)?),
             (Field::Bytes, WireType::LengthDelimited) => Value::Bytes(delimited(&mut bytes)?),
             (Field::Text, WireType::LengthDelimited) => {
                 let text = delimited(&mut bytes)?;
-                std::str::from_utf8(text).ok()?;
+                if !text.is_ascii() {
+                    std::str::from_utf8(text).ok()?;
+                }
                 Value::Bytes(text)
             }
             (Field::Message(inner), WireType::LengthDelimited) => {
@@ -98,16 +100,39 @@ fn check(shape: &Shape, bytes: &[u8]) -> Option<()> {
     walk(shape, bytes, |_, _| {})
 }
 
+/// A field's number and wire type; those of few fields are longer than two bytes.
+#[inline]
+fn key(bytes: &mut &[u8]) -> Option<(u32, WireType)> {
+    let (key, rest) = match **bytes {
+        [key, ref rest @ ..] if key < 0x80 => (u32::from(key), rest),
+        [low, high, ref rest @ ..] if high < 0x80 => (u32::from(low & 0x7F) | u32::from(high) << 7, rest),
+        _ => return decode_key(bytes).ok(),
+    };
+    let wire_type = match key & 7 {
+        0 => WireType::Varint,
+        2 => WireType::LengthDelimited,
+        _ => return None,
+    };
+    *bytes = rest;
+    (key >= 8).then_some((key >> 3, wire_type))
+}
+
+#[inline]
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     match **bytes {
         [small, ref rest @ ..] if small < 0x80 => {
             *bytes = rest;
             Some(u64::from(small))
         }
+        [low, high, ref rest @ ..] if high < 0x80 => {
+            *bytes = rest;
+            Some(u64::from(low & 0x7F) | u64::from(high) << 7)
+        }
         _ => decode_varint(bytes).ok(),
     }
 }
 
+#[inline]
 fn delimited<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(varint(bytes)?).ok()?;
     let (value, rest) = bytes.split_at_checked(length)?;

@@ -85,11 +85,13 @@ pub fn is_tenant(name: &str) -> bool {
 
 /// Whether this can name an execution or a hold: a UUID in lower-case hyphenated form.
 pub fn is_uuid(name: &str) -> bool {
-    name.len() == 36
-        && name.bytes().enumerate().all(|(place, byte)| match place {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte),
-        })
+    let bytes = name.as_bytes();
+    let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    bytes.len() == 36
+        && [8, 13, 18, 23].iter().all(|place| bytes[*place] == b'-')
+        && [0..8, 9..13, 14..18, 19..23, 24..36]
+            .into_iter()
+            .all(|group| bytes[group].iter().all(|byte| is_hex(*byte)))
 }
 
 /// The beginning of a text, at most `max` bytes, cut at a character.
