@@ -4,10 +4,11 @@
 //! (through [`TileReader`]), the keys and the time, and store what comes back. Fetching, storing, witnessing over HTTP
 //! and key storage are left out.
 //!
-//! The formats are those of <https://c2sp.org>: tlog-tiles, signed-note, tlog-checkpoint, tlog-cosignature and
-//! tlog-proof. Every decoder is bounded and accepts the canonical form only, so that whatever parses encodes back to
+//! The formats are those of <https://c2sp.org>: tlog-tiles, signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof
+//! and the requests of tlog-witness. Every decoder is bounded and accepts the canonical form only, so that whatever parses encodes back to
 //! the same bytes.
 
+mod add_checkpoint;
 mod bundle;
 mod checkpoint;
 mod decimal;
@@ -19,6 +20,7 @@ mod tile;
 mod tlog_proof;
 mod tree;
 
+pub use add_checkpoint::{AddCheckpoint, AddCheckpointError, MAX_PROOF_LINES};
 pub use bundle::{
     Bundle, BundleEdge, BundleError, BundleId, BundleIntegration, EntryTooLarge, MAX_ENTRY, bundles_between,
     bundles_for_size, decode_bundle, push_entry,

@@ -1,9 +1,11 @@
 //! The ledger: turns the ordered stream into a C2SP tlog-tiles Merkle log with signed checkpoints, and serves it.
 //!
-//! [`Service::start`] recovers the log of a data directory and runs: ingest → integrate → store → sign → receipts. What is served
+//! [`Service::start`] recovers the log of a data directory and runs: ingest → integrate → store → sign → have cosigned → receipts. What is served
 //! (gRPC by [`Service::grpc`], files by [`Service::http`]) is what a signed checkpoint covers.
 //!
-//! Left out: listening, authentication (the layer in front of it puts the caller into each request), witnesses, export.
+//! A [`witness::Witness`] is the other side: it cosigns the checkpoints of other logs.
+//!
+//! Left out: listening, authentication (the layer in front of it puts the caller into each request), export.
 //! Invariant: what is published is durable, is a prefix of what any replica of the same stream builds, and was compared with the
 //! checkpoint before it.
 
@@ -22,6 +24,7 @@ mod sign;
 mod snapshot;
 mod standing;
 mod store;
+pub mod witness;
 
 pub use integrate::{Integrated, integrate};
 pub use options::{Enrolment, Options, public_paths};

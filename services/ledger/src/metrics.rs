@@ -8,7 +8,7 @@ use exchequer_event::v1::{EntryKind, RejectionReason};
 use exchequer_telemetry::{KeyValue, LATENCY_SECONDS, meter};
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 
-use crate::standing::Standing;
+use crate::{standing::Standing, witness::client::Cosigning};
 
 /// The ledger's instruments.
 #[derive(Clone, Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     commit_seconds: Histogram<f64>,
     checkpoints: Counter<u64>,
     receipts: Counter<u64>,
+    cosignatures: Counter<u64>,
 }
 
 impl Metrics {
@@ -66,6 +67,10 @@ impl Metrics {
             ),
             checkpoints: counter("exchequer_ledger_checkpoints_total", "Checkpoints signed."),
             receipts: counter("exchequer_ledger_receipts_total", "Receipts published."),
+            cosignatures: counter(
+                "exchequer_ledger_cosignatures_total",
+                "Witnesses asked for a cosignature, by witness and outcome.",
+            ),
         }
     }
 
@@ -95,6 +100,14 @@ impl Metrics {
 
     pub(crate) fn signed(&self) {
         self.checkpoints.add(1, &[]);
+    }
+
+    pub(crate) fn cosigned(&self, cosigning: &Cosigning) {
+        let failed = cosigning.faults.iter().map(|(name, _)| (name, "failed"));
+        for (name, outcome) in cosigning.by.iter().map(|name| (name, "cosigned")).chain(failed) {
+            let labels = [KeyValue::new("witness", name.clone()), KeyValue::new("outcome", outcome)];
+            self.cosignatures.add(1, &labels);
+        }
     }
 
     pub(crate) fn receipts(&self, count: u64) {

@@ -12,6 +12,9 @@ use std::{
 use ed25519_dalek::VerifyingKey;
 use exchequer_config::Reader;
 use exchequer_event::{control::public_key, name, v1::KeyRole};
+use exchequer_tlog::{SignatureKind, VerifierKey};
+
+use crate::witness::{MAX_WITNESSES, WitnessAddress};
 
 const DEFAULT_ORIGIN: &str = "exchequer.local/log";
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,6 +51,10 @@ pub struct Options {
     pub public_entries: bool,
     /// Keys to enrol.
     pub enroll: Vec<Enrolment>,
+    /// Witnesses that are asked to cosign each checkpoint.
+    pub witnesses: Vec<WitnessAddress>,
+    /// How many of them have to, before a checkpoint is published; with 0, each that does so at once is taken along.
+    pub witness_quorum: usize,
 }
 
 impl Options {
@@ -63,6 +70,8 @@ impl Options {
             checkpoint_interval: DEFAULT_INTERVAL,
             public_entries: false,
             enroll: Vec::new(),
+            witnesses: Vec::new(),
+            witness_quorum: 0,
         }
     }
 
@@ -89,8 +98,13 @@ impl Options {
             ),
             public_entries: reader.get("ledger.public_entries", false),
             enroll: enrolments(reader),
+            witnesses: witnesses(reader),
+            witness_quorum: reader.get("ledger.witness_quorum", 0),
             data: defaults.data,
         };
+        if options.witness_quorum > options.witnesses.len() {
+            reader.fault("ledger.witness_quorum", "is more than there are [[ledger.witness]]");
+        }
         data.map(|_| options)
     }
 }
@@ -161,6 +175,39 @@ fn enrolment(reader: &mut Reader, table: &str) -> Option<Enrolment> {
     Some(Enrolment { role: role?, holder: holder?, key: key? })
 }
 
+fn witnesses(reader: &mut Reader) -> Vec<WitnessAddress> {
+    let mut all: Vec<WitnessAddress> = Vec::new();
+    for table in reader.tables("ledger.witness") {
+        let (key_key, url_key) = (format!("{table}.verifier_key"), format!("{table}.url"));
+        let key = reader.required::<VerifierKey>(&key_key);
+        let url = reader.required::<String>(&url_key);
+        if key.as_ref().is_some_and(|key| key.kind() != SignatureKind::Cosignature) {
+            reader.fault(&key_key, "is a log's key; a witness's is of type 04, as the witness prints it");
+        }
+        if url.as_deref().is_some_and(|url| !is_plain_http(url)) {
+            reader.fault(&url_key, "is not an http:// URL; a proxy of your own can speak https");
+        }
+        let (Some(key), Some(url)) = (key, url) else { continue };
+        let is_same = |other: &WitnessAddress| {
+            other.key.name() == key.name() || other.key.public_key() == key.public_key()
+        };
+        if all.iter().any(is_same) {
+            reader.fault(&key_key, "is there already, by its name or its key");
+        }
+        all.push(WitnessAddress { key, url });
+    }
+    if all.len() > MAX_WITNESSES {
+        reader.fault("ledger.witness", format!("more than {MAX_WITNESSES} witnesses"));
+    }
+    all
+}
+
+fn is_plain_http(url: &str) -> bool {
+    let parsed = url.parse::<axum::http::Uri>().ok();
+    parsed
+        .is_some_and(|url| url.scheme_str() == Some("http") && url.host().is_some() && url.query().is_none())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +242,43 @@ mod tests {
         for key in ["ledger.data", "ledger.origin", "checkpoint_interval", "role", "holder", "public_key"] {
             assert!(faults.contains(key), "{key} is missing in {faults}");
         }
+    }
+
+    #[test]
+    fn a_witness_is_its_key_and_its_address_and_no_two_are_one() {
+        let vkey = |name: &str, kind, seed| {
+            let key = ed25519_dalek::SigningKey::from_bytes(&[seed; 32]).verifying_key();
+            VerifierKey::new(name, kind, key).unwrap()
+        };
+        let [one, two] = [("w.example/1", 1), ("w.example/2", 2)]
+            .map(|(name, seed)| vkey(name, SignatureKind::Cosignature, seed));
+        let table = |key: &VerifierKey, url: &str| {
+            format!("[[ledger.witness]]\nverifier_key = \"{key}\"\nurl = \"{url}\"\n")
+        };
+        let section = |quorum: usize, tables: &[String]| {
+            read(&format!("[ledger]\ndata = \"/d\"\nwitness_quorum = {quorum}\n{}", tables.concat()))
+        };
+        let url = "http://w.example:7480/a";
+        let (options, faults) = section(2, &[table(&one, url), table(&two, url)]);
+        assert_eq!(faults, None);
+        let options = options.unwrap();
+        assert_eq!((options.witnesses.len(), options.witness_quorum), (2, 2));
+        assert_eq!(options.witnesses[1], WitnessAddress { key: two.clone(), url: url.into() });
+
+        let fault = |quorum, tables: &[String], expected: &str| {
+            let faults = section(quorum, tables).1.unwrap();
+            assert!(faults.contains(expected), "{faults}");
+        };
+        fault(2, &[table(&one, url)], "is more than there are");
+        fault(1, &[table(&one, url), table(&one, url)], "is there already");
+        fault(
+            1,
+            &[table(&one, url), table(&vkey("w.example/3", SignatureKind::Cosignature, 1), url)],
+            "is there already",
+        );
+        fault(1, &[table(&vkey("log", SignatureKind::Ed25519, 3), url)], "is a log's key");
+        fault(1, &[table(&one, "https://w.example")], "is not an http:// URL");
+        fault(1, &["[[ledger.witness]]\n".into()], "is required");
     }
 
     #[test]

@@ -37,7 +37,8 @@ use crate::{
     sign::{Signer, unix_s},
     snapshot::{Snapshots, for_each_entry},
     standing::{Published, Standing},
-    store::{self, Disk, LogReader, OpenError, Opened, StoreError},
+    store::{self, Disk, LogReader, OpenError, Opened, Quorum, StoreError},
+    witness::client::{self, Witnesses},
 };
 
 /// Blocks that wait for the index; beyond it, the index reads them from the log.
@@ -75,6 +76,9 @@ pub enum StartError {
     /// The stream or the log is not this ledger's.
     #[error(transparent)]
     Genesis(#[from] GenesisError),
+    /// The witnesses can't be asked.
+    #[error("the witnesses can't be asked: {0}")]
+    Witnesses(String),
 }
 
 /// A running ledger. Dropping it without [`Service::stop`] is what a crash is: safe, and the next start recovers.
@@ -108,6 +112,7 @@ impl Service {
     pub async fn start(options: Options, stream: Arc<dyn EventStream>) -> Result<Self, StartError> {
         let (data, origin) = (options.data.clone(), options.origin.clone());
         let key_file = options.key_file.clone();
+        let quorum = client::quorum(&options.witnesses, options.witness_quorum);
         let (key, instance, recovered) = tokio::task::spawn_blocking(move || {
             let unusable =
                 |error: std::io::Error| StartError::Data { path: data.clone(), reason: error.to_string() };
@@ -115,7 +120,7 @@ impl Service {
             let lock = lock(&data)?;
             let key = keys::load_or_create(&key_file)?;
             let instance = instance_name(&data).map_err(unusable)?;
-            recover(&data, &origin, &key, lock).map(|recovered| (key, instance, recovered))
+            recover(&data, &origin, &key, quorum, lock).map(|recovered| (key, instance, recovered))
         })
         .await
         .map_err(|error| StartError::Data { path: options.data.clone(), reason: error.to_string() })??;
@@ -129,12 +134,18 @@ impl Service {
             owed,
         } = recovered;
 
+        if options.witnesses.iter().any(|witness| *witness.key.public_key() == key.verifying_key()) {
+            return Err(StartError::Witnesses("one of them has the ledger's own key".to_owned()));
+        }
+        let witnesses = Witnesses::new(&options.witnesses, options.witness_quorum)
+            .map_err(|error| StartError::Witnesses(error.to_string()))?;
+
         let control = ControlWriter::new(stream.clone(), key.clone());
         let (cursor, public) = (writer.position().cursor, key.verifying_key());
         genesis::ensure(&*stream, &acceptor, cursor, &control, &options.origin, &public).await?;
 
         let published =
-            checkpoints.last().map_or_else(Published::default, |last| Published::new(last, unix_s()));
+            checkpoints.published().map_or_else(Published::default, |last| Published::new(last, unix_s()));
         let standing = Arc::new(Standing::new(&acceptor, writer.position().clone(), published));
         standing.owe(owed);
         let metrics = Metrics::new(Arc::downgrade(&standing));
@@ -155,6 +166,7 @@ impl Service {
         };
         let signer = Signer {
             checkpoints,
+            witnesses,
             reader: reader.clone(),
             standing: standing.clone(),
             stream: stream.clone(),
@@ -264,7 +276,7 @@ impl Drop for Service {
 }
 
 /// Holds the data directory for as long as the file is open.
-fn lock(data: &Path) -> Result<Arc<File>, StartError> {
+pub(crate) fn lock(data: &Path) -> Result<Arc<File>, StartError> {
     let path = data.join("lock");
     let unusable = |error: std::io::Error| StartError::Data { path: path.clone(), reason: error.to_string() };
     let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(unusable)?;
@@ -279,12 +291,14 @@ fn recover(
     data: &Path,
     origin: &str,
     key: &ed25519_dalek::SigningKey,
+    quorum: Quorum,
     lock: Arc<File>,
 ) -> Result<Recovered, StartError> {
-    let opened = store::open(Arc::new(Disk), data, origin, key)?;
+    let opened = store::open(Arc::new(Disk), data, origin, key, quorum)?;
     let (snapshots, index) = open_derived(data, &opened.reader)?;
     let (acceptor, snapshot_size) = snapshots.acceptor(&opened.reader)?;
-    let covered = opened.checkpoints.last().map_or(0, |signed: &SignedCheckpoint| signed.checkpoint().size());
+    let covered =
+        opened.checkpoints.published().map_or(0, |signed: &SignedCheckpoint| signed.checkpoint().size());
     let since = opened.checkpoints.previous_size().min(covered);
     let owed = owed_receipts(&opened.reader, &acceptor, since)?;
     Ok(Recovered { opened, acceptor, snapshot_size, snapshots, index, lock, owed })

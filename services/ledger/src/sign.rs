@@ -1,7 +1,8 @@
-//! Signing: while this ledger holds the stream's lease, it signs a checkpoint when the tree grew, and then tells the agents.
+//! Signing: while this ledger holds the stream's lease, it signs a checkpoint when the tree grew, has it cosigned, publishes it, and
+//! then tells the agents.
 //!
-//! Left out: comparing with the checkpoint before, which the store does. Invariant: nothing is signed without the lease; a receipt
-//! names no head that its checkpoint does not cover.
+//! Left out: comparing with the checkpoint before, which the store does. Invariant: nothing is signed without the lease; nothing is
+//! published without the quorum of witnesses; a receipt names no head that its checkpoint does not cover.
 
 use std::{
     collections::BTreeMap,
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use exchequer_event::{control::sign_receipt, name::receipt_key, v1};
 use exchequer_stream::{AppendError, EventStream, Lease, LeaseError, LeaseOutcome};
+use exchequer_tlog::SignedCheckpoint;
 use futures::{StreamExt as _, stream};
 use prost::Message as _;
 use tokio::time::Instant;
@@ -24,7 +26,8 @@ use crate::{
     integrate::AgentOutcome,
     metrics::Metrics,
     standing::{Due, Part, Published, Standing},
-    store::{CheckpointLog, LogReader, SignError},
+    store::{CheckpointLog, LogReader, Position, SignError},
+    witness::client::Witnesses,
 };
 
 const LEASE: &str = "ledger-signer";
@@ -42,6 +45,7 @@ const RECEIPTS_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Signer {
     pub(crate) checkpoints: CheckpointLog,
+    pub(crate) witnesses: Witnesses,
     pub(crate) reader: LogReader,
     pub(crate) standing: Arc<Standing>,
     pub(crate) stream: Arc<dyn EventStream>,
@@ -147,29 +151,67 @@ impl Signer {
         }
         let Due { position, receipts } = self.standing.take_due(&self.reader);
         if position.size > self.standing.published.borrow().size {
-            let signing = tokio::task::spawn_blocking(move || {
-                let outcome = self.publish(&position);
-                (self, outcome)
-            });
             let outcome;
-            (self, outcome) = signing.await.expect("signing does not panic");
-            if let Err(error) = outcome {
-                self.standing.give_back(receipts);
-                return (self, Err(error));
+            (self, outcome) = self.publish(position).await;
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.standing.give_back(receipts);
+                    return (self, Ok(()));
+                }
+                Err(error) => {
+                    self.standing.give_back(receipts);
+                    return (self, Err(error));
+                }
             }
         }
         self.send_receipts(receipts).await;
         (self, Ok(()))
     }
 
-    fn publish(&mut self, position: &crate::store::Position) -> Result<(), SignError> {
-        let now = unix_s();
-        let signed = self.checkpoints.publish(&self.reader, position, now)?;
-        self.reader.published(position.size);
-        self.standing.published.send_replace(Published::new(&signed, now));
+    /// Signs the tree at a position, has it cosigned and publishes it; `false` if it has to wait for witnesses.
+    async fn publish(mut self, position: Position) -> (Self, Result<bool, SignError>) {
+        let signed;
+        (self, signed) =
+            self.blocking(move |signer| signer.checkpoints.sign(&signer.reader, &position, unix_s())).await;
+        let mut signed = match signed {
+            Ok(signed) => signed,
+            Err(error) => return (self, Err(error)),
+        };
+        if !self.cosign(&mut signed).await {
+            return (self, Ok(false));
+        }
+        self.blocking(move |signer| signer.publish_signed(&signed).map(|()| true)).await
+    }
+
+    /// Whether the checkpoint may be published; the cosignatures of those who gave one are added.
+    async fn cosign(&mut self, signed: &mut SignedCheckpoint) -> bool {
+        let Some(cosigning) = self.witnesses.cosign(signed, &self.reader).await else { return true };
+        self.metrics.cosigned(&cosigning);
+        let is_enough = cosigning.is_enough();
+        self.standing.report_witnesses(cosigning);
+        is_enough
+    }
+
+    fn publish_signed(&mut self, signed: &SignedCheckpoint) -> Result<(), SignError> {
+        self.checkpoints.publish(signed)?;
+        self.reader.published(signed.checkpoint().size());
+        self.standing.published.send_replace(Published::new(signed, unix_s()));
         self.metrics.signed();
         self.reader.remove_superseded()?;
         Ok(())
+    }
+
+    /// Does work that waits for the disk.
+    async fn blocking<T: Send + 'static>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> T + Send + 'static,
+    ) -> (Self, T) {
+        let working = tokio::task::spawn_blocking(move || {
+            let outcome = work(&mut self);
+            (self, outcome)
+        });
+        working.await.expect("signing does not panic")
     }
 
     async fn send_receipts(&self, receipts: BTreeMap<String, AgentOutcome>) {

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::{
     integrate::{AgentOutcome, Integrated},
     store::{LogReader, Position},
+    witness::client::Cosigning,
 };
 
 /// Agents without a single accepted event that wait for a receipt. Anybody who may publish can name an agent.
@@ -55,6 +56,8 @@ struct Health {
     sign: Option<String>,
     durability: Option<String>,
     index: Option<String>,
+    /// What came of asking the witnesses last; `None` without any.
+    witnesses: Option<Cosigning>,
 }
 
 /// A part of the ledger that can be out of order.
@@ -215,15 +218,37 @@ impl Standing {
         }
     }
 
-    /// Which parts work. A broker that does not sync is shown and recorded, but does not make the ledger unready.
+    /// Sets what came of asking the witnesses.
+    pub(crate) fn report_witnesses(&self, cosigning: Cosigning) {
+        let mut inner = self.lock();
+        let was = inner.health.witnesses.as_ref().and_then(Cosigning::fault);
+        match cosigning.fault() {
+            Some(fault) if was.as_ref() != Some(&fault) => {
+                tracing::warn!(fault, "not every witness cosigned")
+            }
+            None if was.is_some() => tracing::info!("every witness cosigned"),
+            _ => {}
+        }
+        inner.health.witnesses = Some(cosigning);
+    }
+
+    /// Which parts work. A broker that does not sync is shown and recorded, and a witness that
+    /// can be done without is shown; neither makes the ledger unready.
     pub(crate) fn readiness(&self) -> Readiness {
         let health = self.lock().health.clone();
         let state = |fault: Option<String>| fault.map_or(Ok(()), Err);
-        Readiness::new()
+        let readiness = Readiness::new()
             .component("ledger.ingest", state(health.ingest))
             .component("ledger.sign", state(health.sign))
             .component("ledger.index", state(health.index))
-            .degraded("ledger.durability", health.durability)
+            .degraded("ledger.durability", health.durability);
+        match health.witnesses {
+            None => readiness,
+            Some(cosigning) if cosigning.is_enough() => {
+                readiness.degraded("ledger.witness", cosigning.fault())
+            }
+            Some(cosigning) => readiness.component("ledger.witness", state(cosigning.fault())),
+        }
     }
 
     /// What the stream's durability lacks, if anything.

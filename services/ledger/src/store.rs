@@ -14,7 +14,8 @@
 //! Invariant: entries and tiles are durable before the state names them, and the state is durable before a checkpoint covers it.
 
 mod checkpoints;
-mod files;
+pub(crate) mod files;
+pub(crate) mod frame;
 mod open;
 mod read;
 mod state;
@@ -23,7 +24,7 @@ mod write;
 #[cfg(test)]
 pub(crate) mod faults;
 
-pub(crate) use checkpoints::{CheckpointLog, SignError};
+pub(crate) use checkpoints::{CheckpointLog, Quorum, SignError};
 pub(crate) use files::Disk;
 pub use open::OpenError;
 pub(crate) use open::{Opened, open};

@@ -1,8 +1,8 @@
 //! Arbitrary and damaged bytes: no decoder panics, and whatever parses encodes back to the same bytes.
 
 use exchequer_tlog::{
-    BundleId, Checkpoint, Hash, NoteSignature, SignedCheckpoint, SignedNote, TileId, TlogProof, VerifierKey,
-    decode_bundle, decode_tile, encode_tile, push_entry,
+    AddCheckpoint, BundleId, Checkpoint, EMPTY_ROOT, Hash, NoteSignature, SignedCheckpoint, SignedNote,
+    TileId, TlogProof, VerifierKey, decode_bundle, decode_tile, encode_tile, push_entry,
 };
 use proptest::prelude::*;
 
@@ -32,6 +32,9 @@ fn check_bytes(bytes: &[u8]) {
         assert_eq!(SignedNote::new(parsed.text(), parsed.signatures().to_vec()), Ok(parsed));
     }
     if let Ok(parsed) = SignedCheckpoint::parse(bytes) {
+        assert_eq!(parsed.to_string().as_bytes(), bytes);
+    }
+    if let Ok(parsed) = AddCheckpoint::parse(bytes) {
         assert_eq!(parsed.to_string().as_bytes(), bytes);
     }
     if let Ok(parsed) = TlogProof::parse(bytes) {
@@ -81,6 +84,9 @@ fn documents() -> Vec<Vec<u8>> {
         b"tile/0/x001/x234/067.p/5".to_vec(),
         b"tile/entries/x001/x234/067.p/5".to_vec(),
         bundle,
+        AddCheckpoint { old: 3, proof: vec![EMPTY_ROOT, EMPTY_ROOT], signed: proof.checkpoint().clone() }
+            .to_string()
+            .into_bytes(),
     ]
 }
 
@@ -101,7 +107,7 @@ proptest! {
 
     #[test]
     fn damaged_documents_are_refused_or_canonical(
-        which in 0usize..8,
+        which in 0usize..9,
         edits in prop::collection::vec(
             (0u8..4, any::<usize>(), 0usize..40, prop::sample::select(&b"\n\0 +=/A0x.\xe2\xff"[..])), 1..6),
     ) {

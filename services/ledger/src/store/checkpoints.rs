@@ -1,18 +1,19 @@
-//! Checkpoints: compared with the one before, signed, kept for good, then published.
+//! Checkpoints: compared with the one before, signed, kept for good, then, once enough witnesses cosigned them, published.
 //!
-//! Every checkpoint is appended to `DATA/checkpoints/<n>`, each after a line `checkpoint <bytes> <blake3, 16 hex digits>`, before it
-//! becomes `log/checkpoint`. Left out: when to sign and who may. Invariant: no checkpoint is signed of which the one before is not a
-//! prefix.
+//! Every checkpoint is appended to `DATA/checkpoints/<n>`, in a frame each, when it is signed and again when it was cosigned, before it
+//! becomes `log/checkpoint`. Left out: when to sign and who may; asking the witnesses. Invariant: no checkpoint is signed of which the
+//! one before is not a prefix, and none is published without its quorum.
 
 use std::{path::PathBuf, sync::Arc};
 
 use exchequer_tlog::{
     Checkpoint, CheckpointError, Cosigner, Hash, NoteSigner, Policy, ProofInvalid, SignedCheckpoint,
-    TrustError, consistency_proof, verify_consistency,
+    TrustError, VerifierKey, consistency_proof, verify_consistency,
 };
 
 use super::{
     files::Files,
+    frame::{encode_frame, find_frame, split_frame},
     read::{LogReader, StoreError},
     state::Position,
     write::{Places, swap_in},
@@ -40,6 +41,18 @@ pub(crate) enum SignError {
     /// The origin makes no checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// It was to be published without the cosignatures that it has to have.
+    #[error(transparent)]
+    Quorum(#[from] TrustError),
+}
+
+/// The cosignatures without which no checkpoint is published.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Quorum {
+    /// The witnesses' keys.
+    pub(crate) witnesses: Vec<VerifierKey>,
+    /// How many of them have to have cosigned.
+    pub(crate) needed: usize,
 }
 
 /// The checkpoints of one log.
@@ -49,9 +62,13 @@ pub(crate) struct CheckpointLog {
     places: Places,
     signer: NoteSigner,
     cosigner: Cosigner,
+    /// What is published is the log's own and has its quorum.
+    policy: Policy,
     segment: u64,
     segment_len: u64,
+    /// The newest that was signed.
     last: Option<SignedCheckpoint>,
+    published: Option<SignedCheckpoint>,
     previous_size: u64,
 }
 
@@ -60,37 +77,46 @@ pub(crate) struct CheckpointLog {
 pub(super) struct History {
     pub(super) segment: u64,
     pub(super) segment_len: u64,
-    /// The last two at most, the newest last.
-    pub(super) newest: Vec<SignedCheckpoint>,
+    /// The newest that was signed.
+    pub(super) last: Option<SignedCheckpoint>,
+    /// The last two trees at most whose checkpoints have their quorum, the newest last.
+    pub(super) publishable: Vec<SignedCheckpoint>,
 }
 
 impl CheckpointLog {
     pub(super) fn new(
         files: Arc<dyn Files>,
         places: Places,
-        signer: NoteSigner,
-        cosigner: Cosigner,
+        (signer, cosigner): (NoteSigner, Cosigner),
+        policy: Policy,
         history: History,
     ) -> Self {
-        let mut newest = history.newest.into_iter().rev();
-        let last = newest.next();
+        let History { segment, segment_len, last, publishable } = history;
+        let mut newest = publishable.into_iter().rev();
+        let published = newest.next();
         let previous_size = newest.next().map_or(0, |signed| signed.checkpoint().size());
-        let (segment, segment_len) = (history.segment, history.segment_len);
-        Self { files, places, signer, cosigner, segment, segment_len, last, previous_size }
+        Self { files, places, signer, cosigner, policy, segment, segment_len, last, published, previous_size }
     }
 
-    /// The newest checkpoint.
+    /// The newest checkpoint that was signed, published or not.
+    #[cfg(test)]
     pub(crate) fn last(&self) -> Option<&SignedCheckpoint> {
         self.last.as_ref()
     }
 
-    /// Size of the tree of the checkpoint before the newest one; 0 if there is none.
+    /// The newest checkpoint that was published.
+    pub(crate) fn published(&self) -> Option<&SignedCheckpoint> {
+        self.published.as_ref()
+    }
+
+    /// Size of the tree of the checkpoint that was published before the newest one; 0 if there is none.
     pub(crate) fn previous_size(&self) -> u64 {
         self.previous_size
     }
 
-    /// Signs the tree at a position that is committed, with a cosignature at `now_unix_s`, keeps the checkpoint and publishes it.
-    pub(crate) fn publish(
+    /// Signs the tree at a position that is committed, with a cosignature at `now_unix_s`, and keeps the checkpoint. The newest one, if
+    /// it is of that tree, is not signed again.
+    pub(crate) fn sign(
         &mut self,
         reader: &LogReader,
         position: &Position,
@@ -98,15 +124,29 @@ impl CheckpointLog {
     ) -> Result<SignedCheckpoint, SignError> {
         let checkpoint = Checkpoint::new(self.signer.verifier().name(), position.size, position.root)?;
         if let Some(last) = &self.last {
+            if *last.checkpoint() == checkpoint {
+                return Ok(last.clone());
+            }
             check_continues(reader, last.checkpoint(), position.size, &position.root)?;
         }
         let mut signed = checkpoint.sign(&self.signer);
         signed.add(checkpoint.cosign(&self.cosigner, now_unix_s)).map_err(CheckpointError::from)?;
         self.keep(&signed)?;
-        self.swap(&signed)?;
-        self.previous_size = self.last.as_ref().map_or(0, |last| last.checkpoint().size());
         self.last = Some(signed.clone());
         Ok(signed)
+    }
+
+    /// Publishes the newest signed checkpoint, to which witnesses may have added cosignatures: those are kept first.
+    pub(crate) fn publish(&mut self, signed: &SignedCheckpoint) -> Result<(), SignError> {
+        signed.verify(&self.policy)?;
+        if self.last.as_ref() != Some(signed) {
+            self.keep(signed)?;
+            self.last = Some(signed.clone());
+        }
+        self.swap(signed)?;
+        self.previous_size = self.published.as_ref().map_or(0, |published| published.checkpoint().size());
+        self.published = Some(signed.clone());
+        Ok(())
     }
 
     /// Appends to the history.
@@ -149,62 +189,63 @@ pub(super) fn own_policy(signer: &NoteSigner) -> Policy {
     Policy { origin: key.name().to_owned(), log_keys: vec![key], witnesses: Vec::new(), quorum: 0 }
 }
 
+/// The policy under which they are published.
+pub(super) fn publishing_policy(signer: &NoteSigner, quorum: Quorum) -> Policy {
+    Policy { witnesses: quorum.witnesses, quorum: quorum.needed, ..own_policy(signer) }
+}
+
 fn segment_path(places: &Places, segment: u64) -> PathBuf {
     places.history.join(format!("{segment:08}"))
 }
 
-fn encode_frame(note: &str) -> Vec<u8> {
-    let sum = blake3::hash(note.as_bytes()).to_hex();
-    format!("checkpoint {} {}\n{note}", note.len(), &sum[..16]).into_bytes()
-}
-
-/// The first frame of these bytes and what follows it; `None` if it is cut or changed.
-fn split_frame(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.iter().take(64).position(|byte| *byte == b'\n')?;
-    let (length, sum) =
-        std::str::from_utf8(&bytes[..end]).ok()?.strip_prefix("checkpoint ")?.split_once(' ')?;
-    let (note, rest) = bytes[end + 1..].split_at_checked(length.parse().ok()?)?;
-    (blake3::hash(note).to_hex()[..16] == *sum).then_some((note, rest))
-}
-
-/// Reads the end of the history. A tail that a crash cut is left out and overwritten later; a broken frame before it is an error.
+/// Reads the end of the history: two segments at least, and more if fewer than two trees in them have their quorum. A tail that a crash
+/// cut is left out and overwritten later; a broken frame before it is an error.
 pub(super) fn read_history(
     files: &dyn Files,
     places: &Places,
-    policy: &Policy,
+    (own, publishing): (&Policy, &Policy),
 ) -> Result<History, HistoryError> {
     let dir = &places.history;
     let mut segments: Vec<u64> =
         files.list(dir).map_err(StoreError::io(dir))?.iter().filter_map(|name| name.parse().ok()).collect();
     segments.sort_unstable();
     let mut history = History::default();
-    let first = segments.len().saturating_sub(2);
-    for (place, segment) in segments.iter().enumerate().skip(first) {
+    for (back, segment) in segments.iter().rev().enumerate() {
+        if back >= 2 && history.publishable.len() == 2 {
+            break;
+        }
         let path = segment_path(places, *segment);
         let bytes = files.read(&path).map_err(StoreError::io(&path))?;
         let mut rest = &bytes[..];
+        let mut notes = Vec::new();
         while let Some((note, tail)) = split_frame(rest) {
             let signed = SignedCheckpoint::parse(note).map_err(StoreError::checkpoint(&path))?;
-            signed.verify(policy)?;
-            if history.newest.len() == 2 {
-                history.newest.remove(0);
-            }
-            history.newest.push(signed);
+            signed.verify(own)?;
+            notes.push(signed);
             rest = tail;
         }
-        if !rest.is_empty() && (place + 1 != segments.len() || find_frame(rest)) {
+        if !rest.is_empty() && (back > 0 || find_frame(rest)) {
             let reason = "a checkpoint in the middle of the history is damaged".to_owned();
             return Err(StoreError::Damaged { path: path.display().to_string(), reason }.into());
         }
-        (history.segment, history.segment_len) = (*segment, (bytes.len() - rest.len()) as u64);
+        if back == 0 {
+            (history.segment, history.segment_len) = (*segment, (bytes.len() - rest.len()) as u64);
+        }
+        if history.last.is_none() {
+            history.last = notes.last().cloned();
+        }
+        for signed in notes.into_iter().rev() {
+            if history.publishable.len() == 2 {
+                break;
+            }
+            // Of one tree, the last says most: it has the cosignatures.
+            let is_other = |held: &SignedCheckpoint| held.checkpoint().size() > signed.checkpoint().size();
+            if history.publishable.first().is_none_or(is_other) && signed.verify(publishing).is_ok() {
+                history.publishable.insert(0, signed);
+            }
+        }
     }
     Ok(history)
-}
-
-/// Whether a whole frame stands somewhere in bytes that do not begin with one: then they are no torn tail.
-fn find_frame(bytes: &[u8]) -> bool {
-    (1..bytes.len())
-        .any(|start| bytes[start..].starts_with(b"checkpoint ") && split_frame(&bytes[start..]).is_some())
 }
 
 /// The history can't be relied on.

@@ -10,10 +10,10 @@ use std::{
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use exchequer_event::digest::Digest;
-use exchequer_tlog::{EMPTY_ROOT, Hash, leaf_hash, node_hash};
+use exchequer_tlog::{Cosigner, EMPTY_ROOT, Hash, SignedCheckpoint, leaf_hash, node_hash};
 
 use super::{
-    OpenError, Opened,
+    CheckpointLog, LogReader, OpenError, Opened, Position, Quorum, SignError,
     files::{Files, NewFile},
     open,
 };
@@ -93,8 +93,22 @@ impl Shared {
         self.with(|memory| memory.fault.is_some_and(|(at, _)| memory.operations > at))
     }
 
+    /// Operations that changed something.
+    pub(crate) fn operations(&self) -> u64 {
+        self.with(|memory| memory.operations)
+    }
+
+    /// A file system for each fault at each of the first operations, with the fault's name.
+    pub(crate) fn each_fault(operations: u64, check: impl Fn(Self, String)) {
+        for (fault, at) in FAULTS.into_iter().flat_map(|fault| (0..operations).map(move |at| (fault, at))) {
+            let files = Self::default();
+            files.with(|memory| memory.fault = Some((at, fault)));
+            check(files, format!("{fault:?} at {at}"));
+        }
+    }
+
     /// Power comes back: what was durable is there, and nothing fails any more.
-    fn reboot(&self) {
+    pub(crate) fn reboot(&self) {
         self.with(|memory| {
             if memory.is_down {
                 memory.seen = memory.durable.clone();
@@ -189,7 +203,22 @@ fn key() -> SigningKey {
 }
 
 pub(crate) fn reopen(files: &Shared) -> Result<Opened, OpenError> {
-    open(Arc::new(files.clone()), Path::new("/data"), ORIGIN, &key())
+    reopen_with(files, Quorum::default())
+}
+
+fn reopen_with(files: &Shared, quorum: Quorum) -> Result<Opened, OpenError> {
+    open(Arc::new(files.clone()), Path::new("/data"), ORIGIN, &key(), quorum)
+}
+
+/// Signs at a position and publishes at once, as without witnesses.
+fn sign_and_publish(
+    checkpoints: &mut CheckpointLog,
+    reader: &LogReader,
+    position: &Position,
+) -> Result<SignedCheckpoint, SignError> {
+    let signed = checkpoints.sign(reader, position, 1)?;
+    checkpoints.publish(&signed)?;
+    Ok(signed)
 }
 
 fn entry(index: u64) -> Bytes {
@@ -227,7 +256,7 @@ fn work(opened: &mut Opened, published: &mut Vec<u64>, until: u64) -> bool {
         if cursor.is_multiple_of(2) || opened.writer.position().size == until {
             let position = opened.writer.position().clone();
             opened.reader.pin(position.size);
-            match opened.checkpoints.publish(&opened.reader, &position, 1) {
+            match sign_and_publish(&mut opened.checkpoints, &opened.reader, &position) {
                 Ok(signed) => published.push(signed.checkpoint().size()),
                 Err(_) => return false,
             }
@@ -302,7 +331,7 @@ fn what_is_signed_after_a_failed_commit_outlasts_a_power_loss() {
         // No commit comes in between that would sync what the failed one did not.
         let position = opened.writer.position().clone();
         if position.size > 0 {
-            opened.checkpoints.publish(&opened.reader, &position, 1).unwrap();
+            sign_and_publish(&mut opened.checkpoints, &opened.reader, &position).unwrap();
         }
         files.with(|memory| memory.is_down = true);
         files.reboot();
@@ -352,8 +381,52 @@ fn a_checkpoint_of_another_tree_is_never_signed_over() {
     assert!(matches!(reopen(&other), Err(OpenError::Fork { signed: 255, .. })));
     let mut signing = reopen(&one).unwrap();
     let position = opened.writer.position().clone();
-    let refused = signing.checkpoints.publish(&opened.reader, &position, 1).unwrap_err();
-    assert!(matches!(refused, super::SignError::Fork { signed: 300, size: 400, .. }), "{refused}");
+    let refused = signing.checkpoints.sign(&opened.reader, &position, 1).unwrap_err();
+    assert!(matches!(refused, SignError::Fork { signed: 300, size: 400, .. }), "{refused}");
+}
+
+#[test]
+fn what_was_signed_and_lacks_its_quorum_is_published_by_no_restart() {
+    let witness = Cosigner::new("witness.example/w", SigningKey::from_bytes(&[8; 32])).unwrap();
+    let quorum = Quorum { witnesses: vec![witness.verifier().clone()], needed: 1 };
+    let files = Shared::default();
+    let served = |files: &Shared| {
+        let note = files.read(Path::new("/data/log/checkpoint")).unwrap();
+        SignedCheckpoint::parse(&note).unwrap().checkpoint().size()
+    };
+    // 300 entries were published before there was a witness: that stands.
+    assert!(work(&mut reopen(&files).unwrap(), &mut Vec::new(), 300));
+    let mut opened = reopen_with(&files, quorum.clone()).unwrap();
+    let sign = |opened: &mut Opened, size: u64| {
+        let entries: Vec<_> = (opened.writer.position().size..size).map(entry).collect();
+        let cursor = opened.writer.position().cursor + 1;
+        opened.writer.commit(&entries, cursor, Digest([1; 32])).unwrap();
+        let position = opened.writer.position().clone();
+        opened.checkpoints.sign(&opened.reader, &position, 1).unwrap()
+    };
+    let mut signed = sign(&mut opened, 400);
+    assert!(matches!(opened.checkpoints.publish(&signed), Err(SignError::Quorum(_))));
+    signed.add(signed.checkpoint().cosign(&witness, 2)).unwrap();
+    opened.checkpoints.publish(&signed).unwrap();
+    sign(&mut opened, 450);
+    sign(&mut opened, 500);
+    // Served is what was cosigned last, also if its copy was lost; 500 entries were signed and nothing else may be signed there.
+    for _ in 0..2 {
+        let opened = reopen_with(&files, quorum.clone()).unwrap();
+        let size = |signed: Option<&SignedCheckpoint>| signed.unwrap().checkpoint().size();
+        assert_eq!((size(opened.checkpoints.published()), served(&files)), (400, 400));
+        assert_eq!(size(opened.checkpoints.last()), 500);
+        files.with(|memory| memory.seen.remove(Path::new("/data/log/checkpoint")));
+    }
+    // A crash between keeping the cosigned note and publishing it.
+    let mut opened = reopen_with(&files, quorum.clone()).unwrap();
+    let mut signed = opened.checkpoints.last().unwrap().clone();
+    signed.add(signed.checkpoint().cosign(&witness, 3)).unwrap();
+    opened.checkpoints.keep(&signed).unwrap();
+    assert_eq!(served(&files), 400);
+    let opened = reopen_with(&files, quorum).unwrap();
+    assert_eq!((served(&files), opened.checkpoints.previous_size()), (500, 400));
+    assert_eq!(opened.checkpoints.published(), Some(&signed));
 }
 
 #[test]

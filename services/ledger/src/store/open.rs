@@ -7,13 +7,15 @@ use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use ed25519_dalek::SigningKey;
 use exchequer_tlog::{
-    BundleEdge, BundleId, Cosigner, Hash, KeyError, LEVELS, NoteSigner, RightEdge, SignedCheckpoint,
+    BundleEdge, BundleId, Cosigner, Hash, KeyError, LEVELS, NoteSigner, Policy, RightEdge, SignedCheckpoint,
     TILE_WIDTH, TileId, TrustError,
 };
 
 use super::{
     MAX_INTEGRATION_BUNDLES,
-    checkpoints::{CheckpointLog, History, HistoryError, own_policy, read_history},
+    checkpoints::{
+        CheckpointLog, History, HistoryError, Quorum, own_policy, publishing_policy, read_history,
+    },
     files::Files,
     read::{LogReader, Sizes, StoreError, partial_paths},
     state::Position,
@@ -91,12 +93,13 @@ pub(crate) struct Opened {
     pub(crate) checkpoints: CheckpointLog,
 }
 
-/// Opens the log in a data directory, beginning an empty one if there is none.
+/// Opens the log in a data directory, beginning an empty one if there is none. What was signed and lacks the quorum stays unpublished.
 pub(crate) fn open(
     files: Arc<dyn Files>,
     data: &Path,
     origin: &str,
     key: &SigningKey,
+    quorum: Quorum,
 ) -> Result<Opened, OpenError> {
     let places = Places::new(data);
     for dir in [&places.log, &places.staging, &places.history] {
@@ -112,15 +115,15 @@ pub(crate) fn open(
 
     let signer = NoteSigner::new(origin, key.clone())?;
     let cosigner = Cosigner::new(origin, key.clone())?;
-    let policy = own_policy(&signer);
-    let history = read_history(&*files, &places, &policy)?;
+    let (policy, publishing) = (own_policy(&signer), publishing_policy(&signer, quorum));
+    let history = read_history(&*files, &places, (&policy, &publishing))?;
     let served = match files.read(&places.checkpoint) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(StoreError::io(&places.checkpoint)(error).into()),
         // Only the history is truth; a served copy that can't be read is replaced from it below.
         Ok(bytes) => match SignedCheckpoint::parse(&bytes) {
             Ok(signed) => Some(signed),
-            Err(error) if history.newest.is_empty() => {
+            Err(error) if history.last.is_none() => {
                 return Err(StoreError::checkpoint(&places.checkpoint)(error).into());
             }
             Err(_) => None,
@@ -129,11 +132,11 @@ pub(crate) fn open(
     if let Some(served) = &served {
         served.verify(&policy)?;
     }
-    for signed in history.newest.iter().chain(&served) {
+    for signed in history.publishable.iter().chain(&history.last).chain(&served) {
         check_covered(&reader, signed, writer.position.size)?;
     }
-    let checkpoints = recover_checkpoints(files, places, (signer, cosigner), history, served)?;
-    sizes.publish(checkpoints.last().map_or(0, |signed| signed.checkpoint().size()));
+    let checkpoints = recover_checkpoints(files, places, (signer, cosigner), publishing, history, served)?;
+    sizes.publish(checkpoints.published().map_or(0, |signed| signed.checkpoint().size()));
     writer.remove_surplus(checkpoints.previous_size())?;
     Ok(Opened { writer, reader, checkpoints })
 }
@@ -148,28 +151,37 @@ fn check_covered(reader: &LogReader, signed: &SignedCheckpoint, size: u64) -> Re
     if computed == expected { Ok(()) } else { Err(OpenError::Fork { signed, expected, computed }) }
 }
 
-/// The history and the served file say the same again.
+/// The history and the served file say the same again. What was signed and has no quorum is not published here: the witnesses are asked
+/// again once the log runs.
 fn recover_checkpoints(
     files: Arc<dyn Files>,
     places: Places,
-    (signer, cosigner): (NoteSigner, Cosigner),
+    signers: (NoteSigner, Cosigner),
+    publishing: Policy,
     mut history: History,
     served: Option<SignedCheckpoint>,
 ) -> Result<CheckpointLog, OpenError> {
     let size = |signed: &SignedCheckpoint| signed.checkpoint().size();
-    let kept = history.newest.last().map(size);
     // A checkpoint that was served but is not in the history: the history lost its end. It is verified, so it is kept again.
-    let lost = served.clone().filter(|served| kept.is_none_or(|kept| size(served) > kept));
-    if let Some(lost) = &lost {
-        history.newest.push(lost.clone());
+    let lost = served.clone().filter(|served| history.last.as_ref().map(size) < Some(size(served)));
+    if lost.is_some() {
+        history.last.clone_from(&lost);
     }
-    let is_behind = served.as_ref().map(size) < history.newest.last().map(size);
-    let mut checkpoints = CheckpointLog::new(files, places, signer, cosigner, history);
+    // What is served has been published, whatever quorum is asked for today.
+    let publishable = history.publishable.last().map(size);
+    let is_behind = served.as_ref().map(size) < publishable;
+    if let Some(served) = served.filter(|served| publishable < Some(size(served))) {
+        history.publishable.push(served);
+    }
+    if history.publishable.len() > 2 {
+        history.publishable.remove(0);
+    }
+    let mut checkpoints = CheckpointLog::new(files, places, signers, publishing, history);
     if let Some(lost) = &lost {
         checkpoints.keep(lost)?;
     }
-    if let (true, Some(last)) = (is_behind, checkpoints.last()) {
-        checkpoints.swap(last)?;
+    if let (true, Some(published)) = (is_behind, checkpoints.published()) {
+        checkpoints.swap(published)?;
     }
     Ok(checkpoints)
 }
