@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use exchequer_tlog::WitnessPolicy;
 
 use crate::{
     client::{Connection, Refused},
@@ -32,11 +33,12 @@ Examples:
   exchequer verify .exchequer/ledger
   exchequer verify http://127.0.0.1:7480
   exchequer verify /backup/log --checkpoint yesterday.checkpoint      the log must continue what was signed yesterday
+  exchequer verify acme.pack --key KEY --witness W1 --witness W2 --quorum 1      one of the two must have cosigned
 
 Without --key the log's own word for its key is taken: that shows that the log is consistent, not whose it is. Only the URL of
 the data directory's own `exchequer up` is held to the key in its client.json.
 https:// URLs can't be read; put a local proxy in front, or copy the log's directory.
-Exit status: 0 it holds, 1 something was changed, 2 it could not be checked.")]
+Exit status: 0 it holds, 1 something was changed or too few witnesses cosigned, 2 it could not be checked.")]
 pub struct Verify {
     /// What to verify
     #[arg(value_name = "PATH|URL")]
@@ -47,6 +49,15 @@ pub struct Verify {
     /// An earlier checkpoint that the log has to continue
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// The verifier key of a witness that is believed, or a file that holds it; can be given more than once
+    #[arg(long, value_name = "VKEY")]
+    witness: Vec<String>,
+    /// How many of them have to have cosigned the checkpoint [default: all]
+    #[arg(long, value_name = "N", requires = "witness")]
+    quorum: Option<usize>,
+    /// Who has to have signed and cosigned, as a C2SP tlog-policy file. Its only log, if it names one, stands for --key
+    #[arg(long, value_name = "FILE", conflicts_with = "witness")]
+    policy: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
@@ -54,6 +65,19 @@ pub struct Verify {
 }
 
 impl Verify {
+    fn witnesses(&self) -> anyhow::Result<Option<WitnessPolicy>> {
+        if let Some(path) = &self.policy {
+            return Ok(Some(verify::read_policy(path).map_err(anyhow::Error::msg)?));
+        }
+        if self.witness.is_empty() {
+            return Ok(None);
+        }
+        let keys = self.witness.iter().map(|key| verify::read_key(key).map_err(anyhow::Error::msg));
+        let keys = keys.collect::<anyhow::Result<Vec<_>>>()?;
+        let needed = self.quorum.unwrap_or(keys.len());
+        Ok(Some(WitnessPolicy::of(keys, needed).context("--witness")?))
+    }
+
     /// Runs it.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let target = Target::parse(&self.target);
@@ -64,17 +88,24 @@ impl Verify {
                 .is_ok_and(|own| own.trim_end_matches('/') == url.trim_end_matches('/')),
             Target::Directory(_) | Target::Pack(_) => false,
         };
-        let key = match &self.key {
-            Some(key) => Some(verify::read_key(key).map_err(anyhow::Error::msg)?),
-            None if is_own => self.connection.verifier_key()?,
-            None => None,
+        let witnesses = self.witnesses()?;
+        let logs = witnesses.as_ref().map_or(&[][..], WitnessPolicy::logs);
+        let key = match (&self.key, logs) {
+            (Some(key), _) => Some(verify::read_key(key).map_err(anyhow::Error::msg)?),
+            (None, [log]) => Some(log.clone()),
+            (None, [_, ..]) => bail!("the policy names several logs; --key says which one this is"),
+            (None, []) if is_own => self.connection.verifier_key()?,
+            (None, []) => None,
         };
+        if let Some(key) = key.as_ref().filter(|key| !logs.is_empty() && !logs.contains(key)) {
+            bail!("{key} is not among the logs of the policy");
+        }
         let checkpoint = self.checkpoint.as_deref().map(verify::read_checkpoint).transpose();
         let checkpoint = checkpoint.map_err(anyhow::Error::msg)?;
         // A token goes to the address that it is for, and to one that it was given with.
         let token = if is_own || self.connection.token.is_some() { self.connection.token()? } else { None };
         let mut shown = Shown::new("verified");
-        let report = verify::verify(target, Trust { key, checkpoint }, token, move |progress| {
+        let report = verify::verify(target, Trust { key, checkpoint, witnesses }, token, move |progress| {
             shown.update(progress.done, progress.total);
         })
         .await;

@@ -367,7 +367,7 @@ impl Demo {
         if let Some(assembly) = self.assembly.take() {
             assembly.stop().await;
         }
-        let trust = || Trust { key: Some(key.clone()), checkpoint: None };
+        let trust = || Trust { key: Some(key.clone()), ..Trust::default() };
         let report = verify(Target::Pack(pack.clone()), trust(), None, |_| {}).await;
         self.stage.prove(
             report.verdict == Verdict::Holds,
@@ -396,7 +396,7 @@ impl Demo {
         let check = || {
             verify(
                 Target::Directory(log.clone()),
-                Trust { key: Some(key.clone()), checkpoint: None },
+                Trust { key: Some(key.clone()), ..Trust::default() },
                 None,
                 |_| {},
             )

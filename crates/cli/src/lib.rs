@@ -21,6 +21,7 @@ mod print;
 mod run;
 mod token;
 mod up;
+mod witness;
 
 use client::Refused;
 
@@ -66,6 +67,8 @@ enum Verb {
     /// Enrol, revoke and list keys; ask what an agent enforces
     #[command(subcommand)]
     Agent(agents::Agents),
+    /// Cosign the checkpoints of other logs, so that they can't show different people different logs
+    Witness(witness::Arguments),
     /// Mint a token with the data directory's own issuer
     Token(token::Token),
     /// Make a service's key file if it is not there, and print its public key
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
             Verb::Verify(verify) => verify.run().await,
             Verb::Export(export) => export.run().await,
             Verb::Agent(agents) => agents.run().await,
+            Verb::Witness(arguments) => witness::run(arguments).await,
             Verb::Token(token) => token.run(),
             Verb::Key(key) => key.run(),
         }

@@ -4,8 +4,8 @@
 //! - [`daemon`]: the `main` that the daemons have in common.
 //! - [`server`]: one gRPC and one HTTP listener with health, reflection, metrics, tracing and authentication in front.
 //!
-//! Left out: what is served. Invariant: every RPC and every route passes the authentication layer; only the paths named in
-//! [`server`] and by the service itself are public.
+//! Left out: what is served. Invariant: every RPC and every route of a daemon passes the authentication layer; only the paths named
+//! in [`server`] and by the service itself are public.
 
 pub mod config;
 mod connections;
@@ -14,4 +14,4 @@ pub mod server;
 
 pub use config::{Arguments, Shared, StreamOptions};
 pub use daemon::{Daemon, Living, run};
-pub use server::{Bound, Parts, Running, bind, serve, stop_signal};
+pub use server::{Bound, Parts, Running, bind, serve, serve_open, stop_signal};

@@ -1,7 +1,7 @@
 //! One gRPC and one HTTP listener around some services.
 //!
-//! Every request passes: trace (span, metrics) → authentication → service. Public are health and reflection, `/metrics`, `/healthz` and
-//! `/readyz`, and what the service names. gRPC health follows the service's readiness.
+//! Every request of [`serve`] passes: trace (span, metrics) → authentication → service. Public are health and reflection, `/metrics`, `/healthz` and
+//! `/readyz`, and what the service names. gRPC health follows the service's readiness. [`serve_open`] is for what is public as a whole.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -135,6 +135,31 @@ pub fn serve(bound: Bound, verifier: Verifier, parts: Parts) -> anyhow::Result<R
         }
     });
     Ok(Running { grpc: grpc_at, http: http_at, stop, tasks })
+}
+
+/// Serves routes that everybody may use, with the operators' routes beside them, until `stop` ends; then open requests have a while.
+pub async fn serve_open(
+    listener: TcpListener,
+    http: Router,
+    readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let router = http.merge(http_routes(move || readiness())).layer(TraceLayer::server());
+    let stopped = CancellationToken::new();
+    let told = stopped.clone();
+    let signal = async move {
+        stop.await;
+        told.cancel();
+    };
+    let served = axum::serve(Listener::new(listener), router).with_graceful_shutdown(signal);
+    let cut_off = async {
+        stopped.cancelled().await;
+        tokio::time::sleep(STOP_PATIENCE).await;
+    };
+    tokio::select! {
+        outcome = served => outcome.context("HTTP"),
+        () = cut_off => Ok(()),
+    }
 }
 
 impl Running {

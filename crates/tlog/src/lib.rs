@@ -4,8 +4,8 @@
 //! (through [`TileReader`]), the keys and the time, and store what comes back. Fetching, storing, witnessing over HTTP
 //! and key storage are left out.
 //!
-//! The formats are those of <https://c2sp.org>: tlog-tiles, signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof
-//! and the requests of tlog-witness. Every decoder is bounded and accepts the canonical form only, so that whatever parses encodes back to
+//! The formats are those of <https://c2sp.org>: tlog-tiles, signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof,
+//! tlog-policy and the requests of tlog-witness. Every decoder is bounded and accepts the canonical form only, so that whatever parses encodes back to
 //! the same bytes.
 
 mod add_checkpoint;
@@ -19,6 +19,7 @@ mod proof;
 mod tile;
 mod tlog_proof;
 mod tree;
+mod witness_policy;
 
 pub use add_checkpoint::{AddCheckpoint, AddCheckpointError, MAX_PROOF_LINES};
 pub use bundle::{
@@ -44,3 +45,4 @@ pub use tile::{
 };
 pub use tlog_proof::{MAX_EXTRA_BYTES, TlogProof, TlogProofError, TlogProofInvalid};
 pub use tree::{Frontier, Integration, RightEdge, TileReader, TileWrite, TreeReadError};
+pub use witness_policy::{LineFault, MAX_POLICY_BYTES, PolicyError, WitnessPolicy};

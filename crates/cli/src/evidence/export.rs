@@ -138,7 +138,7 @@ where
     let temp = out.into_inner().map_err(io::IntoInnerError::into_error)?;
     temp.as_file().sync_all()?;
     let target = Target::Pack(temp.path().to_owned());
-    let trust = Trust { key: request.key.clone(), checkpoint: None };
+    let trust = Trust { key: request.key.clone(), ..Trust::default() };
     let mut report = verify::verify(target, trust, None, |_| {}).await;
     if report.verdict != Verdict::Holds {
         return Err(ExportError::Unverified(Box::new(report)));

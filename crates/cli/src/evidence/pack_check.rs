@@ -73,7 +73,7 @@ fn check_pack(
         report.fault(broken("manifest.json names another tree than the checkpoint".into()));
     }
     let key = trust.key.clone().or(own_key);
-    check_checkpoint(&signed, key.as_ref(), report);
+    check_checkpoint(&signed, key.as_ref(), trust.witnesses.as_ref(), report);
     if let Some(earlier) = trusted_checkpoint(trust, key.as_ref(), report) {
         check_same_tree(&earlier, &head, report);
     }

@@ -40,6 +40,8 @@ impl Verdict {
 pub enum FaultKind {
     /// The checkpoint is not signed by the log's key, or a signature of that key is wrong.
     CheckpointSignature,
+    /// Too few of the witnesses that were asked for cosigned the checkpoint.
+    Quorum,
     /// An entry is not the one whose hash the signed tree holds.
     EntryChanged,
     /// A hash in a tile is wrong; the entry or hashes below it are those of the signed tree.
@@ -145,6 +147,16 @@ pub struct Checked {
     pub equivocations: u64,
 }
 
+/// A witness's cosignature of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cosignature {
+    /// The witness's verifier key.
+    pub key: String,
+    /// When it cosigned, by its own clock, seconds since the Unix epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unix_s: Option<u64>,
+}
+
 /// What was verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -183,6 +195,9 @@ pub struct Report {
     /// Time of the ledger's own cosignature, seconds since the Unix epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signed_unix_s: Option<u64>,
+    /// Cosignatures by the witnesses that the caller believes, where they are enough.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cosignatures: Vec<Cosignature>,
     /// Size of the earlier checkpoint that the tree was found to continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub continues_size: Option<u64>,
@@ -211,6 +226,7 @@ impl Report {
             tree_size: None,
             root: None,
             signed_unix_s: None,
+            cosignatures: Vec::new(),
             continues_size: None,
             scope: None,
             checked: Checked::default(),
@@ -299,6 +315,12 @@ impl fmt::Display for Report {
         if let Some(key) = &self.key {
             let source = if self.key_given { "given by you" } else { "the log's own word" };
             write!(f, "\n  key        {key} ({source})")?;
+        }
+        for cosignature in &self.cosignatures {
+            write!(f, "\n  cosigned   {}", cosignature.key)?;
+            if let Some(time) = cosignature.unix_s {
+                write!(f, " at {time}")?;
+            }
         }
         if let Some(size) = self.continues_size {
             write!(f, "\n  continues  the trusted checkpoint of {size} entries")?;

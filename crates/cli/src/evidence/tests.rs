@@ -4,4 +4,6 @@ mod directories;
 mod exports;
 mod packs;
 mod urls;
+mod witnesses;
+mod witnesses;
 mod world;

@@ -4,8 +4,9 @@
 //! tile is what the entries lead to; every batch, block and control record is signed by a key that was enrolled at that point of the
 //! log, and numbering and chains are unbroken; the tree continues the earlier checkpoint that the caller trusts, if one is given.
 //!
-//! Left out: witnesses' cosignatures (they are counted as unknown signatures). Invariant: without a key of the caller the report
-//! says that only consistency was shown.
+//! Witnesses' cosignatures count as the caller says which witnesses to believe; without, they are signatures by unknown keys.
+//!
+//! Left out: what witnesses themselves hold. Invariant: without a key of the caller the report says that only consistency was shown.
 
 use std::{
     fs::File,
@@ -20,14 +21,14 @@ use exchequer_event::{
     v1::{KeyRole, control_record::Kind as ControlKind, entry::Kind},
 };
 use exchequer_tlog::{
-    BundleId, Checkpoint, EMPTY_ROOT, MAX_ENTRY, Policy, SignatureKind, SignedCheckpoint, TILE_WIDTH,
-    VerifierKey, decode_bundle,
+    BundleId, Checkpoint, EMPTY_ROOT, MAX_ENTRY, MAX_POLICY_BYTES, Policy, SignatureKind, SignedCheckpoint,
+    TILE_WIDTH, TrustError, VerifierKey, WitnessPolicy, decode_bundle,
 };
 use prost::bytes::Bytes;
 
 use super::{
     log, pack_check,
-    report::{Fault, FaultKind, Report, Subject},
+    report::{Cosignature, Fault, FaultKind, Report, Subject},
     source::{Remote, Source, SourceError},
 };
 
@@ -66,6 +67,8 @@ pub struct Trust {
     pub key: Option<VerifierKey>,
     /// An earlier checkpoint that the tree has to continue.
     pub checkpoint: Option<SignedCheckpoint>,
+    /// The witnesses that are believed, and how many of them have to have cosigned.
+    pub witnesses: Option<WitnessPolicy>,
 }
 
 /// How far a verification is.
@@ -88,6 +91,16 @@ pub fn read_key(argument: &str) -> Result<VerifierKey, String> {
     let read = file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text);
     read.map_err(|error| format!("{argument}: {error}"))?;
     text.trim().parse().map_err(|error| format!("{argument}: {error}"))
+}
+
+/// Reads a policy file (C2SP tlog-policy).
+pub fn read_policy(path: &Path) -> Result<WitnessPolicy, String> {
+    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let file = File::open(path).map_err(|error| at(&error))?;
+    let mut text = String::new();
+    let read = file.take(MAX_POLICY_BYTES as u64 + 1).read_to_string(&mut text);
+    read.map_err(|error| at(&error))?;
+    WitnessPolicy::parse(&text).map_err(|error| at(&error))
 }
 
 /// Reads a checkpoint that was saved earlier.
@@ -194,7 +207,7 @@ fn check_log(
         }
         key
     });
-    check_checkpoint(&signed, key.as_ref(), report);
+    check_checkpoint(&signed, key.as_ref(), trust.witnesses.as_ref(), report);
     let earlier = trusted_checkpoint(trust, key.as_ref(), report);
     let threads = threads.map_or_else(|| source.lanes(), |threads| threads.get() as u64);
     let scanned = log::scan(source, &head, earlier.as_ref().map(Checkpoint::size), threads, report, progress);
@@ -232,7 +245,12 @@ pub(super) fn genesis_key(bytes: &Bytes) -> Option<VerifierKey> {
 }
 
 /// Checks the checkpoint's signatures and writes its facts down.
-pub(super) fn check_checkpoint(signed: &SignedCheckpoint, key: Option<&VerifierKey>, report: &mut Report) {
+pub(super) fn check_checkpoint(
+    signed: &SignedCheckpoint,
+    key: Option<&VerifierKey>,
+    witnesses: Option<&WitnessPolicy>,
+    report: &mut Report,
+) {
     let head = signed.checkpoint();
     report.origin = Some(head.origin().to_owned());
     report.tree_size = Some(head.size());
@@ -248,6 +266,8 @@ pub(super) fn check_checkpoint(signed: &SignedCheckpoint, key: Option<&VerifierK
     match verify_signatures(signed, key) {
         Ok((time, unknown)) => {
             report.signed_unix_s = time;
+            let known = witnesses.map_or(0, |policy| check_witnesses(signed, key, policy, report));
+            let unknown = unknown.saturating_sub(known);
             if unknown > 0 {
                 report.note(format!(
                     "{unknown} signatures of the checkpoint are by keys that are not known here"
@@ -256,6 +276,35 @@ pub(super) fn check_checkpoint(signed: &SignedCheckpoint, key: Option<&VerifierK
         }
         Err(error) => {
             report.fault(Fault::new(FaultKind::CheckpointSignature, format!("checkpoint: {error}")));
+        }
+    }
+}
+
+/// Checks that the witnesses cosigned who have to; how many signatures are theirs.
+fn check_witnesses(
+    signed: &SignedCheckpoint,
+    key: &VerifierKey,
+    policy: &WitnessPolicy,
+    report: &mut Report,
+) -> usize {
+    if policy.witnesses().iter().any(|witness| witness.public_key() == key.public_key()) {
+        report.fault(Fault::new(FaultKind::BadInput, "the log's own key is given as a witness's"));
+        return 0;
+    }
+    match policy.verify(signed, key) {
+        Ok(verified) => {
+            let by_witness = verified.by.into_iter().filter(|by| policy.witnesses().contains(&by.key));
+            let cosignatures = by_witness.map(|by| Cosignature { key: by.key.to_string(), unix_s: by.time });
+            report.cosignatures = cosignatures.collect();
+            report.cosignatures.len()
+        }
+        Err(error @ TrustError::Quorum { got, .. }) => {
+            report.fault(Fault::new(FaultKind::Quorum, format!("checkpoint: {error}")));
+            got
+        }
+        Err(error) => {
+            report.fault(Fault::new(FaultKind::CheckpointSignature, format!("checkpoint: {error}")));
+            0
         }
     }
 }

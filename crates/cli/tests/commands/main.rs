@@ -3,6 +3,7 @@
 
 mod served;
 mod up;
+mod witnesses;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 

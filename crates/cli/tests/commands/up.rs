@@ -60,7 +60,8 @@ pub fn exchequer<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Sai
     Said::new(&command(arguments).stdin(Stdio::null()).output().unwrap())
 }
 
-fn command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+/// A command in an environment of its own.
+pub fn command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_exchequer"));
     command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
     command
@@ -91,14 +92,17 @@ impl Up {
         Self::start_in(exchequer_testkit::temp_dir())
     }
 
-    /// Starts one in a data directory; returns once it is ready.
+    /// Starts one in a data directory, with the config.toml that may be there; returns once it is ready.
     pub fn start_in(data: TempDir) -> Self {
         let said = std::fs::File::create(data.path().join("up.log")).unwrap();
         let client = data.path().join("client.json");
         if client.exists() {
             std::fs::remove_file(&client).unwrap();
         }
+        let config = data.path().join("config.toml");
+        let config = config.exists().then(|| [OsStr::new("--config").to_owned(), config.into_os_string()]);
         let child = command(["up", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(config.into_iter().flatten())
             .arg("--data")
             .arg(data.path())
             // Hosts that forbid user namespaces are common, and not what is tested here.

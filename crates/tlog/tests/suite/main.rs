@@ -8,3 +8,4 @@ mod oracle;
 mod proofs;
 mod tlog_proofs;
 mod tree;
+mod witnesses;

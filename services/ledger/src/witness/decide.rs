@@ -236,6 +236,6 @@ mod tests {
         }
         check(3, b"old 3\n\xff\n\n", 400);
         // As many lines as are allowed are read, and do not prove anything.
-        check(3, whole.replace("old 3\n", &format!("old 3\n{}", line.repeat(60))), 422);
+        check(3, whole.replace("old 3\n", &format!("old 3\n{}", line.repeat(59))), 422);
     }
 }

@@ -6,3 +6,4 @@ mod integrate;
 mod pipeline;
 mod rpc;
 mod support;
+mod witnesses;

@@ -321,7 +321,7 @@ fn a_checkpoint_of_another_key_is_forged() {
     log.write(dir.path());
     fs::write(dir.path().join("checkpoint"), forged).unwrap();
     let target = Target::Directory(dir.path().into());
-    let report = check(&target, &Trust { key: Some(vkey(7)), checkpoint: None });
+    let report = check(&target, &Trust { key: Some(vkey(7)), ..Trust::default() });
     assert_eq!(kinds(&report), [(None, F::LedgerKey)], "{report}");
     // And without a key, the genesis names the log's.
     let report = check(&target, &Trust::default());

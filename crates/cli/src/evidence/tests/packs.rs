@@ -212,7 +212,7 @@ fn a_record_that_its_seal_does_not_promise_is_refused_although_the_log_proves_it
 fn another_key_or_checkpoint_does_not_hold() {
     let log = World::small().log();
     let pack = log.pack(acme(), ACME);
-    let report = check_with(&pack, &Trust { key: Some(vkey(7)), checkpoint: None });
+    let report = check_with(&pack, &Trust { key: Some(vkey(7)), ..Trust::default() });
     assert!(kinds(&report).contains(&(None, F::CheckpointSignature)), "{report}");
     // Forged as a whole by another key: the genesis in it says whose log it is.
     let mut forged = PackWriter::new(Vec::new(), acme(), &vkey(7), log.signed_by(7)).unwrap();

@@ -239,7 +239,7 @@ pub(super) fn vkey(seed: u8) -> VerifierKey {
 }
 
 pub(super) fn trust() -> Trust {
-    Trust { key: Some(vkey(100)), checkpoint: None }
+    Trust { key: Some(vkey(100)), ..Trust::default() }
 }
 
 pub(super) fn check(target: &Target, trust: &Trust) -> Report {
