@@ -5,5 +5,4 @@ mod exports;
 mod packs;
 mod urls;
 mod witnesses;
-mod witnesses;
 mod world;
