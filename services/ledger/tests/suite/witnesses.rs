@@ -131,6 +131,8 @@ async fn nothing_is_published_and_nobody_is_told_before_the_quorum_has_cosigned(
     options.witnesses = vec![up.address(), down.address()];
     options.witness_quorum = 2;
     let service = start(&options, &stream).await;
+    // Genesis and enrolment are signed, as the witness that is up knows.
+    eventually(PATIENCE, || std::future::ready(up.witness.logs()[0].1 >= 2)).await;
     take(&stream, &mut agent).await;
     told(&service, "1 of 2 witnesses cosigned, 2 have to; w.example/down: status 503: out of order").await;
     assert!(!service.readiness().is_ready());
@@ -199,6 +201,9 @@ async fn two_ledgers_witness_each_other_over_restarts_of_either() {
         all[side].witness_quorum = 1;
     }
     let mut services = [start(&all[0], &streams[0]).await, start(&all[1], &streams[1]).await];
+    for service in &services {
+        covered(service, 2).await;
+    }
     for round in 0..4u64 {
         for side in [0, 1] {
             take(&streams[side], &mut agents[side]).await;
@@ -291,6 +296,7 @@ async fn a_witness_that_answers_garbage_is_named_and_ignored() {
         "w.example/nobody: error sending request",
     ];
     let mut shown = String::new();
+    covered(&service, 2).await;
     let all_named = async {
         // On a slow machine one of them may have had no time to say its nonsense.
         for round in 1.. {
@@ -325,6 +331,7 @@ async fn a_witness_that_never_answers_holds_up_nothing_but_what_has_to_wait_for_
     let cosigner = Cosigner::new("w.example/mute", SigningKey::from_bytes(&[50; 32])).unwrap();
     options.witnesses = vec![WitnessAddress { key: cosigner.verifier().clone(), url: mute.url.clone() }];
     let service = start(&options, &stream).await;
+    covered(&service, 2).await;
     take(&stream, &mut agent).await;
     covered(&service, 9).await;
     told(&service, "w.example/mute: no answer in time").await;
