@@ -17,7 +17,7 @@ pub const MAX_POLICY_BYTES: usize = 64 * 1024;
 pub struct WitnessPolicy {
     logs: Vec<VerifierKey>,
     witnesses: Vec<VerifierKey>,
-    quorum: Option<Rule>,
+    quorum: Rule,
 }
 
 /// Who has to have cosigned.
@@ -117,8 +117,7 @@ impl WitnessPolicy {
             }
         }
         let members = (0..witnesses.len()).map(Rule::Witness).collect();
-        let quorum = (needed > 0).then_some(Rule::Group(needed, members));
-        Ok(Self { logs: Vec::new(), witnesses, quorum })
+        Ok(Self { logs: Vec::new(), witnesses, quorum: Rule::Group(needed, members) })
     }
 
     /// Parses a policy file.
@@ -158,11 +157,10 @@ impl WitnessPolicy {
         };
         let verified = signed.verify(&policy)?;
         let got: BTreeSet<usize> = verified.by.iter().filter_map(|by| self.place(by)).collect();
-        match &self.quorum {
-            Some(rule) if !rule.holds(&got) => {
-                Err(TrustError::Quorum { needed: rule.least(), got: got.len() })
-            }
-            _ => Ok(verified),
+        if self.quorum.holds(&got) {
+            Ok(verified)
+        } else {
+            Err(TrustError::Quorum { needed: self.quorum.least(), got: got.len() })
         }
     }
 
@@ -201,7 +199,7 @@ struct Reading<'a> {
     witnesses: Vec<VerifierKey>,
     defined: BTreeMap<&'a str, Rule>,
     members: BTreeSet<&'a str>,
-    quorum: Option<Option<Rule>>,
+    quorum: Option<Rule>,
 }
 
 impl<'a> Reading<'a> {
@@ -234,8 +232,8 @@ impl<'a> Reading<'a> {
                     return Err(LineFault::SecondQuorum);
                 }
                 let rule = match name {
-                    "none" => None,
-                    name => Some(self.rule(name)?),
+                    "none" => Rule::Group(0, Vec::new()),
+                    name => self.rule(name)?,
                 };
                 self.quorum = Some(rule);
                 Ok(())

@@ -153,24 +153,17 @@ impl Signer {
         if position.size > self.standing.published.borrow().size {
             let outcome;
             (self, outcome) = self.publish(position).await;
-            match outcome {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.standing.give_back(receipts);
-                    return (self, Ok(()));
-                }
-                Err(error) => {
-                    self.standing.give_back(receipts);
-                    return (self, Err(error));
-                }
+            if let Err(error) = outcome {
+                self.standing.give_back(receipts);
+                return (self, Err(error));
             }
         }
         self.send_receipts(receipts).await;
         (self, Ok(()))
     }
 
-    /// Signs the tree at a position, has it cosigned and publishes it; `false` if it has to wait for witnesses.
-    async fn publish(mut self, position: Position) -> (Self, Result<bool, SignError>) {
+    /// Signs the tree at a position, has it cosigned and publishes it.
+    async fn publish(mut self, position: Position) -> (Self, Result<(), SignError>) {
         let signed;
         (self, signed) =
             self.blocking(move |signer| signer.checkpoints.sign(&signer.reader, &position, unix_s())).await;
@@ -178,19 +171,19 @@ impl Signer {
             Ok(signed) => signed,
             Err(error) => return (self, Err(error)),
         };
-        if !self.cosign(&mut signed).await {
-            return (self, Ok(false));
+        if let Err(error) = self.cosign(&mut signed).await {
+            return (self, Err(error));
         }
-        self.blocking(move |signer| signer.publish_signed(&signed).map(|()| true)).await
+        self.blocking(move |signer| signer.publish_signed(&signed)).await
     }
 
-    /// Whether the checkpoint may be published; the cosignatures of those who gave one are added.
-    async fn cosign(&mut self, signed: &mut SignedCheckpoint) -> bool {
-        let Some(cosigning) = self.witnesses.cosign(signed, &self.reader).await else { return true };
+    /// Adds the cosignatures of the witnesses; an error if they are too few to publish it.
+    async fn cosign(&self, signed: &mut SignedCheckpoint) -> Result<(), SignError> {
+        let Some(cosigning) = self.witnesses.cosign(signed, &self.reader).await else { return Ok(()) };
         self.metrics.cosigned(&cosigning);
-        let is_enough = cosigning.is_enough();
+        let (size, needed, got) = (signed.checkpoint().size(), cosigning.needed, cosigning.by.len());
         self.standing.report_witnesses(cosigning);
-        is_enough
+        if got < needed { Err(SignError::Quorum { size, needed, got }) } else { Ok(()) }
     }
 
     fn publish_signed(&mut self, signed: &SignedCheckpoint) -> Result<(), SignError> {

@@ -224,7 +224,7 @@ impl Standing {
         let was = inner.health.witnesses.as_ref().and_then(Cosigning::fault);
         match cosigning.fault() {
             Some(fault) if was.as_ref() != Some(&fault) => {
-                tracing::warn!(fault, "not every witness cosigned")
+                tracing::warn!(fault, "not every witness cosigned");
             }
             None if was.is_some() => tracing::info!("every witness cosigned"),
             _ => {}

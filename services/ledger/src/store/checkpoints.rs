@@ -41,9 +41,21 @@ pub(crate) enum SignError {
     /// The origin makes no checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// It was to be published without the cosignatures that it has to have.
+    /// It has not the cosignatures without which it is not published.
+    #[error(
+        "a tree of {size} entries is signed and not published: {got} witnesses cosigned it, {needed} have to"
+    )]
+    Quorum {
+        /// Entries in the tree.
+        size: u64,
+        /// Witnesses that have to cosign.
+        needed: usize,
+        /// Witnesses that did.
+        got: usize,
+    },
+    /// It was to be published, and its signatures don't hold.
     #[error(transparent)]
-    Quorum(#[from] TrustError),
+    Untrusted(TrustError),
 }
 
 /// The cosignatures without which no checkpoint is published.
@@ -138,7 +150,12 @@ impl CheckpointLog {
 
     /// Publishes the newest signed checkpoint, to which witnesses may have added cosignatures: those are kept first.
     pub(crate) fn publish(&mut self, signed: &SignedCheckpoint) -> Result<(), SignError> {
-        signed.verify(&self.policy)?;
+        signed.verify(&self.policy).map_err(|error| match error {
+            TrustError::Quorum { needed, got } => {
+                SignError::Quorum { size: signed.checkpoint().size(), needed, got }
+            }
+            error => SignError::Untrusted(error),
+        })?;
         if self.last.as_ref() != Some(signed) {
             self.keep(signed)?;
             self.last = Some(signed.clone());

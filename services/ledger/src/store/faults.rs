@@ -405,7 +405,10 @@ fn what_was_signed_and_lacks_its_quorum_is_published_by_no_restart() {
         opened.checkpoints.sign(&opened.reader, &position, 1).unwrap()
     };
     let mut signed = sign(&mut opened, 400);
-    assert!(matches!(opened.checkpoints.publish(&signed), Err(SignError::Quorum(_))));
+    assert!(matches!(
+        opened.checkpoints.publish(&signed),
+        Err(SignError::Quorum { size: 400, needed: 1, got: 0 })
+    ));
     signed.add(signed.checkpoint().cosign(&witness, 2)).unwrap();
     opened.checkpoints.publish(&signed).unwrap();
     sign(&mut opened, 450);

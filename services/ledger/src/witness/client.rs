@@ -3,7 +3,13 @@
 //! Left out: whether the checkpoint may then be published. Invariant: only a cosignature that verifies under the configured key is
 //! added; whatever a witness answers, it is read up to a bound and changes nothing else.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use exchequer_tlog::{AddCheckpoint, NoteSignature, SignedCheckpoint, VerifierKey, consistency_proof};
 use futures::{StreamExt as _, stream::FuturesUnordered};
@@ -36,9 +42,9 @@ pub struct WitnessAddress {
 }
 
 /// The witnesses of a ledger.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Witnesses {
-    members: Vec<Member>,
+    members: Arc<[Member]>,
     needed: usize,
     http: reqwest::Client,
 }
@@ -47,8 +53,8 @@ pub(crate) struct Witnesses {
 struct Member {
     key: VerifierKey,
     url: String,
-    /// Size of the newest tree that it cosigned, as far as is known.
-    confirmed: u64,
+    /// Size of the newest tree that it cosigned, as far as is known. A wrong one costs a request.
+    confirmed: AtomicU64,
 }
 
 /// What came of asking.
@@ -89,7 +95,7 @@ impl Witnesses {
         let member = |address: &WitnessAddress| Member {
             key: address.key.clone(),
             url: format!("{}/add-checkpoint", address.url.trim_end_matches('/')),
-            confirmed: 0,
+            confirmed: AtomicU64::new(0),
         };
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
@@ -101,7 +107,7 @@ impl Witnesses {
 
     /// Asks all of them and adds what they answer, until all have answered or nothing more is worth waiting for. `None` without witnesses.
     pub(crate) async fn cosign(
-        &mut self,
+        &self,
         signed: &mut SignedCheckpoint,
         reader: &LogReader,
     ) -> Option<Cosigning> {
@@ -112,7 +118,7 @@ impl Witnesses {
         let mut waiting: Vec<_> = self.members.iter().map(|member| member.key.name().to_owned()).collect();
         let mut asking: FuturesUnordered<_> = self
             .members
-            .iter_mut()
+            .iter()
             .map(|member| async { (member.key.name().to_owned(), member.ask(http, &asked, reader).await) })
             .collect();
         let begun = Instant::now();
@@ -141,20 +147,20 @@ enum Answer {
 
 impl Member {
     async fn ask(
-        &mut self,
+        &self,
         http: &reqwest::Client,
         signed: &SignedCheckpoint,
         reader: &LogReader,
     ) -> Result<NoteSignature, String> {
         let size = signed.checkpoint().size();
-        let mut old = self.confirmed.min(size);
+        let mut old = self.confirmed.load(Ordering::Relaxed).min(size);
         for _ in 0..ATTEMPTS {
             let proof = prove(reader.clone(), old, size).await.map_err(|error| error.to_string())?;
             let request = AddCheckpoint { old, proof, signed: signed.clone() };
             match self.post(http, request.to_string()).await? {
                 Answer::Cosigned(lines) => {
                     let signature = cosignature(&self.key, signed, &lines)?;
-                    self.confirmed = size;
+                    self.confirmed.store(size, Ordering::Relaxed);
                     return Ok(signature);
                 }
                 Answer::Holds(held) if held > size => {
