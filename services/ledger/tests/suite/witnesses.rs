@@ -158,7 +158,7 @@ async fn nothing_is_published_and_nobody_is_told_before_the_quorum_has_cosigned(
     let told_with = SignedCheckpoint::parse(&receipt.checkpoint).unwrap();
     assert_eq!(cosigned(&told_with, &log, &options.witnesses, 2), both);
     told(&service, "\"ledger.witness\": Works").await;
-    assert!(service.readiness().is_ready(), "{:?}", service.readiness());
+    eventually(PATIENCE, || std::future::ready(service.readiness().is_ready())).await;
 
     // One is away again: what was published stays, what is new waits.
     let published = service.checkpoint();

@@ -26,9 +26,9 @@ fn check_with(witnesses: Option<WitnessPolicy>) -> Report {
     check(&Target::Directory(dir.path().into()), &Trust { witnesses, ..trust() })
 }
 
-fn of(seeds: &[u8], needed: usize) -> Option<WitnessPolicy> {
+fn of(seeds: &[u8], needed: usize) -> WitnessPolicy {
     let keys = seeds.iter().map(|seed| witness(*seed).verifier().clone()).collect();
-    Some(WitnessPolicy::of(keys, needed).unwrap())
+    WitnessPolicy::of(keys, needed).unwrap()
 }
 
 #[test]
@@ -36,14 +36,14 @@ fn a_log_holds_with_its_quorum_and_not_without() {
     let notes = |report: &Report| report.notes.join("\n");
     let report = check_with(None);
     assert!(report.verdict == Verdict::Holds && notes(&report).contains("3 signatures"), "{report}");
-    let report = check_with(of(&[11, 12], 2));
+    let report = check_with(Some(of(&[11, 12], 2)));
     assert_eq!(report.verdict, Verdict::Holds, "{report}");
     assert!(notes(&report).contains("1 signatures"), "{report}");
     let by: Vec<_> = report.cosignatures.iter().map(|by| (by.key.clone(), by.unix_s)).collect();
     assert_eq!(by, [11, 12].map(|seed| (witness(seed).verifier().to_string(), Some(1000 + u64::from(seed)))));
-    assert_eq!(check_with(of(&[11, 13], 1)).verdict, Verdict::Holds);
+    assert_eq!(check_with(Some(of(&[11, 13], 1))).verdict, Verdict::Holds);
 
-    let report = check_with(of(&[11, 13], 2));
+    let report = check_with(Some(of(&[11, 13], 2)));
     assert_eq!((report.verdict.exit_code(), kinds(&report)), (1, vec![(None, F::Quorum)]), "{report}");
     assert!(report.to_string().contains("1 witnesses signed the checkpoint, 2 have to"), "{report}");
     // The ledger's own cosignature is nobody else's word.
@@ -64,10 +64,10 @@ fn a_forged_cosignature_of_a_witness_that_is_believed_is_a_fault() {
     let dir = tempfile::tempdir().unwrap();
     log.write(dir.path());
     let target = Target::Directory(dir.path().into());
-    let report = check(&target, &Trust { witnesses: of(&[11, 12], 1), ..trust() });
+    let report = check(&target, &Trust { witnesses: Some(of(&[11, 12], 1)), ..trust() });
     assert_eq!(kinds(&report), [(None, F::CheckpointSignature)], "{report}");
     // To somebody who does not know that witness it is a signature like any.
-    assert_eq!(check(&target, &Trust { witnesses: of(&[12], 1), ..trust() }).verdict, Verdict::Holds);
+    assert_eq!(check(&target, &Trust { witnesses: Some(of(&[12], 1)), ..trust() }).verdict, Verdict::Holds);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_pack_is_held_to_the_quorum_too_and_so_is_a_policy_file() {
     std::fs::write(&pack, log.pack(Scope::Range { first: 0, end: 16 }, 0..16)).unwrap();
     let target = Target::Pack(pack);
     assert_eq!(check(&target, &trust()).verdict, Verdict::Holds);
-    let report = check(&target, &Trust { witnesses: of(&[11], 1), ..trust() });
+    let report = check(&target, &Trust { witnesses: Some(of(&[11], 1)), ..trust() });
     assert_eq!(kinds(&report), [(None, F::Quorum)], "{report}");
 
     let file = dir.path().join("policy");
