@@ -122,9 +122,9 @@ impl Agent {
                 "an execution was lost with the agent's last life"
             );
             let kind = Kind::ExecutionFinished(record::lost(&lost.hold_id, LOST_WITH_AGENT));
-            NewEvent { tenant: lost.tenant, execution_id: lost.execution_id, kind }
+            NewEvent { tenant: lost.tenant, execution_id: lost.execution_id, skill: lost.skill, kind }
         });
-        for event in std::iter::once(own_event(started)).chain(lost) {
+        for event in std::iter::once(NewEvent::own(started)).chain(lost) {
             record_when_there_is_room(&spool, event, &mut progress).await?;
         }
         let executor = Executor::new(options, spool, holds, sandbox);
@@ -173,7 +173,7 @@ impl Agent {
     pub async fn stop(mut self) {
         self.executor.drain(DRAIN_PATIENCE).await;
         let stopped = Kind::AgentStopped(v1::AgentStopped { reason: "told to stop".to_owned() });
-        match self.executor.spool.record(own_event(stopped)).await {
+        match self.executor.spool.record(NewEvent::own(stopped)).await {
             Ok(position) => {
                 let confirmed = self.progress.wait_for(|progress| progress.confirmed >= position.seq);
                 if tokio::time::timeout(FLUSH_PATIENCE, confirmed).await.is_err() {
@@ -210,8 +210,4 @@ async fn record_when_there_is_room(
             outcome => return outcome.map(drop),
         }
     }
-}
-
-fn own_event(kind: Kind) -> NewEvent {
-    NewEvent { tenant: String::new(), execution_id: String::new(), kind }
 }

@@ -69,7 +69,12 @@ struct Request {
 
 impl Request {
     fn event(&self, kind: Kind) -> NewEvent {
-        NewEvent { tenant: self.checked.tenant.clone(), execution_id: self.execution_id.clone(), kind }
+        NewEvent {
+            tenant: self.checked.tenant.clone(),
+            execution_id: self.execution_id.clone(),
+            skill: self.checked.skill.clone(),
+            kind,
+        }
     }
 }
 

@@ -35,6 +35,8 @@ const EXTRA_METERS: [&str; 3] = ["input_tokens", "output_tokens", "cost_micros"]
 pub struct Checked {
     /// The tenant.
     pub tenant: String,
+    /// The skill that it runs; empty for none.
+    pub skill: String,
     /// The budget scope, tenant included.
     pub scope: String,
     /// What the sandbox runs.
@@ -67,6 +69,11 @@ impl Faults {
 pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Result<Checked, Faults> {
     let mut faults = Faults::default();
     faults.check(name::is_tenant(tenant), "tenant", "has to be 1 to 64 of [A-Za-z0-9._-]");
+    faults.check(
+        request.skill.is_empty() || name::is_skill(&request.skill),
+        "skill",
+        "has to be 1 to 63 of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or digit",
+    );
     let program = &request.program;
     faults.check(
         Path::new(program).is_absolute() && program.len() <= MAX_PROGRAM_BYTES,
@@ -118,6 +125,7 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
     }
     Ok(Checked {
         tenant: tenant.to_owned(),
+        skill: request.skill,
         scope,
         arguments_redacted: redact::redact_arguments(&spec.args),
         spec,

@@ -109,6 +109,8 @@ pub struct LostExecution {
     pub execution_id: String,
     /// Its tenant.
     pub tenant: String,
+    /// The skill that it ran; empty for none.
+    pub skill: String,
     /// The hold that paid for it.
     pub hold_id: String,
 }
@@ -120,8 +122,17 @@ pub struct NewEvent {
     pub tenant: String,
     /// The execution; empty for the agent's own.
     pub execution_id: String,
+    /// The skill that the execution runs; empty for none.
+    pub skill: String,
     /// What happened.
     pub kind: Kind,
+}
+
+impl NewEvent {
+    /// An event of the agent itself.
+    pub fn own(kind: Kind) -> Self {
+        Self { tenant: String::new(), execution_id: String::new(), skill: String::new(), kind }
+    }
 }
 
 #[derive(Debug)]
@@ -185,6 +196,7 @@ impl Spool {
                     let lost = LostExecution {
                         execution_id: event.execution_id.clone(),
                         tenant: event.tenant,
+                        skill: event.skill,
                         hold_id: admitted.hold_id,
                     };
                     open.insert(event.execution_id, (seq, lost));
@@ -247,7 +259,7 @@ impl Spool {
 
     /// Records an event; returns its position once it is on disk.
     pub async fn record(&self, event: NewEvent) -> Result<v1::AgentHead, RecordError> {
-        let NewEvent { tenant, execution_id, kind } = event;
+        let NewEvent { tenant, execution_id, skill, kind } = event;
         let mut head = self.head.lock().await;
         let is_admission = matches!(kind, Kind::ExecutionAdmitted(_));
         let is_outcome = matches!(kind, Kind::ExecutionFinished(_));
@@ -260,6 +272,7 @@ impl Spool {
             time_unix_ms: unix_ms(),
             tenant,
             execution_id: execution_id.clone(),
+            skill,
             kind: Some(kind),
         };
         let bytes = Bytes::from(event.encode_to_vec());
@@ -419,7 +432,7 @@ mod tests {
 
     fn stopped() -> NewEvent {
         let kind = Kind::AgentStopped(v1::AgentStopped { reason: "test".into() });
-        NewEvent { tenant: String::new(), execution_id: String::new(), kind }
+        NewEvent::own(kind)
     }
 
     fn admitted(id: &str) -> NewEvent {
@@ -427,7 +440,7 @@ mod tests {
             hold_id: format!("hold-{id}"),
             ..Default::default()
         });
-        NewEvent { tenant: "acme".into(), execution_id: id.into(), kind }
+        NewEvent { tenant: "acme".into(), execution_id: id.into(), skill: "sum-up".into(), kind }
     }
 
     fn finished(id: &str) -> NewEvent {
@@ -455,7 +468,8 @@ mod tests {
         drop(spool);
         let (spool, lost) = open(dir.path());
         assert_eq!(spool.epoch(), epoch);
-        assert_eq!(lost.iter().map(|l| l.hold_id.as_str()).collect::<Vec<_>>(), ["hold-y"]);
+        let lost: Vec<_> = lost.iter().map(|l| (l.hold_id.as_str(), l.skill.as_str())).collect();
+        assert_eq!(lost, [("hold-y", "sum-up")]);
         assert_eq!(spool.record(stopped()).await.unwrap().seq, 4);
         let entries = spool.reader().read(1, usize::MAX).unwrap();
         let mut prev = Digest::ZERO;

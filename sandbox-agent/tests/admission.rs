@@ -34,6 +34,7 @@ async fn an_execution_is_recorded_before_it_is_answered_and_says_what_it_used() 
     let rig = Rig::start(Metering::Grants).await;
     let mut request = run("/bin/sh", &["-c", "echo out; echo err >&2; cat; exit 3", "--token=hunter2"]);
     request.stdin = "in".into();
+    request.skill = "sum-up".into();
     let parts = rig.execute("acme", request).await.unwrap();
     let Some(Part::Admitted(admitted)) = &parts[0] else { panic!("the first part is {:?}", parts[0]) };
     let Some(Part::Finished(finished)) = parts.last().unwrap() else {
@@ -133,6 +134,7 @@ async fn malformed_requests_name_the_field() {
     check("arguments[0]", run("/bin/true", &["a\0b"])).await;
     check("stdin", v1::ExecuteRequest { stdin: vec![0; (1 << 20) + 1].into(), ..ok() }).await;
     check("limits.cpu_ms", v1::ExecuteRequest { limits: limits(u64::MAX), ..ok() }).await;
+    check("skill", v1::ExecuteRequest { skill: "Sum up".into(), ..ok() }).await;
     check("scope", v1::ExecuteRequest { scope: "a//b".into(), ..ok() }).await;
     check("scope", v1::ExecuteRequest { scope: "a/b/c/d/e/f".into(), ..ok() }).await;
     check("extra_holds[0]", v1::ExecuteRequest { extra_holds: extra("cpu_ms", 1), ..ok() }).await;
@@ -188,6 +190,7 @@ async fn what_ran_when_the_agent_died_is_recorded_as_lost_when_it_comes_back() {
     let event = NewEvent {
         tenant: "acme".into(),
         execution_id: execution_id.into(),
+        skill: "sum-up".into(),
         kind: Kind::ExecutionAdmitted(admitted),
     };
     spool.record(event).await.unwrap();
@@ -197,6 +200,7 @@ async fn what_ran_when_the_agent_died_is_recorded_as_lost_when_it_comes_back() {
     let last = events.last().unwrap();
     let Some(Kind::ExecutionFinished(lost)) = &last.kind else { panic!("{events:?}") };
     assert_eq!((lost.cause(), lost.hold_id.as_str()), (v1::ExitCause::Lost, "hold-0"));
+    assert_eq!(last.skill, "sum-up");
     assert_eq!((last.tenant.as_str(), last.execution_id.as_str()), ("acme", execution_id));
 }
 
@@ -271,7 +275,7 @@ async fn a_full_spool_refuses_clearly_and_refusals_do_not_use_up_the_room_for_ou
     running.message().await.unwrap();
     while rig.spool().check_room_for_denial().is_ok() {
         let kind = Kind::AgentStopped(v1::AgentStopped { reason: "x".repeat(30 << 10) });
-        let event = NewEvent { tenant: String::new(), execution_id: String::new(), kind };
+        let event = NewEvent::own(kind);
         futures::future::join_all((0..32).map(|_| rig.spool().record(event.clone()))).await;
     }
     let before = rig.spool().tip();

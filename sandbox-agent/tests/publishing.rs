@@ -95,7 +95,7 @@ impl Rig {
     async fn record(&self, count: usize) {
         for _ in 0..count {
             let kind = Kind::AgentStopped(v1::AgentStopped { reason: "test".into() });
-            let event = NewEvent { tenant: String::new(), execution_id: String::new(), kind };
+            let event = NewEvent::own(kind);
             self.spool.record(event).await.unwrap();
         }
     }

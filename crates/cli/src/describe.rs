@@ -117,6 +117,7 @@ pub fn line(logged: &v1::LogEntry) -> String {
         |name: &str, value: &str| if value.is_empty() { String::new() } else { format!("  {name}{value}") };
     text += &of("tenant=", &facets.tenant);
     text += &of("execution=", &facets.execution_id);
+    text += &of("skill=", &facets.skill);
     if facets.agent_seq > 0 {
         text += &of("agent=", &format!("{}/{}", facets.agent_id, facets.agent_seq));
     } else {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use exchequer_event::v1::{self, EntryKind};
+use exchequer_event::v1::{self, EntryKind, EventKind};
 use exchequer_tlog::{Hash, Policy, SignedCheckpoint, TlogProof, VerifierKey};
 use serde_json::json;
 
@@ -32,6 +32,7 @@ pub enum Log {
 Examples:
   exchequer log show --tenant acme --since 10m
   exchequer log show --execution 0198c9f2-… --format json
+  exchequer log show --skill sum-up --event-kind execution-finished
   exchequer log show --kind control --all")]
     Show(Show),
     /// Show new entries as checkpoints cover them
@@ -68,6 +69,13 @@ struct Filter {
     /// Of this kind: batch-sealed, event, block-sealed, decision-run, control, rejection, equivocation; can be given more than once
     #[arg(long, value_name = "KIND", value_parser = kind)]
     kind: Vec<EntryKind>,
+    /// Of executions that run this skill
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    skill: String,
+    /// Events of this kind: agent-started, agent-stopped, execution-admitted, execution-denied, execution-finished,
+    /// control-degraded; can be given more than once
+    #[arg(long, value_name = "KIND", value_parser = event_kind)]
+    event_kind: Vec<EventKind>,
     /// Events at most this old, such as 10m or 2h
     #[arg(long, value_name = "AGE", value_parser = exchequer_config::parse_duration)]
     since: Option<Duration>,
@@ -90,6 +98,8 @@ impl Filter {
             kinds: self.kind.into_iter().map(i32::from).collect(),
             from_unix_ms: before(self.since),
             until_unix_ms: before(self.until),
+            skill: self.skill,
+            event_kinds: self.event_kind.into_iter().map(i32::from).collect(),
         }
     }
 }
@@ -99,6 +109,17 @@ fn kind(text: &str) -> Result<EntryKind, String> {
     match EntryKind::from_str_name(&name) {
         None | Some(EntryKind::Unspecified) => Err(
             "expected batch-sealed, event, block-sealed, decision-run, control, rejection or equivocation"
+                .to_owned(),
+        ),
+        Some(kind) => Ok(kind),
+    }
+}
+
+fn event_kind(text: &str) -> Result<EventKind, String> {
+    let name = format!("EVENT_KIND_{}", text.replace('-', "_").to_uppercase());
+    match EventKind::from_str_name(&name) {
+        None | Some(EventKind::Unspecified) => Err(
+            "expected agent-started, agent-stopped, execution-admitted, execution-denied, execution-finished or control-degraded"
                 .to_owned(),
         ),
         Some(kind) => Ok(kind),

@@ -37,6 +37,7 @@ const NO_OUTCOME: u8 = 1;
 Examples:
   exchequer run --tenant acme -- echo hello
   exchequer run --tenant acme --scope skills/python --cpu-ms 2000 --memory-mib 256 -- python3 -c 'print(6*7)'
+  exchequer run --tenant acme --skill sum-up -- python3 -c 'print(6+7)'
   exchequer run --tenant acme --stdin -- sha256sum < file
 
 Exit status: the program's own; 128 + the signal that ended it; 137 if a limit killed it; 127 if it could not be started;
@@ -48,6 +49,9 @@ pub struct Run {
     /// Budget scope below the tenant, such as skills/python
     #[arg(long, value_name = "SCOPE", default_value = "", hide_default_value = true)]
     scope: String,
+    /// Skill that this runs: recorded with every event of the execution, so that they are found by it
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    skill: String,
     /// CPU time of the whole tree
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     cpu_ms: u64,
@@ -101,6 +105,7 @@ impl Run {
                 output_bytes: self.output_bytes,
             }),
             extra_holds: Vec::new(),
+            skill: self.skill,
         };
         let mut parts = self.connection.agent().await?.execute(request).await?.into_inner();
         let mut admitted = None;

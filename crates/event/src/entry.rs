@@ -1,11 +1,12 @@
-//! Log entries: the leaves of the tree. An entry is encoded once; an index, a tenant and an execution can be read off it.
+//! Log entries: the leaves of the tree. An entry is encoded once; what it is found by can be read off its bytes.
 
 use prost::{Message, bytes::Bytes};
 
 use crate::{
+    fields::{self, bytes_field, number_field, text_field},
     name::MAX_ENTRY_BYTES,
-    seal::{self, Refusal, malformed},
-    v1::{self, EntryKind, entry::Kind},
+    seal::{Refusal, malformed},
+    v1::{self, EntryKind, EventKind, entry::Kind},
 };
 
 /// Encodes an entry. `None` if it is larger than a log entry can be; the bounds of its parts exclude that.
@@ -28,65 +29,128 @@ pub fn decode(bytes: &Bytes) -> Result<v1::Entry, Refusal> {
 
 /// What entries are found by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facets {
+pub struct Facets<S = String> {
     /// Kind of the entry.
     pub kind: EntryKind,
+    /// Kind of the event; unspecified for other entries.
+    pub event_kind: EventKind,
     /// The tenant that it belongs to; empty where it belongs to none.
-    pub tenant: String,
+    pub tenant: S,
     /// The execution that it belongs to; empty where it belongs to none.
-    pub execution_id: String,
+    pub execution_id: S,
+    /// The skill that the execution runs; empty where it runs none.
+    pub skill: S,
     /// The agent that wrote it or that it is about; empty for none.
-    pub agent_id: String,
+    pub agent_id: S,
     /// Seq of an event; 0 for other entries.
     pub agent_seq: u64,
     /// The author's clock, milliseconds; 0 where the entry has none.
     pub time_unix_ms: u64,
 }
 
-/// Reads off an entry what it is found by. An entry that nobody signed as it should (it can't come from an acceptor) yields its kind
-/// alone.
-pub fn facets(entry: &v1::Entry) -> Facets {
-    let of = |kind| Facets { kind, ..Facets::default() };
-    match &entry.kind {
-        None => of(EntryKind::Unspecified),
-        Some(Kind::BatchSealed(sealed)) => Facets {
-            agent_id: v1::BatchSeal::decode(sealed.seal.clone())
-                .map(|seal| seal.agent_id)
-                .unwrap_or_default(),
-            ..of(EntryKind::BatchSealed)
-        },
-        Some(Kind::Event(bytes)) => {
-            let Ok(event) = seal::decode_event(bytes) else {
-                return of(EntryKind::Event);
-            };
-            Facets {
-                kind: EntryKind::Event,
-                tenant: event.tenant,
-                execution_id: event.execution_id,
-                agent_id: event.agent_id,
-                agent_seq: event.seq,
-                time_unix_ms: event.time_unix_ms,
-            }
-        }
-        Some(Kind::BlockSealed(sealed)) => Facets {
-            time_unix_ms: seal::read_block_seal(&sealed.seal).map_or(0, |(place, ..)| place.now_unix_ms),
-            ..of(EntryKind::BlockSealed)
-        },
-        Some(Kind::DecisionRun(bytes)) => Facets {
-            tenant: seal::decode_run(bytes).map(|run| run.tenant).unwrap_or_default(),
-            ..of(EntryKind::DecisionRun)
-        },
-        Some(Kind::Control(signed)) => Facets {
-            time_unix_ms: v1::ControlRecord::decode(signed.record.clone())
-                .map_or(0, |record| record.time_unix_ms),
-            ..of(EntryKind::Control)
-        },
-        Some(Kind::Rejection(rejection)) => Facets {
-            agent_id: rejection.subject.strip_prefix("events.").unwrap_or_default().to_owned(),
-            ..of(EntryKind::Rejection)
-        },
-        Some(Kind::Equivocation(equivocation)) => {
-            Facets { agent_id: equivocation.agent_id.clone(), ..of(EntryKind::Equivocation) }
+impl Facets<&str> {
+    /// The same with strings of its own.
+    pub fn into_owned(self) -> Facets {
+        Facets {
+            kind: self.kind,
+            event_kind: self.event_kind,
+            tenant: self.tenant.to_owned(),
+            execution_id: self.execution_id.to_owned(),
+            skill: self.skill.to_owned(),
+            agent_id: self.agent_id.to_owned(),
+            agent_seq: self.agent_seq,
+            time_unix_ms: self.time_unix_ms,
         }
     }
 }
+
+fn of<'a>(kind: EntryKind) -> Facets<&'a str> {
+    Facets { kind, ..Facets::default() }
+}
+
+/// Reads off an entry what it is found by. An entry that can't come from an acceptor yields its kind alone.
+pub fn facets(entry: &v1::Entry) -> Facets {
+    let (kind, facets) = match &entry.kind {
+        None => (EntryKind::Unspecified, None),
+        Some(Kind::BatchSealed(sealed)) => (EntryKind::BatchSealed, of_batch_seal(&sealed.seal)),
+        Some(Kind::Event(bytes)) => (EntryKind::Event, of_event(bytes)),
+        Some(Kind::BlockSealed(sealed)) => (EntryKind::BlockSealed, of_block_seal(&sealed.seal)),
+        Some(Kind::DecisionRun(bytes)) => (EntryKind::DecisionRun, of_run(bytes)),
+        Some(Kind::Control(signed)) => (EntryKind::Control, of_control(&signed.record)),
+        Some(Kind::Rejection(rejection)) => (EntryKind::Rejection, Some(of_rejection(&rejection.subject))),
+        Some(Kind::Equivocation(equivocation)) => {
+            (EntryKind::Equivocation, Some(of_equivocation(&equivocation.agent_id)))
+        }
+    };
+    facets.unwrap_or_else(|| of(kind)).into_owned()
+}
+
+/// What [`facets`] says of the entry that these bytes encode, as an acceptor encodes entries: nothing is decoded or copied. `None` if
+/// they are no entry.
+pub fn read_facets(bytes: &[u8]) -> Option<Facets<&str>> {
+    let mut found = None;
+    fields::each(bytes, |number, value| {
+        if (16..=22).contains(&number) {
+            found = Some((number, value.bytes()?));
+        }
+        Some(())
+    })?;
+    let (number, bytes) = found?;
+    let (kind, facets) = match number {
+        16 => (EntryKind::BatchSealed, of_batch_seal(bytes_field(bytes, 1)?)),
+        17 => (EntryKind::Event, of_event(bytes)),
+        18 => (EntryKind::BlockSealed, of_block_seal(bytes_field(bytes, 1)?)),
+        19 => (EntryKind::DecisionRun, of_run(bytes)),
+        20 => (EntryKind::Control, of_control(bytes_field(bytes, 1)?)),
+        21 => (EntryKind::Rejection, Some(of_rejection(text_field(bytes, 1)?))),
+        _ => (EntryKind::Equivocation, Some(of_equivocation(text_field(bytes, 1)?))),
+    };
+    Some(facets.unwrap_or_else(|| of(kind)))
+}
+
+fn of_event(bytes: &[u8]) -> Option<Facets<&str>> {
+    let mut facets = of(EntryKind::Event);
+    fields::each(bytes, |number, value| {
+        match number {
+            1 => facets.agent_id = value.text()?,
+            3 => facets.agent_seq = value.number()?,
+            5 => facets.time_unix_ms = value.number()?,
+            6 => facets.tenant = value.text()?,
+            7 => facets.execution_id = value.text()?,
+            8 => facets.skill = value.text()?,
+            _ => {
+                let kind = i32::try_from(number).ok().and_then(|number| EventKind::try_from(number).ok());
+                facets.event_kind = kind.unwrap_or(facets.event_kind);
+            }
+        }
+        Some(())
+    })?;
+    (facets.event_kind != EventKind::Unspecified).then_some(facets)
+}
+
+fn of_batch_seal(seal: &[u8]) -> Option<Facets<&str>> {
+    Some(Facets { agent_id: text_field(seal, 1)?, ..of(EntryKind::BatchSealed) })
+}
+
+fn of_block_seal(seal: &[u8]) -> Option<Facets<&str>> {
+    Some(Facets { time_unix_ms: number_field(seal, 5)?, ..of(EntryKind::BlockSealed) })
+}
+
+fn of_run(run: &[u8]) -> Option<Facets<&str>> {
+    Some(Facets { tenant: text_field(run, 1)?, ..of(EntryKind::DecisionRun) })
+}
+
+fn of_control(record: &[u8]) -> Option<Facets<&str>> {
+    Some(Facets { time_unix_ms: number_field(record, 1)?, ..of(EntryKind::Control) })
+}
+
+fn of_rejection(subject: &str) -> Facets<&str> {
+    Facets { agent_id: subject.strip_prefix("events.").unwrap_or_default(), ..of(EntryKind::Rejection) }
+}
+
+fn of_equivocation(agent_id: &str) -> Facets<&str> {
+    Facets { agent_id, ..of(EntryKind::Equivocation) }
+}
+
+#[cfg(test)]
+mod tests;

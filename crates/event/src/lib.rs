@@ -19,6 +19,7 @@ pub mod control;
 pub mod digest;
 pub mod entry;
 mod lean;
+mod fields;
 pub mod name;
 pub mod seal;
 pub mod tree;

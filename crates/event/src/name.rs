@@ -83,6 +83,17 @@ pub fn is_tenant(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
+/// Whether this can name a skill: `^[a-z0-9][a-z0-9._-]{0,62}$`.
+pub fn is_skill(name: &str) -> bool {
+    let inner = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
+    };
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|byte| inner(*byte))
+        && bytes[0].is_ascii_alphanumeric()
+}
+
 /// Whether this can name an execution or a hold: a UUID in lower-case hyphenated form.
 pub fn is_uuid(name: &str) -> bool {
     let bytes = name.as_bytes();
@@ -133,6 +144,10 @@ mod tests {
             is_uuid("0190b2a4-0000-7000-8000-00000000000f")
                 && !is_uuid("0190B2A4-0000-7000-8000-00000000000F")
         );
+        assert!(is_skill("python3.sum-up_2") && is_skill(&"a".repeat(63)));
+        for bad in ["", "Python", ".a", "a/b", "a b", "ä", &"a".repeat(64)] {
+            assert!(!is_skill(bad), "{bad}");
+        }
         assert_eq!(clip("aä", 2), "a");
     }
 }

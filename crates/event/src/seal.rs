@@ -167,6 +167,9 @@ pub fn decode_event(bytes: &Bytes) -> Result<v1::Event, Refusal> {
     if !event.execution_id.is_empty() && !name::is_uuid(&event.execution_id) {
         return Err(malformed("execution_id is not a UUID"));
     }
+    if !event.skill.is_empty() && !name::is_skill(&event.skill) {
+        return Err(malformed("skill is not a skill's name"));
+    }
     Ok(event)
 }
 

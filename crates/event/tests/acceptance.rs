@@ -180,7 +180,9 @@ fn an_event_that_does_not_fit_its_seal_is_refused_though_signed() {
     let malformed = rejected("a", Reason::Malformed);
     assert_eq!(resealed(v1::Event { kind: None, ..good.clone() }), malformed);
     assert_eq!(resealed(v1::Event { tenant: "a/b".into(), ..good.clone() }), malformed);
-    assert_eq!(resealed(v1::Event { execution_id: "x".into(), ..good }), malformed);
+    assert_eq!(resealed(v1::Event { execution_id: "x".into(), ..good.clone() }), malformed);
+    assert_eq!(resealed(v1::Event { skill: "A skill".into(), ..good.clone() }), malformed);
+    assert_eq!(resealed(v1::Event { skill: "sum.up-2".into(), ..good }), accepted("a", 1));
 }
 
 #[test]

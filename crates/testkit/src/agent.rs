@@ -23,6 +23,7 @@ pub struct SimAgent {
     epoch: u64,
     time_unix_ms: u64,
     executions: u64,
+    skill: String,
     events: Vec<Bytes>,
 }
 
@@ -31,7 +32,7 @@ impl SimAgent {
     pub fn new(id: impl Into<String>) -> Self {
         let id = id.into();
         let key = SigningKey::from_bytes(&Purpose::Input.digest(id.as_bytes()).0);
-        Self { id, key, epoch: 1, time_unix_ms: FIRST_TIME_UNIX_MS, executions: 0, events: Vec::new() }
+        Self { id, key, epoch: 1, time_unix_ms: FIRST_TIME_UNIX_MS, executions: 0, skill: String::new(), events: Vec::new() }
     }
 
     /// Its id.
@@ -52,6 +53,11 @@ impl SimAgent {
     /// Replaces the key.
     pub fn with_key(self, key: SigningKey) -> Self {
         Self { key, ..self }
+    }
+
+    /// Sets the skill that its executions run from here on.
+    pub fn with_skill(self, skill: impl Into<String>) -> Self {
+        Self { skill: skill.into(), ..self }
     }
 
     /// The subject of its batches.
@@ -106,6 +112,7 @@ impl SimAgent {
             time_unix_ms: self.time_unix_ms,
             tenant: tenant.to_owned(),
             execution_id: execution_id.to_owned(),
+            skill: if execution_id.is_empty() { String::new() } else { self.skill.clone() },
             kind: Some(kind),
         };
         let bytes = Bytes::from(event.encode_to_vec());

@@ -113,6 +113,7 @@ impl World {
                 tenant: (*tenant).into(),
                 execution_id: if tenant.is_empty() { String::new() } else { EXECUTION.into() },
                 kind: Some(event::Kind::AgentStopped(v1::AgentStopped { reason: reason.into() })),
+                ..v1::Event::default()
             };
             let bytes = Bytes::from(event.encode_to_vec());
             prev_hash = seal::event_digest(&bytes);
