@@ -15,6 +15,8 @@
 
 mod snapshot;
 
+pub use snapshot::AgentWindow;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use ed25519_dalek::VerifyingKey;

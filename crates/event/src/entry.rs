@@ -68,21 +68,33 @@ fn of<'a>(kind: EntryKind) -> Facets<&'a str> {
     Facets { kind, ..Facets::default() }
 }
 
+/// An entry's kind.
+pub fn kind(entry: &v1::Entry) -> EntryKind {
+    match &entry.kind {
+        None => EntryKind::Unspecified,
+        Some(Kind::BatchSealed(_)) => EntryKind::BatchSealed,
+        Some(Kind::Event(_)) => EntryKind::Event,
+        Some(Kind::BlockSealed(_)) => EntryKind::BlockSealed,
+        Some(Kind::DecisionRun(_)) => EntryKind::DecisionRun,
+        Some(Kind::Control(_)) => EntryKind::Control,
+        Some(Kind::Rejection(_)) => EntryKind::Rejection,
+        Some(Kind::Equivocation(_)) => EntryKind::Equivocation,
+    }
+}
+
 /// Reads off an entry what it is found by. An entry that can't come from an acceptor yields its kind alone.
 pub fn facets(entry: &v1::Entry) -> Facets {
-    let (kind, facets) = match &entry.kind {
-        None => (EntryKind::Unspecified, None),
-        Some(Kind::BatchSealed(sealed)) => (EntryKind::BatchSealed, of_batch_seal(&sealed.seal)),
-        Some(Kind::Event(bytes)) => (EntryKind::Event, of_event(bytes)),
-        Some(Kind::BlockSealed(sealed)) => (EntryKind::BlockSealed, of_block_seal(&sealed.seal)),
-        Some(Kind::DecisionRun(bytes)) => (EntryKind::DecisionRun, of_run(bytes)),
-        Some(Kind::Control(signed)) => (EntryKind::Control, of_control(&signed.record)),
-        Some(Kind::Rejection(rejection)) => (EntryKind::Rejection, Some(of_rejection(&rejection.subject))),
-        Some(Kind::Equivocation(equivocation)) => {
-            (EntryKind::Equivocation, Some(of_equivocation(&equivocation.agent_id)))
-        }
+    let facets = match &entry.kind {
+        None => None,
+        Some(Kind::BatchSealed(sealed)) => of_batch_seal(&sealed.seal),
+        Some(Kind::Event(bytes)) => of_event(bytes),
+        Some(Kind::BlockSealed(sealed)) => of_block_seal(&sealed.seal),
+        Some(Kind::DecisionRun(bytes)) => of_run(bytes),
+        Some(Kind::Control(signed)) => of_control(&signed.record),
+        Some(Kind::Rejection(rejection)) => Some(of_rejection(&rejection.subject)),
+        Some(Kind::Equivocation(equivocation)) => Some(of_equivocation(&equivocation.agent_id)),
     };
-    facets.unwrap_or_else(|| of(kind)).into_owned()
+    facets.unwrap_or_else(|| of(kind(entry))).into_owned()
 }
 
 /// What [`facets`] says of the entry that these bytes encode, as an acceptor encodes entries: nothing is decoded or copied. `None` if

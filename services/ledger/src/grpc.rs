@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     control::ControlWriter,
     index::Index,
-    query::{self, BadFilter, Query},
+    query::{self, BadFilter, PageToken, Query},
     standing::{Published, Standing},
     store::{LogReader, StoreError},
 };
@@ -169,21 +169,21 @@ impl LedgerService for Grpc {
         if page_size > MAX_PAGE {
             return Err(fault::field("page_size", format!("must be at most {MAX_PAGE}")));
         }
-        let tree_size = self.published().size;
-        let from = match &*page_token {
-            "" => 0,
-            token => query::read_page_token(token, &filter)
+        let published = self.published().size;
+        let PageToken { next: from, tree_size } = match &*page_token {
+            "" => PageToken { next: 0, tree_size: published },
+            token => PageToken::decode(token, &filter)
                 .ok_or_else(|| fault::field("page_token", "is not a token of this filter"))?,
         };
-        if from > tree_size {
-            return Err(fault::out_of_range("page_token", from, tree_size));
+        if tree_size > published {
+            return Err(fault::out_of_range("page_token", tree_size, published));
         }
         let limit = if page_size == 0 { DEFAULT_PAGE } else { page_size } as usize;
         let page = self
             .blocking(move |this| query.page(&this.reader, Some(&this.index), from, tree_size, limit))
             .await?;
-        let next_page_token =
-            if page.next < tree_size { query::page_token(page.next, &filter) } else { String::new() };
+        let next = PageToken { next: page.next, tree_size };
+        let next_page_token = if page.next < tree_size { next.encode(&filter) } else { String::new() };
         Ok(Response::new(v1::ListEntriesResponse { entries: page.entries, next_page_token, tree_size }))
     }
 

@@ -1,52 +1,53 @@
-//! The index: which entries have which tenant, agent, execution, kind and time. Derived, in sled; the log is the truth.
+//! The index: which entries have which tenant, agent, execution, skill, kind and time. Derived; the log is the truth.
 //!
-//! Entries are indexed by blocks (what was integrated together): per block and term one posting, not one per entry. A term's key ends
-//! with the block's first index, so the postings of a term lie in log order and two terms are intersected block by block.
-//!
-//! | key | value |
-//! |---|---|
-//! | `b` block | count, least and greatest time |
-//! | `t` tenant 00 block, `a` agent 00 block, `k` kind block | ranges of indexes |
-//! | `x` first 4 bytes of the execution, 1 byte of its hash, block | executions with their indexes |
-//! | `s` agent 00 first seq, first index | the index of each seq from there on, as distances |
-//! | `m` minute block | nothing |
+//! Entries are indexed in blocks of [`BLOCK`]: a block's keys go into sled together, once the log holds all of its entries, and depend
+//! on those alone. So what is in sled is a function of the log, and rebuilding gives it back byte for byte. What follows the last
+//! complete block is kept in memory, and read from the log again at the start. `key.rs` lists the keys; a block has a few of each
+//! kind, however many names and executions it holds, since writing a key costs as much as indexing dozens of events.
 //!
 //! Left out: exact matching (the query compares each entry again). Invariant: for entries below [`Index::size`] no match is missing.
 
+mod key;
 mod posting;
+mod rows;
+#[cfg(test)]
+mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    iter::Peekable,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 
-use exchequer_event::{entry::Facets, v1};
+use bytes::Bytes;
+use exchequer_event::{
+    entry::{Facets, read_facets},
+    v1,
+};
 use prost::Message as _;
 
-use crate::{
-    snapshot::for_each_entry,
-    store::{LogReader, StoreError},
-};
-use posting::Ranges;
+use crate::store::{LogReader, StoreError};
+use posting::{AgentRuns, Ranges};
+use rows::Rows;
 
-const META: &[u8] = b"meta";
-const VERSION: u32 = 1;
-/// Entries per block when the index is built from the log.
-const STEP: u64 = 4096;
-/// Longest run of seqs under one key, so that a seq is found within as many keys before it.
-const SEQ_RUN: usize = 512;
+/// Entries of a block. More of them make fewer keys for each entry, and more to read again at the start.
+pub(crate) const BLOCK: u64 = 8192;
+/// What is stored and how. Another version is rebuilt.
+const VERSION: u32 = 2;
 /// Blocks that one search looks at before it returns what it has.
 const MAX_BLOCKS: usize = 4096;
-/// Longest time range, in minutes, that is searched by minute.
-const MAX_MINUTES: u64 = 1440;
-const MINUTE_MS: u64 = 60_000;
+/// Entries that the index may be behind before that is shown.
+const MAX_UNSHOWN: u64 = 2 * BLOCK;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Meta {
     #[prost(uint32, tag = "1")]
     version: u32,
+    /// Entries of complete blocks.
     #[prost(uint64, tag = "2")]
     size: u64,
-    /// Leaf hash of the last indexed entry: says that the index is of this log.
+    /// Leaf hash of the last of them: says that the index is of this log.
     #[prost(bytes = "bytes", tag = "3")]
-    last_leaf: bytes::Bytes,
+    last_leaf: Bytes,
 }
 
 /// The index can't be read or written.
@@ -69,104 +70,88 @@ pub(crate) struct Candidates {
 #[derive(Clone, Debug)]
 pub(crate) struct Index {
     tree: sled::Tree,
+    rows: Arc<RwLock<Rows>>,
 }
 
 impl Index {
+    /// Opens what sled holds; if that is not of this log, nothing. The rest is up to [`run`].
     pub(crate) fn open(db: &sled::Db, reader: &LogReader) -> Result<Self, IndexError> {
-        let index = Self { tree: db.open_tree("index")? };
-        let meta = index.meta()?;
+        let tree = db.open_tree("index")?;
+        let meta = tree.get(key::META)?.and_then(|bytes| Meta::decode(&*bytes).ok()).unwrap_or_default();
         let is_ours = meta.version == VERSION
-            && meta.size <= reader.committed()
-            && (meta.size == 0 || meta.last_leaf == reader.leaf(meta.size - 1)?.0.as_slice());
-        if !is_ours {
-            tracing::warn!(size = meta.size, "the index is not of this log; it is rebuilt");
-            index.tree.clear()?;
+            && meta.size.is_multiple_of(BLOCK)
+            && (1..=reader.committed()).contains(&meta.size)
+            && meta.last_leaf == reader.leaf(meta.size - 1)?.0.as_slice();
+        if !is_ours && !tree.is_empty() {
+            tracing::warn!(size = meta.size, "the index is not of this log or this version; it is rebuilt");
+            tree.clear()?;
         }
-        Ok(index)
+        let size = if is_ours { meta.size } else { 0 };
+        Ok(Self { tree, rows: Arc::new(RwLock::new(Rows::new(size))) })
     }
 
-    fn meta(&self) -> Result<Meta, IndexError> {
-        let stored = self.tree.get(META)?;
-        let meta = stored.and_then(|bytes| Meta::decode(&*bytes).ok());
-        Ok(meta.unwrap_or(Meta { version: VERSION, ..Meta::default() }))
+    fn rows(&self) -> RwLockReadGuard<'_, Rows> {
+        // A row is pushed as a whole.
+        self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rows_mut(&self) -> RwLockWriteGuard<'_, Rows> {
+        self.rows.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Entries that are indexed.
-    pub(crate) fn size(&self) -> Result<u64, IndexError> {
-        Ok(self.meta()?.size)
+    pub(crate) fn size(&self) -> u64 {
+        self.rows().end()
     }
 
-    /// Indexes what follows from the log, at most [`STEP`] entries; the new size.
-    pub(crate) fn roll_forward(&self, reader: &LogReader) -> Result<u64, IndexError> {
-        let size = self.size()?;
-        let end = reader.committed().min(size + STEP);
-        let mut facets = Vec::new();
-        for_each_entry(reader, size, end, |entry| facets.push(exchequer_event::entry::facets(&entry)))?;
-        self.add(reader, size, &facets)?;
-        Ok(end)
+    /// Indexes what follows from the log, up to the end of a block; the new size.
+    fn roll_forward(&self, reader: &LogReader) -> Result<u64, IndexError> {
+        let size = self.size();
+        let end = reader.committed().min(size - size % BLOCK + BLOCK);
+        self.add(reader, &reader.verified_entries(size, end)?)?;
+        Ok(self.size())
     }
 
-    /// Indexes a block. It has to begin at [`Self::size`].
-    pub(crate) fn add(&self, reader: &LogReader, first: u64, facets: &[Facets]) -> Result<(), IndexError> {
-        let end = first + facets.len() as u64;
-        if end == first {
-            return Ok(());
+    /// Indexes the entries that follow.
+    fn add(&self, reader: &LogReader, entries: &[Bytes]) -> Result<(), IndexError> {
+        let mut rest = entries;
+        loop {
+            let mut rows = self.rows_mut();
+            let now;
+            (now, rest) = rest.split_at(rows.room().min(rest.len()));
+            for entry in now {
+                // What is no entry is found by its index alone.
+                rows.push(&read_facets(entry).unwrap_or_else(Facets::default));
+            }
+            let is_complete = rows.room() == 0;
+            drop(rows);
+            if is_complete {
+                self.store(reader)?;
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
         }
-        let mut terms: BTreeMap<Vec<u8>, Ranges> = BTreeMap::new();
-        let mut executions: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
-        let mut seqs: BTreeMap<&str, SeqRun> = BTreeMap::new();
+    }
+
+    /// Writes the complete block and begins the next. What fails is tried again with the next entries.
+    fn store(&self, reader: &LogReader) -> Result<(), IndexError> {
+        let (end, keys) = {
+            let rows = self.rows();
+            (rows.end(), rows.keys())
+        };
         let mut batch = sled::Batch::default();
-        let (mut least, mut greatest) = (u64::MAX, 0);
-        for (index, facets) in (first..).zip(facets) {
-            let mut add = |term: Vec<u8>| terms.entry(term).or_default().push(index);
-            add(kind_term(facets.kind));
-            if !facets.tenant.is_empty() {
-                add(name_term(b't', &facets.tenant));
-            }
-            if !facets.agent_id.is_empty() {
-                add(name_term(b'a', &facets.agent_id));
-            }
-            if !facets.execution_id.is_empty() {
-                let list = executions.entry(execution_term(&facets.execution_id)).or_default();
-                posting::push_execution(list, &facets.execution_id, index - first);
-            }
-            if facets.agent_seq > 0 {
-                let seq = facets.agent_seq;
-                let run = seqs.entry(&facets.agent_id).or_insert_with(|| SeqRun::new(seq, index));
-                if seq != run.first_seq + run.indexes.len() as u64 || run.indexes.len() >= SEQ_RUN {
-                    let full = std::mem::replace(run, SeqRun::new(seq, index));
-                    batch.insert(full.key(&facets.agent_id), full.encode());
-                }
-                run.indexes.push(index);
-            }
-            if facets.time_unix_ms > 0 {
-                least = least.min(facets.time_unix_ms);
-                greatest = greatest.max(facets.time_unix_ms);
-                let minute = (facets.time_unix_ms / MINUTE_MS).to_be_bytes();
-                batch.insert(block_key(&[b"m", &minute[..]].concat(), first), &[]);
-            }
+        for (key, value) in keys {
+            batch.insert(key, value);
         }
-        for (agent, run) in seqs {
-            batch.insert(run.key(agent), run.encode());
-        }
-        for (term, ranges) in terms {
-            batch.insert(block_key(&term, first), ranges.encode(first));
-        }
-        for (term, list) in executions {
-            batch.insert(block_key(&term, first), list);
-        }
-        let mut block = Vec::new();
-        for number in [end - first, least, greatest] {
-            posting::push_varint(&mut block, number);
-        }
-        batch.insert(block_key(b"b", first), block);
-        let last_leaf = bytes::Bytes::copy_from_slice(&reader.leaf(end - 1)?.0);
-        batch.insert(META, Meta { version: VERSION, size: end, last_leaf }.encode_to_vec());
+        let last_leaf = Bytes::copy_from_slice(&reader.leaf(end - 1)?.0);
+        batch.insert(key::META, Meta { version: VERSION, size: end, last_leaf }.encode_to_vec());
         self.tree.apply_batch(batch)?;
+        *self.rows_mut() = Rows::new(end);
         Ok(())
     }
 
-    /// Indexes from `from` to below `until` that may match, about `limit` of them. `until` must not be above [`Self::size`].
+    /// Indexes from `from` to below `until` that may match, at most `limit` of them. `until` must not be above [`Self::size`].
     pub(crate) fn candidates(
         &self,
         filter: &v1::EntryFilter,
@@ -174,200 +159,177 @@ impl Index {
         until: u64,
         limit: usize,
     ) -> Result<Candidates, IndexError> {
-        if filter.agent_seq > 0 {
-            return self.by_seq(filter, from, until);
-        }
-        let is_timed = filter.from_unix_ms > 0 || filter.until_unix_ms > 0;
-        let by_minute = is_timed
-            && filter.tenant.is_empty()
-            && filter.execution_id.is_empty()
-            && filter.agent_id.is_empty();
-        let mut found = Candidates { indexes: Vec::new(), next: from };
-        let blocks: Box<dyn Iterator<Item = Result<u64, IndexError>>> = match minutes(filter) {
-            Some(minutes) if by_minute => Box::new(self.blocks_of_minutes(minutes)?.into_iter().map(Ok)),
-            _ => Box::new(self.blocks(&driving_term(filter), from)),
+        let complete = {
+            let rows = self.rows();
+            if from >= rows.first() {
+                return Ok(rows.search(filter, from, until, limit));
+            }
+            rows.first()
         };
+        // Blocks that are completed meanwhile do not matter: those below are in sled.
+        self.in_blocks(filter, from, until.min(complete), limit)
+    }
+
+    fn in_blocks(
+        &self,
+        filter: &v1::EntryFilter,
+        from: u64,
+        until: u64,
+        limit: usize,
+    ) -> Result<Candidates, IndexError> {
+        let mut indexes = Vec::new();
+        let blocks = Blocks::new(&self.tree, driving_terms(filter), from - from % BLOCK);
         for (looked_at, block) in blocks.enumerate() {
             let first = block?;
             if first >= until {
                 break;
             }
-            if looked_at >= MAX_BLOCKS || found.indexes.len() >= limit {
-                found.next = found.next.max(first.min(until));
-                return Ok(found);
+            if looked_at >= MAX_BLOCKS {
+                return Ok(Candidates { indexes, next: first.max(from) });
             }
-            let Some((end, ranges)) = self.matches(filter, first)? else { continue };
-            found.indexes.extend(ranges.indexes().filter(|index| (from..until).contains(index)));
-            found.next = found.next.max(end.min(until));
-        }
-        found.next = until;
-        Ok(found)
-    }
-
-    /// End of a block and the ranges in it that may match; `None` if there is no such block or it can't match.
-    fn matches(&self, filter: &v1::EntryFilter, first: u64) -> Result<Option<(u64, Ranges)>, IndexError> {
-        let Some(block) = self.tree.get(block_key(b"b", first))? else { return Ok(None) };
-        let mut block = &block[..];
-        let mut number = || posting::take_varint(&mut block).unwrap_or_default();
-        let (end, least, greatest) = (first + number(), number(), number());
-        let is_over = |bound: u64, over: bool| bound > 0 && over;
-        if is_over(filter.from_unix_ms, greatest < filter.from_unix_ms)
-            || is_over(filter.until_unix_ms, least >= filter.until_unix_ms)
-        {
-            return Ok(None);
-        }
-        let mut ranges = Ranges::all(first, end);
-        for (tag, name) in [(b't', &filter.tenant), (b'a', &filter.agent_id)] {
-            if !name.is_empty() {
-                ranges = ranges.intersect(&self.ranges(&name_term(tag, name), first)?);
+            let matches = self.matches(filter, first)?;
+            for index in matches.indexes().filter(|index| (from..until).contains(index)) {
+                if indexes.len() == limit {
+                    return Ok(Candidates { indexes, next: index });
+                }
+                indexes.push(index);
             }
         }
-        if !filter.kinds.is_empty() {
-            let mut any = Ranges::default();
-            for kind in filter.kinds() {
-                any = any.union(&self.ranges(&kind_term(kind), first)?);
-            }
-            ranges = ranges.intersect(&any);
-        }
-        if !filter.execution_id.is_empty() {
-            let list = self.tree.get(block_key(&execution_term(&filter.execution_id), first))?;
-            let of =
-                list.map(|list| posting::execution(&list, &filter.execution_id, first)).unwrap_or_default();
-            ranges = ranges.intersect(&of);
-        }
-        Ok(Some((end, ranges)))
-    }
-
-    fn ranges(&self, term: &[u8], first: u64) -> Result<Ranges, IndexError> {
-        let stored = self.tree.get(block_key(term, first))?;
-        Ok(stored.map(|bytes| Ranges::decode(&bytes, first)).unwrap_or_default())
-    }
-
-    /// First indexes of the term's blocks, from the one on that may hold `from`.
-    fn blocks(&self, term: &[u8], from: u64) -> impl Iterator<Item = Result<u64, IndexError>> + use<> {
-        let (least, at) = (block_key(term, 0), block_key(term, from));
-        let start = self
-            .tree
-            .range(least..=at.clone())
-            .next_back()
-            .and_then(Result::ok)
-            .map_or(at, |(key, _)| key.to_vec());
-        let range = self.tree.range(start..=block_key(term, u64::MAX));
-        range.map(|item| Ok(key_block(&item?.0)))
-    }
-
-    fn blocks_of_minutes(
-        &self,
-        minutes: std::ops::RangeInclusive<u64>,
-    ) -> Result<std::collections::BTreeSet<u64>, IndexError> {
-        let term = |minute: &u64| [b"m", &minute.to_be_bytes()[..]].concat();
-        let (least, greatest) =
-            (block_key(&term(minutes.start()), 0), block_key(&term(minutes.end()), u64::MAX));
-        self.tree.range(least..=greatest).map(|item| Ok(key_block(&item?.0))).collect()
-    }
-
-    fn by_seq(&self, filter: &v1::EntryFilter, from: u64, until: u64) -> Result<Candidates, IndexError> {
-        let seq = filter.agent_seq;
-        let least = seq_key(&filter.agent_id, seq.saturating_sub(SEQ_RUN as u64 - 1), 0);
-        let mut indexes = Vec::new();
-        for item in self.tree.range(least..=seq_key(&filter.agent_id, seq, u64::MAX)) {
-            let (key, list) = item?;
-            let Some((rest, _)) = key.split_last_chunk::<8>() else { continue };
-            let place = usize::try_from(seq - key_block(rest)).unwrap_or(usize::MAX);
-            let mut at = key_block(&key);
-            let mut list = &list[..];
-            let gaps = std::iter::from_fn(|| posting::take_varint(&mut list));
-            let places = gaps.map(|gap| {
-                at += gap;
-                at
-            });
-            indexes.extend(places.skip(place).take(1));
-        }
-        indexes.retain(|index| (from..until).contains(index));
-        indexes.sort_unstable();
         Ok(Candidates { indexes, next: until })
     }
-}
 
-/// Consecutive seqs of an agent within a block, and where they are.
-struct SeqRun {
-    first_seq: u64,
-    first_index: u64,
-    indexes: Vec<u64>,
-}
-
-impl SeqRun {
-    fn new(first_seq: u64, first_index: u64) -> Self {
-        Self { first_seq, first_index, indexes: Vec::new() }
-    }
-
-    fn key(&self, agent_id: &str) -> Vec<u8> {
-        seq_key(agent_id, self.first_seq, self.first_index)
-    }
-
-    /// Each index as its distance from the one before.
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut at = self.first_index;
-        for index in &self.indexes {
-            posting::push_varint(&mut bytes, index - at);
-            at = *index;
+    /// The ranges in a block that may match.
+    fn matches(&self, filter: &v1::EntryFilter, first: u64) -> Result<Ranges, IndexError> {
+        let Some(block) = self.tree.get(key::of_block(&key::blocks(), first))? else {
+            return Ok(Ranges::default());
+        };
+        let mut block = &block[..];
+        let mut number = || posting::take_varint(&mut block).unwrap_or_default();
+        let (least, greatest) = (number(), number());
+        let (from, until) = (filter.from_unix_ms, filter.until_unix_ms);
+        if (from > 0 && greatest < from) || (until > 0 && least >= until) {
+            return Ok(Ranges::default());
         }
-        bytes
+        let mut ranges = Ranges::all(first, first + BLOCK);
+        if !filter.execution_id.is_empty() {
+            ranges = ranges.intersect(&self.execution(&filter.execution_id, first)?);
+        }
+        if !filter.agent_id.is_empty() {
+            let runs = self.name(b'a', &filter.agent_id, first)?.unwrap_or_default();
+            ranges = ranges.intersect(&AgentRuns::find(&runs, first, filter.agent_seq));
+        }
+        for (tag, name) in [(b't', &filter.tenant), (b's', &filter.skill)] {
+            if !name.is_empty() {
+                let of = self.name(tag, name, first)?.unwrap_or_default();
+                ranges = ranges.intersect(&Ranges::decode(&of, first));
+            }
+        }
+        for (tag, numbers) in [(b'e', &filter.event_kinds), (b'k', &filter.kinds)] {
+            if !numbers.is_empty() {
+                let mut any = Ranges::default();
+                for number in numbers {
+                    let of = self.tree.get(key::of_block(&number_term(tag, *number), first))?;
+                    any = any.union(&Ranges::decode(&of.unwrap_or_default(), first));
+                }
+                ranges = ranges.intersect(&any);
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// The posting of a name in a block.
+    fn name(&self, tag: u8, name: &str, first: u64) -> Result<Option<sled::IVec>, IndexError> {
+        let [own, shared] = name_terms(tag, name);
+        if let Some(posting) = self.tree.get(key::of_block(&own, first))? {
+            return Ok(Some(posting));
+        }
+        let list = self.tree.get(key::of_block(&shared, first))?;
+        Ok(list.and_then(|list| posting::named(&list, name).map(Into::into)))
+    }
+
+    fn execution(&self, execution_id: &str, first: u64) -> Result<Ranges, IndexError> {
+        let fingerprint = rows::fingerprint(rows::execution_number(execution_id));
+        let mut ranges = Ranges::default();
+        for term in execution_terms(execution_id) {
+            if let Some(list) = self.tree.get(key::of_block(&term, first))? {
+                ranges = ranges.union(&posting::execution(&list, fingerprint, first));
+            }
+        }
+        Ok(ranges)
     }
 }
 
-/// The minutes that the filter's times span, if both are given and not too far apart.
-fn minutes(filter: &v1::EntryFilter) -> Option<std::ops::RangeInclusive<u64>> {
-    let last = filter.until_unix_ms.checked_sub(1)?;
-    let (from, to) = (filter.from_unix_ms / MINUTE_MS, last / MINUTE_MS);
-    (from > 0 && to.saturating_sub(from) < MAX_MINUTES).then_some(from..=to)
+/// The blocks of any of several terms, ascending.
+struct Blocks(Vec<(Vec<u8>, Peekable<sled::Iter>)>);
+
+impl Blocks {
+    fn new(tree: &sled::Tree, terms: Vec<Vec<u8>>, from: u64) -> Self {
+        let from_there_on = |term: Vec<u8>| {
+            let range = tree.range(key::of_block(&term, from)..=key::of_block(&term, u64::MAX));
+            (term, range.peekable())
+        };
+        Self(terms.into_iter().map(from_there_on).collect())
+    }
 }
 
-/// The term that drives a search: the rarest by nature.
-fn driving_term(filter: &v1::EntryFilter) -> Vec<u8> {
+impl Iterator for Blocks {
+    type Item = Result<u64, IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut least: Option<u64> = None;
+        for (term, keys) in &mut self.0 {
+            loop {
+                match keys.peek() {
+                    None => break,
+                    Some(Err(error)) => return Some(Err(error.clone().into())),
+                    Some(Ok((key, _))) => {
+                        if let Some(block) = key::block_of(term, key) {
+                            least = Some(least.map_or(block, |least| least.min(block)));
+                            break;
+                        }
+                        keys.next();
+                    }
+                }
+            }
+        }
+        let block = least?;
+        for (term, keys) in &mut self.0 {
+            keys.next_if(|item| matches!(item, Ok((key, _)) if key::block_of(term, key) == Some(block)));
+        }
+        Some(Ok(block))
+    }
+}
+
+/// The terms of which a matching block has one: the rarest by nature.
+fn driving_terms(filter: &v1::EntryFilter) -> Vec<Vec<u8>> {
     if !filter.execution_id.is_empty() {
-        return execution_term(&filter.execution_id);
+        return execution_terms(&filter.execution_id).into();
     }
-    if !filter.tenant.is_empty() {
-        return name_term(b't', &filter.tenant);
+    for (tag, name) in [(b'a', &filter.agent_id), (b't', &filter.tenant), (b's', &filter.skill)] {
+        if !name.is_empty() {
+            return name_terms(tag, name).into();
+        }
     }
-    if !filter.agent_id.is_empty() {
-        return name_term(b'a', &filter.agent_id);
+    for (tag, numbers) in [(b'e', &filter.event_kinds), (b'k', &filter.kinds)] {
+        if !numbers.is_empty() {
+            return numbers.iter().map(|number| number_term(tag, *number)).collect();
+        }
     }
-    match filter.kinds().collect::<Vec<_>>()[..] {
-        [kind] => kind_term(kind),
-        _ => b"b".to_vec(),
-    }
+    vec![key::blocks()]
 }
 
-fn name_term(tag: u8, name: &str) -> Vec<u8> {
-    [&[tag], name.as_bytes(), &[0]].concat()
+fn number_term(tag: u8, number: i32) -> Vec<u8> {
+    key::number(tag, u8::try_from(number).unwrap_or_default())
 }
 
-fn kind_term(kind: v1::EntryKind) -> Vec<u8> {
-    vec![b'k', u8::try_from(i32::from(kind)).unwrap_or_default()]
+fn name_terms(tag: u8, name: &str) -> [Vec<u8>; 2] {
+    [key::name(tag, name), key::shared_names(tag, rows::share(posting::spread(name.as_bytes())))]
 }
 
-/// Executions are named by time-ordered UUIDs, whose first 4 bytes change about once a minute: an execution's postings lie together,
-/// and the hash spreads those of a busy minute.
-fn execution_term(execution_id: &str) -> Vec<u8> {
-    let mut term = vec![b'x'];
-    term.extend(&posting::execution_bytes(execution_id)[..4]);
-    term.push(blake3::hash(execution_id.as_bytes()).as_bytes()[0]);
-    term
-}
-
-fn block_key(term: &[u8], first: u64) -> Vec<u8> {
-    [term, &first.to_be_bytes()].concat()
-}
-
-fn seq_key(agent_id: &str, seq: u64, first_index: u64) -> Vec<u8> {
-    block_key(&[&name_term(b's', agent_id)[..], &seq.to_be_bytes()].concat(), first_index)
-}
-
-fn key_block(key: &[u8]) -> u64 {
-    key.last_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+fn execution_terms(execution_id: &str) -> [Vec<u8>; 3] {
+    let execution = rows::execution_number(execution_id);
+    let (unit, share) = (rows::execution_unit(execution), rows::share(rows::fingerprint(execution)));
+    [key::unit(unit), key::spread_unit(unit, share), key::shared_executions(share)]
 }
 
 /// Keeps the index up with the log: from what ingest hands over where that fits, from the log otherwise.
@@ -381,12 +343,18 @@ pub(crate) async fn run(
     let mut block = None;
     loop {
         let (index, reader, stopping) = (index.clone(), reader.clone(), shutdown.clone());
-        let caught_up = tokio::task::spawn_blocking(move || follow(&index, &reader, block, &stopping));
-        let fault = match caught_up.await {
+        let report = {
+            let standing = standing.clone();
+            move |fault| standing.report(crate::standing::Part::Index, fault)
+        };
+        let progress = report.clone();
+        let caught_up = tokio::task::spawn_blocking(move || {
+            follow(&index, &reader, block, &stopping, |progress_made| progress(Some(progress_made)))
+        });
+        report(match caught_up.await {
             Ok(outcome) => outcome.err().map(|error| error.to_string()),
             Err(error) => Some(error.to_string()),
-        };
-        standing.report(crate::standing::Part::Index, fault);
+        });
         tokio::select! {
             () = shutdown.cancelled() => return,
             received = blocks.recv() => block = received,
@@ -397,22 +365,30 @@ pub(crate) async fn run(
     }
 }
 
-/// Indexes the block if it is next, and whatever the log holds beyond.
+/// Indexes the entries that were handed over if they are next, and whatever the log holds beyond. While that is much, says how far it
+/// has come.
 fn follow(
     index: &Index,
     reader: &LogReader,
     block: Option<crate::ingest::Block>,
     stopping: &tokio_util::sync::CancellationToken,
+    mut progress: impl FnMut(String),
 ) -> Result<(), IndexError> {
-    let mut size = index.size()?;
-    let mut end = reader.committed();
-    if let Some(block) = block {
-        end = block.first + block.facets.len() as u64;
-        if size == block.first {
-            return index.add(reader, size, &block.facets);
-        }
+    let mut size = index.size();
+    if let Some(block) = block
+        && block.first == size
+    {
+        return index.add(reader, &block.entries);
     }
-    while size < end && !stopping.is_cancelled() {
+    while !stopping.is_cancelled() {
+        let end = reader.committed();
+        if size >= end {
+            break;
+        }
+        if end - size > MAX_UNSHOWN {
+            let tenth = u128::from(size) * 10 / u128::from(end) * 10;
+            progress(format!("{tenth} % of the log is indexed; queries read the rest from the log itself"));
+        }
         size = index.roll_forward(reader)?;
     }
     Ok(())

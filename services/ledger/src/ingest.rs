@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exchequer_event::{accept::Acceptor, digest::Digest, entry::Facets};
+use bytes::Bytes;
+use exchequer_event::{accept::Acceptor, digest::Digest};
 use exchequer_stream::{EventStream, ReadError, Record, RecordStream};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
@@ -44,8 +45,8 @@ const LAG_CHECK: Duration = Duration::from_secs(5);
 pub(crate) struct Block {
     /// Index of the first entry.
     pub(crate) first: u64,
-    /// What each entry is found by.
-    pub(crate) facets: Vec<Facets>,
+    /// The entries, encoded.
+    pub(crate) entries: Vec<Bytes>,
 }
 
 /// Why the stream can't be read on.
@@ -107,16 +108,16 @@ impl Pipeline {
         let first = self.writer.position().size;
         let started = Instant::now();
         let integrated = integrate(&mut self.acceptor, &run.records);
-        self.metrics.integrated(integrated.kinds(), started.elapsed());
+        self.metrics.integrated(integrated.kinds.clone(), started.elapsed());
         let started = Instant::now();
         self.writer.commit(&integrated.entries, last.seq, message_digest(last))?;
         let position = self.writer.position().clone();
         self.metrics.committed(position.size, started.elapsed());
         self.metrics.rejected(integrated.rejections.clone());
         self.standing.committed(position, &integrated, &self.acceptor);
-        if !integrated.facets.is_empty() {
+        if !integrated.entries.is_empty() {
             // A full queue is no loss: the index reads from the log what it was not handed.
-            let _ = self.blocks.try_send(Block { first, facets: integrated.facets });
+            let _ = self.blocks.try_send(Block { first, entries: integrated.entries });
         }
         self.reader.remove_superseded()?;
         if self.writer.position().size >= self.snapshot_size + SNAPSHOT_ENTRIES {

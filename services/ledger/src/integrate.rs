@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use exchequer_event::{
     accept::{Acceptor, Incoming, Outcome},
-    entry::{self, Facets},
+    entry,
     v1::{self, EntryKind, RejectionReason},
 };
 use exchequer_stream::Record;
@@ -18,8 +18,8 @@ use exchequer_stream::Record;
 pub struct Integrated {
     /// The entries in log order, encoded.
     pub entries: Vec<Bytes>,
-    /// What each entry is found by.
-    pub facets: Vec<Facets>,
+    /// How many entries there are of each kind.
+    pub kinds: BTreeMap<EntryKind, u64>,
     /// The agents that have something to be told: the outcome of their last message.
     pub agents: BTreeMap<String, AgentOutcome>,
     /// Why messages were refused, each as often as it happened.
@@ -37,17 +37,6 @@ pub struct AgentOutcome {
     pub refused: Option<RejectionReason>,
 }
 
-impl Integrated {
-    /// How many entries there are of each kind.
-    pub fn kinds(&self) -> BTreeMap<EntryKind, u64> {
-        let mut kinds = BTreeMap::new();
-        for facets in &self.facets {
-            *kinds.entry(facets.kind).or_default() += 1;
-        }
-        kinds
-    }
-}
-
 /// Takes messages into the acceptor's state, in order, and returns what they become.
 pub fn integrate<'a>(acceptor: &mut Acceptor, records: impl IntoIterator<Item = &'a Record>) -> Integrated {
     let mut integrated = Integrated::default();
@@ -57,7 +46,7 @@ pub fn integrate<'a>(acceptor: &mut Acceptor, records: impl IntoIterator<Item = 
         let decided = acceptor.decide(&message);
         for entry in &decided.entries {
             acceptor.evolve(entry);
-            integrated.facets.push(entry::facets(entry));
+            *integrated.kinds.entry(entry::kind(entry)).or_default() += 1;
             // The bounds that the acceptor checks leave room for what an entry adds.
             integrated.entries.push(entry::encode(entry).expect("an accepted record fits into an entry"));
         }

@@ -8,7 +8,7 @@ use exchequer_auth::{Caller, Denied};
 use exchequer_event::{
     entry::{self, Facets},
     name,
-    v1::{self, EntryFilter, EntryKind},
+    v1::{self, EntryFilter, EntryKind, EventKind},
 };
 
 use crate::{
@@ -28,12 +28,11 @@ const BUNDLE: u64 = exchequer_tlog::TILE_WIDTH as u64;
 const PUBLIC_KINDS: [EntryKind; 3] = [EntryKind::BatchSealed, EntryKind::BlockSealed, EntryKind::Control];
 
 /// Whether the caller may see an entry.
-pub(crate) fn check_visible(caller: &Caller, facets: &Facets) -> Result<(), Denied> {
+pub(crate) fn check_visible<S: AsRef<str>>(caller: &Caller, facets: &Facets<S>) -> Result<(), Denied> {
+    let tenant = facets.tenant.as_ref();
     match facets.kind {
         kind if PUBLIC_KINDS.contains(&kind) => Ok(()),
-        EntryKind::Event | EntryKind::DecisionRun if !facets.tenant.is_empty() => {
-            caller.may_read_tenant(&facets.tenant)
-        }
+        EntryKind::Event | EntryKind::DecisionRun if !tenant.is_empty() => caller.may_read_tenant(tenant),
         // Rejections and equivocations quote whatever somebody sent; an event without tenant is the host's own.
         _ => caller.may_read_all(),
     }
@@ -82,6 +81,14 @@ impl Query {
         if filter.kinds.len() > 16 || !filter.kinds.iter().all(is_kind) {
             return bad("filter.kinds", "must be at most 16 known kinds");
         }
+        if !filter.skill.is_empty() && !name::is_skill(&filter.skill) {
+            return bad("filter.skill", "is not a skill's name");
+        }
+        let is_event_kind =
+            |kind: &i32| EventKind::try_from(*kind).is_ok_and(|kind| kind != EventKind::Unspecified);
+        if filter.event_kinds.len() > 16 || !filter.event_kinds.iter().all(is_event_kind) {
+            return bad("filter.event_kinds", "must be at most 16 known kinds");
+        }
         if filter.until_unix_ms > 0 && filter.until_unix_ms <= filter.from_unix_ms {
             return bad("filter.until_unix_ms", "must be after from_unix_ms");
         }
@@ -108,14 +115,16 @@ impl Query {
         Ok(Self { filter, caller })
     }
 
-    fn takes(&self, facets: &Facets) -> bool {
+    fn takes(&self, facets: &Facets<&str>) -> bool {
         let filter = &self.filter;
         let is = |wanted: &str, found: &str| wanted.is_empty() || wanted == found;
-        is(&filter.tenant, &facets.tenant)
-            && is(&filter.execution_id, &facets.execution_id)
-            && is(&filter.agent_id, &facets.agent_id)
+        is(&filter.tenant, facets.tenant)
+            && is(&filter.execution_id, facets.execution_id)
+            && is(&filter.skill, facets.skill)
+            && is(&filter.agent_id, facets.agent_id)
             && (filter.agent_seq == 0 || filter.agent_seq == facets.agent_seq)
             && (filter.kinds.is_empty() || filter.kinds.contains(&facets.kind.into()))
+            && (filter.event_kinds.is_empty() || filter.event_kinds.contains(&facets.event_kind.into()))
             && (filter.from_unix_ms == 0 || facets.time_unix_ms >= filter.from_unix_ms)
             && (filter.until_unix_ms == 0 || (1..filter.until_unix_ms).contains(&facets.time_unix_ms))
             && check_visible(&self.caller, facets).is_ok()
@@ -140,8 +149,7 @@ impl Query {
             examined += STEP.min(indexes.len().max(STEP / 8));
             for index in indexes {
                 let entry = bundle.entry(reader, index, until)?;
-                let Ok(decoded) = entry::decode(&entry) else { continue };
-                if !self.takes(&entry::facets(&decoded)) {
+                if !entry::read_facets(&entry).is_some_and(|facets| self.takes(&facets)) {
                     continue;
                 }
                 if page.entries.len() == limit || (bytes + entry.len() > MAX_PAGE_BYTES && bytes > 0) {
@@ -159,7 +167,7 @@ impl Query {
     /// Indexes that may match, and up to where that is all of them.
     fn candidates(&self, index: Option<&Index>, from: u64, until: u64) -> (Vec<u64>, u64) {
         let indexed = index.and_then(|index| {
-            let end = index.size().ok()?.min(until);
+            let end = index.size().min(until);
             // An index that can't be read is reported where it is written; here the log itself answers.
             if end > from { index.candidates(&self.filter, from, end, STEP).ok() } else { None }
         });
@@ -190,17 +198,30 @@ impl CurrentBundle {
     }
 }
 
-/// Where a list goes on. It names the filter, so that a token of another list is refused.
-pub(crate) fn page_token(next: u64, filter: &EntryFilter) -> String {
-    hex::encode([&next.to_be_bytes()[..], &filter_sum(filter)].concat())
+/// Where a listing goes on, and the tree that all of it is read from. It names the filter, so that a token of another listing is
+/// refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageToken {
+    /// First index that was not considered.
+    pub(crate) next: u64,
+    /// Size of the tree of the first page.
+    pub(crate) tree_size: u64,
 }
 
-/// The index that a token of this filter names.
-pub(crate) fn read_page_token(token: &str, filter: &EntryFilter) -> Option<u64> {
-    let mut bytes = [0; 16];
-    hex::decode_to_slice(token, &mut bytes).ok()?;
-    let (next, sum) = bytes.split_first_chunk::<8>()?;
-    (sum == filter_sum(filter)).then_some(u64::from_be_bytes(*next))
+impl PageToken {
+    pub(crate) fn encode(self, filter: &EntryFilter) -> String {
+        hex::encode([self.next.to_be_bytes(), self.tree_size.to_be_bytes(), filter_sum(filter)].concat())
+    }
+
+    /// What a token of this filter says.
+    pub(crate) fn decode(token: &str, filter: &EntryFilter) -> Option<Self> {
+        let mut bytes = [0; 24];
+        hex::decode_to_slice(token, &mut bytes).ok()?;
+        let (next, rest) = bytes.split_first_chunk::<8>()?;
+        let (tree_size, sum) = rest.split_first_chunk::<8>()?;
+        let token = Self { next: u64::from_be_bytes(*next), tree_size: u64::from_be_bytes(*tree_size) };
+        (sum == filter_sum(filter) && token.next <= token.tree_size).then_some(token)
+    }
 }
 
 fn filter_sum(filter: &EntryFilter) -> [u8; 8] {

@@ -295,7 +295,7 @@ fn recover(
     lock: Arc<File>,
 ) -> Result<Recovered, StartError> {
     let opened = store::open(Arc::new(Disk), data, origin, key, quorum)?;
-    let (snapshots, index) = open_derived(data, &opened.reader)?;
+    let (mut snapshots, index) = open_derived(data, &opened.reader)?;
     let (acceptor, snapshot_size) = snapshots.acceptor(&opened.reader)?;
     let covered =
         opened.checkpoints.published().map_or(0, |signed: &SignedCheckpoint| signed.checkpoint().size());

@@ -232,15 +232,15 @@ impl Standing {
         inner.health.witnesses = Some(cosigning);
     }
 
-    /// Which parts work. A broker that does not sync is shown and recorded, and a witness that
-    /// can be done without is shown; neither makes the ledger unready.
+    /// Which parts work. A broker that does not sync, an index that is behind and a witness that can be done without are shown, but do
+    /// not make the ledger unready.
     pub(crate) fn readiness(&self) -> Readiness {
         let health = self.lock().health.clone();
         let state = |fault: Option<String>| fault.map_or(Ok(()), Err);
         let readiness = Readiness::new()
             .component("ledger.ingest", state(health.ingest))
             .component("ledger.sign", state(health.sign))
-            .component("ledger.index", state(health.index))
+            .degraded("ledger.index", health.index)
             .degraded("ledger.durability", health.durability);
         match health.witnesses {
             None => readiness,

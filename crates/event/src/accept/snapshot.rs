@@ -1,9 +1,14 @@
 //! The acceptor's state as bytes. Derived state: the format is private and may change with any version; what can't be read is rebuilt
 //! from the log. Equal states give equal bytes.
+//!
+//! Most of a state is agents' digests, and they change a little at a time. Whoever keeps the state of many agents keeps the rest
+//! ([`Acceptor::snapshot_without_agents`]) and each agent's window ([`Acceptor::agents`]) by themselves.
+
+use std::collections::VecDeque;
 
 use prost::{Message, bytes::Bytes};
 
-use super::{Acceptor, AgentState, KeyState, PartitionHead};
+use super::{Acceptor, AgentState, COMPARED_EVENTS, KeyState, PartitionHead};
 use crate::{
     control,
     digest::Digest,
@@ -65,25 +70,80 @@ struct Partition {
     stream_seq: u64,
 }
 
+/// What is known of one agent: how far it is, and the digests of its last events.
+#[derive(Clone, Copy, Debug)]
+pub struct AgentWindow<'a> {
+    /// The agent.
+    pub agent_id: &'a str,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Seq of its last event.
+    pub seq: u64,
+    recent: &'a VecDeque<Digest>,
+}
+
+impl AgentWindow<'_> {
+    /// Seq of the first event whose digest is known.
+    pub fn first_seq(&self) -> u64 {
+        self.seq + 1 - self.recent.len() as u64
+    }
+
+    /// The digest of an event within the window.
+    pub fn digest(&self, seq: u64) -> Option<Digest> {
+        let place = usize::try_from(seq.checked_sub(self.first_seq())?).ok()?;
+        self.recent.get(place).copied()
+    }
+}
+
 impl Acceptor {
     /// The state as bytes; equal states give equal bytes.
     pub fn snapshot(&self) -> Vec<u8> {
+        let agents = self.agents.iter().map(|(id, agent)| Agent {
+            id: id.clone(),
+            epoch: agent.epoch,
+            seq: agent.seq,
+            recent: seal::join_digests(&agent.recent.iter().copied().collect::<Vec<_>>()),
+        });
+        Snapshot { agents: agents.collect(), ..self.without_agents() }.encode_to_vec()
+    }
+
+    /// The same, without any agent: what [`Self::restore`] and then [`Self::restore_agent`] for each make whole again.
+    pub fn snapshot_without_agents(&self) -> Vec<u8> {
+        self.without_agents().encode_to_vec()
+    }
+
+    fn without_agents(&self) -> Snapshot {
         Snapshot {
             origin: self.origin.clone(),
             keys: self.keys.iter().map(key).collect(),
-            agents: self
-                .agents
-                .iter()
-                .map(|(id, agent)| Agent {
-                    id: id.clone(),
-                    epoch: agent.epoch,
-                    seq: agent.seq,
-                    recent: seal::join_digests(&agent.recent.iter().copied().collect::<Vec<_>>()),
-                })
-                .collect(),
+            agents: Vec::new(),
             partitions: self.partitions.iter().map(partition).collect(),
         }
-        .encode_to_vec()
+    }
+
+    /// Each agent's window, in order of name. Along one log, an agent's window is another only if its epoch or seq is.
+    pub fn agents(&self) -> impl Iterator<Item = AgentWindow<'_>> {
+        self.agents.iter().map(|(id, agent)| AgentWindow {
+            agent_id: id,
+            epoch: agent.epoch,
+            seq: agent.seq,
+            recent: &agent.recent,
+        })
+    }
+
+    /// Puts an agent's window back: the digests up to that of `seq`.
+    pub fn restore_agent(
+        &mut self,
+        agent_id: &str,
+        epoch: u64,
+        seq: u64,
+        recent: Vec<Digest>,
+    ) -> Result<(), Refusal> {
+        if recent.is_empty() || recent.len() > COMPARED_EVENTS || (recent.len() as u64) > seq {
+            return Err(seal::malformed(format!("snapshot: {} digests up to seq {seq}", recent.len())));
+        }
+        self.agents.insert(agent_id.to_owned(), AgentState { epoch, seq, recent: recent.into() });
+        Ok(())
     }
 
     /// The state from a snapshot's bytes.
