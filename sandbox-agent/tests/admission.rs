@@ -59,6 +59,8 @@ async fn an_execution_is_recorded_before_it_is_answered_and_says_what_it_used() 
     assert!(usage.wall_us > 0 && usage.peak_memory_bytes > 0);
 
     let events = rig.recorded();
+    let of_execution = |event: &&v1::Event| !event.execution_id.is_empty();
+    assert!(events.iter().filter(of_execution).all(|event| event.skill == "sum-up"), "{events:?}");
     let place = |head: &Option<v1::AgentHead>| usize::try_from(head.as_ref().unwrap().seq).unwrap() - 1;
     let Some(Kind::ExecutionAdmitted(recorded)) = &events[place(&admitted.position)].kind else { panic!() };
     assert_eq!(Some(recorded), admitted.record.as_ref());

@@ -85,9 +85,8 @@ pub fn is_tenant(name: &str) -> bool {
 
 /// Whether this can name a skill: `^[a-z0-9][a-z0-9._-]{0,62}$`.
 pub fn is_skill(name: &str) -> bool {
-    let inner = |byte: u8| {
-        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
-    };
+    let inner =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
     let bytes = name.as_bytes();
     (1..=63).contains(&bytes.len())
         && bytes.iter().all(|byte| inner(*byte))

@@ -32,7 +32,15 @@ impl SimAgent {
     pub fn new(id: impl Into<String>) -> Self {
         let id = id.into();
         let key = SigningKey::from_bytes(&Purpose::Input.digest(id.as_bytes()).0);
-        Self { id, key, epoch: 1, time_unix_ms: FIRST_TIME_UNIX_MS, executions: 0, skill: String::new(), events: Vec::new() }
+        Self {
+            id,
+            key,
+            epoch: 1,
+            time_unix_ms: FIRST_TIME_UNIX_MS,
+            executions: 0,
+            skill: String::new(),
+            events: Vec::new(),
+        }
     }
 
     /// Its id.

@@ -153,12 +153,7 @@ enum Asked {
     Entries(BundleId),
 }
 
-async fn tile(
-    State(files): State<Files>,
-    uri: Uri,
-    headers: HeaderMap,
-    extensions: Extensions,
-) -> Response {
+async fn tile(State(files): State<Files>, uri: Uri, headers: HeaderMap, extensions: Extensions) -> Response {
     // As it was sent: a path that needs decoding is not canonical.
     let path = uri.path().trim_start_matches('/').to_owned();
     let size = files.standing.published.borrow().size;

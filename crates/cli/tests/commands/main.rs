@@ -97,7 +97,7 @@ fn a_caller_may_do_what_its_token_says_and_nothing_else() {
 fn the_log_can_be_read_followed_and_proved() {
     let up = Up::start();
     up.run("budget set", &["--scope", "acme", "invocations=9"]).ok();
-    up.run("run", &["--tenant", "acme", "--", "echo", "--password=hunter2"]).ok();
+    up.run("run", &["--tenant", "acme", "--skill", "sum-up", "--", "echo", "--password=hunter2"]).ok();
     let entries = until("the outcome in the log", || {
         let entries =
             up.run("log show", &["--tenant", "acme", "--kind", "event", "--format", "json"]).json_lines();
@@ -109,9 +109,15 @@ fn the_log_can_be_read_followed_and_proved() {
     assert!(!entries[0].to_string().contains("hunter2"));
 
     let text = up.run("log show", &["--execution", execution]).ok();
-    for part in ["tenant=acme", execution, "agent=local/", "/usr/bin/echo", "exited 0"] {
+    for part in ["tenant=acme", execution, "skill=sum-up", "agent=local/", "/usr/bin/echo", "exited 0"] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
+    let finished = ["--event-kind", "execution-finished", "--event-kind", "execution-denied"];
+    let found = up.run("log show", &[&["--skill", "sum-up"], &finished[..]].concat()).ok();
+    assert!(found.lines().count() == 1 && found.contains("exited 0"), "{found}");
+    assert_eq!(up.run("log show", &["--skill", "another"]).ok(), "");
+    up.run("log show", &["--skill", "A skill"]).fails(1, &["INVALID_ARGUMENT", "filter.skill"]);
+    up.run("log show", &["--event-kind", "party"]).fails(2, &["execution-finished"]);
     let index = entries[1]["index"].to_string();
     assert!(up.run("log show", &["--index", &index]).ok().contains("exited 0"));
     assert_eq!(up.run("log tail", &["--from", "0", "--count", "3"]).ok().lines().count(), 3);

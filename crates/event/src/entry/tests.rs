@@ -126,10 +126,7 @@ fn every_kind_of_entry_is_found_by_what_it_says() {
             Facets { tenant: "acme".into(), ..with(EntryKind::DecisionRun) },
         ),
         (
-            Kind::Control(v1::SignedControl {
-                record: record.encode_to_vec().into(),
-                ..Default::default()
-            }),
+            Kind::Control(v1::SignedControl { record: record.encode_to_vec().into(), ..Default::default() }),
             Facets { time_unix_ms: 99, ..with(EntryKind::Control) },
         ),
         (

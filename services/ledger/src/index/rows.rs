@@ -152,8 +152,7 @@ impl Rows {
         ) else {
             return nothing;
         };
-        let execution =
-            (!filter.execution_id.is_empty()).then(|| execution_number(&filter.execution_id));
+        let execution = (!filter.execution_id.is_empty()).then(|| execution_number(&filter.execution_id));
         let is = |wanted: u32, found: u32| wanted == 0 || wanted == found;
         let takes = |row: &Row| {
             is(tenant, row.tenant)
@@ -226,7 +225,10 @@ impl Keys {
 
     fn numbers(&mut self, tag: u8, postings: Vec<Ranges>) {
         for (number, ranges) in postings.iter().enumerate().filter(|(_, ranges)| !ranges.is_empty()) {
-            self.insert(&key::number(tag, u8::try_from(number).unwrap_or_default()), ranges.encode(self.first));
+            self.insert(
+                &key::number(tag, u8::try_from(number).unwrap_or_default()),
+                ranges.encode(self.first),
+            );
         }
     }
 

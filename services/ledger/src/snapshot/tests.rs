@@ -172,7 +172,8 @@ fn a_snapshot_that_is_torn_damaged_or_of_another_log_is_not_used() {
     let mut other = World::new(2);
     other.agents[0] = SimAgent::new("a0").with_skill("another");
     other.batch(0, 100);
-    other.batch(1, 252);
+    other.batch(1, 250);
+    other.batch(0, 2);
     assert_eq!(other.size(), world.size());
     assert_eq!(other.reopened(&world.db).1, 0);
 }

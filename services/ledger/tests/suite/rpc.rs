@@ -3,7 +3,7 @@
 use exchequer_auth::Role;
 use exchequer_event::{
     entry::facets,
-    v1::{self, EntryFilter, EntryKind, KeyRole},
+    v1::{self, EntryFilter, EntryKind, EventKind, KeyRole},
 };
 use exchequer_stream::Message;
 use exchequer_testkit::{FIRST_TIME_UNIX_MS, SimAgent, eventually};
@@ -12,7 +12,7 @@ use prost::{Message as _, bytes::Bytes};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use super::support::{Client, PATIENCE, World, naive_root};
+use super::support::{Client, PATIENCE, World, naive_root, start};
 
 type Who = (&'static str, Option<&'static str>, &'static [Role]);
 const ACME: Who = ("ann", Some("acme"), &[Role::User]);
@@ -22,7 +22,7 @@ const AGENT: Who = ("a1", None, &[Role::Agent]);
 
 /// Two agents, two tenants, a rejection and an equivocation.
 async fn world() -> (World, SimAgent) {
-    let (mut agent, mut second) = (SimAgent::new("a1"), SimAgent::new("a2"));
+    let (mut agent, mut second) = (SimAgent::new("a1"), SimAgent::new("a2").with_skill("sum-up"));
     let world = World::new(&[&agent, &second]).await;
     let mut twin = agent.clone();
     world.take(&mut agent, "acme", 3).await;
@@ -60,7 +60,7 @@ fn decoded(entry: &v1::LogEntry) -> v1::Entry {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_filter_finds_exactly_what_a_scan_finds_in_pages_of_any_size() {
-    let (world, mut agent) = world().await;
+    let (world, _) = world().await;
     let log = world.log();
     let execution_id = match &log.kinds()[4] {
         v1::entry::Kind::Event(bytes) => exchequer_event::seal::decode_event(bytes).unwrap().execution_id,
@@ -84,6 +84,13 @@ async fn every_filter_finds_exactly_what_a_scan_finds_in_pages_of_any_size() {
             ..EntryFilter::default()
         },
         EntryFilter { from_unix_ms: FIRST_TIME_UNIX_MS + 300, ..EntryFilter::default() },
+        EntryFilter { skill: "sum-up".into(), ..EntryFilter::default() },
+        EntryFilter { skill: "sum-up".into(), agent_id: "a1".into(), ..EntryFilter::default() },
+        EntryFilter {
+            event_kinds: vec![EventKind::ExecutionDenied.into(), EventKind::ExecutionFinished.into()],
+            tenant: "acme".into(),
+            ..EntryFilter::default()
+        },
         EntryFilter {
             until_unix_ms: FIRST_TIME_UNIX_MS + 2,
             tenant: "acme".into(),
@@ -99,6 +106,9 @@ async fn every_filter_finds_exactly_what_a_scan_finds_in_pages_of_any_size() {
                 (filter.tenant.is_empty() || filter.tenant == found.tenant)
                     && (filter.execution_id.is_empty() || filter.execution_id == found.execution_id)
                     && (filter.agent_id.is_empty() || filter.agent_id == found.agent_id)
+                    && (filter.skill.is_empty() || filter.skill == found.skill)
+                    && (filter.event_kinds.is_empty()
+                        || filter.event_kinds().any(|kind| kind == found.event_kind))
                     && (filter.agent_seq == 0 || filter.agent_seq == found.agent_seq)
                     && (filter.kinds.is_empty() || filter.kinds().any(|kind| kind == found.kind))
                     && (filter.from_unix_ms == 0 || found.time_unix_ms >= filter.from_unix_ms)
@@ -113,19 +123,85 @@ async fn every_filter_finds_exactly_what_a_scan_finds_in_pages_of_any_size() {
             assert_eq!(indexes, expected, "{filter:?} in pages of {page_size}");
         }
     }
-    // A page token stays where it is while the log grows.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_is_of_one_tree_however_the_log_grows_between_its_pages() {
+    let (world, mut agent) = world().await;
     let mut client = world.client();
-    let filter = Some(EntryFilter { tenant: "acme".into(), ..EntryFilter::default() });
-    let first = v1::ListEntriesRequest { filter: filter.clone(), page_size: 4, page_token: String::new() };
-    let first = client.list_entries(world.request(AUDITOR, first)).await.unwrap().into_inner();
-    world.take(&mut agent, "acme", 2).await;
-    let rest = v1::ListEntriesRequest { filter, page_size: 1000, page_token: first.next_page_token.clone() };
-    let rest = client.list_entries(world.request(AUDITOR, rest)).await.unwrap().into_inner();
-    assert_eq!((first.entries.len(), rest.entries.len()), (4, 10));
-    let other =
-        v1::ListEntriesRequest { page_token: first.next_page_token, ..v1::ListEntriesRequest::default() };
-    let refused = client.list_entries(world.request(AUDITOR, other)).await.unwrap_err();
-    assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "page_token");
+    let filter = EntryFilter { tenant: "acme".into(), ..EntryFilter::default() };
+    let expected: Vec<_> = list(&world, AUDITOR, filter.clone(), 0).await.unwrap();
+    let tree_size = world.log().entries.len() as u64;
+    let (mut found, mut tokens, mut page_token) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size: 3, page_token };
+        let page = client.list_entries(world.request(AUDITOR, request)).await.unwrap().into_inner();
+        assert_eq!(page.tree_size, tree_size);
+        found.extend(page.entries);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+        tokens.push(page_token.clone());
+        world.take(&mut agent, "acme", 2).await;
+    }
+    assert_eq!(found, expected);
+    let all = list(&world, AUDITOR, filter.clone(), 7).await.unwrap();
+    assert!(
+        tokens.len() > 2
+            && all.len() == expected.len() + 4 * tokens.len()
+            && all[..expected.len()] == expected
+    );
+
+    // A token of another filter, one that is damaged, one that goes on beyond its tree, and one of a tree that is not signed yet.
+    let sum = &tokens[0][32..];
+    let forged = |next: u64, size: u64| format!("{next:016x}{size:016x}{sum}");
+    let ask = async |filter: &EntryFilter, page_token: String| {
+        let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size: 3, page_token };
+        client.clone().list_entries(world.request(AUDITOR, request)).await
+    };
+    ask(&filter, forged(0, tree_size)).await.unwrap();
+    for (filter, token, code) in [
+        (&EntryFilter::default(), tokens[0].clone(), Code::InvalidArgument),
+        (&filter, tokens[0][..40].to_owned(), Code::InvalidArgument),
+        (&filter, "x".repeat(48), Code::InvalidArgument),
+        (&filter, forged(9, 8), Code::InvalidArgument),
+        (&filter, forged(9, 1_000_000), Code::OutOfRange),
+    ] {
+        let refused = ask(filter, token).await.unwrap_err();
+        assert_eq!(refused.code(), code);
+        assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "page_token");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_was_cut_goes_on_without_loss_or_repetition_across_a_restart() {
+    let (mut world, mut agent) = world().await;
+    let filter = EntryFilter { tenant: "acme".into(), ..EntryFilter::default() };
+    let mut seen: Vec<v1::LogEntry> = Vec::new();
+    for round in 0..4 {
+        // What came while nobody listened, and what comes live.
+        world.take(&mut agent, "acme", 3).await;
+        let from_index = seen.last().map_or(0, |last| last.index + 1);
+        let request = v1::TailEntriesRequest { filter: Some(filter.clone()), from_index };
+        let mut tail = world.client().tail_entries(world.request(ACME, request)).await.unwrap().into_inner();
+        let there = list(&world, ACME, filter.clone(), 0).await.unwrap().len();
+        world.stream.append(Message::new(agent.subject(), agent.batch("acme", 2))).await.unwrap();
+        // Cut in the middle of what is there, or among what comes live.
+        let cut = if round % 2 == 0 { there - 2 } else { there + 1 };
+        while seen.len() < cut {
+            seen.push(tail.message().await.unwrap().unwrap().entry.unwrap());
+        }
+        drop(tail);
+        if round == 1 {
+            world.service.stop().await;
+            world.service = start(&world.options, &world.stream).await;
+        }
+        let settled = async || list(&world, ACME, filter.clone(), 0).await.unwrap().len() == there + 4;
+        eventually(PATIENCE, settled).await;
+    }
+    let all = list(&world, ACME, filter.clone(), 0).await.unwrap();
+    assert_eq!(seen, all[..seen.len()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -381,6 +457,9 @@ async fn malformed_filters_are_refused_with_the_field() {
         ("filter.agent_id", EntryFilter { agent_id: "A".into(), ..EntryFilter::default() }),
         ("filter.agent_seq", EntryFilter { agent_seq: 1, ..EntryFilter::default() }),
         ("filter.kinds", EntryFilter { kinds: vec![99], ..EntryFilter::default() }),
+        ("filter.skill", EntryFilter { skill: "Sum up".into(), ..EntryFilter::default() }),
+        ("filter.event_kinds", EntryFilter { event_kinds: vec![1], ..EntryFilter::default() }),
+        ("filter.event_kinds", EntryFilter { event_kinds: vec![0], ..EntryFilter::default() }),
         ("filter.until_unix_ms", EntryFilter { from_unix_ms: 5, until_unix_ms: 5, ..EntryFilter::default() }),
     ] {
         let request =
