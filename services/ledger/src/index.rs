@@ -19,10 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use exchequer_event::{
-    entry::{Facets, read_facets},
-    v1,
-};
+use exchequer_event::{entry::read_facets, v1};
 use prost::Message as _;
 
 use crate::store::{LogReader, StoreError};
@@ -121,7 +118,7 @@ impl Index {
             (now, rest) = rest.split_at(rows.room().min(rest.len()));
             for entry in now {
                 // What is no entry is found by its index alone.
-                rows.push(&read_facets(entry).unwrap_or_else(Facets::default));
+                rows.push(&read_facets(entry).unwrap_or_default());
             }
             let is_complete = rows.room() == 0;
             drop(rows);

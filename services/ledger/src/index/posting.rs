@@ -293,7 +293,9 @@ mod tests {
                 entries.push((index, if is_event { seq } else { 0 }));
             }
             let mut runs = AgentRuns::default();
-            entries.iter().for_each(|(index, seq)| runs.push(*index, *seq));
+            for (index, seq) in &entries {
+                runs.push(*index, *seq);
+            }
             let bytes = runs.encode(100);
             let all: BTreeSet<_> = entries.iter().map(|(index, _)| *index).collect();
             prop_assert_eq!(AgentRuns::find(&bytes, 100, 0), ranges(&all));

@@ -26,7 +26,7 @@ const MAX_UNIT: usize = 512;
 #[derive(Debug, Default)]
 struct Names {
     ids: HashMap<Arc<str>, u32>,
-    names: Vec<Arc<str>>,
+    list: Vec<Arc<str>>,
     last: u32,
 }
 
@@ -41,8 +41,8 @@ impl Names {
         }
         self.last = self.ids.get(name).copied().unwrap_or_else(|| {
             let name: Arc<str> = name.into();
-            self.names.push(name.clone());
-            let id = u32::try_from(self.names.len()).unwrap_or_default();
+            self.list.push(name.clone());
+            let id = u32::try_from(self.list.len()).unwrap_or_default();
             self.ids.insert(name, id);
             id
         });
@@ -51,7 +51,7 @@ impl Names {
 
     fn name(&self, id: u32) -> Option<&str> {
         let place = usize::try_from(id).ok()?.checked_sub(1)?;
-        self.names.get(place).map(|name| &**name)
+        self.list.get(place).map(|name| &**name)
     }
 
     /// The number of a filter's name: `None` for a name that no row has, 0 for none asked for.
@@ -77,7 +77,7 @@ struct Row {
 #[derive(Debug)]
 pub(super) struct Rows {
     first: u64,
-    rows: Vec<Row>,
+    all: Vec<Row>,
     tenants: Names,
     agents: Names,
     skills: Names,
@@ -108,7 +108,7 @@ impl Rows {
     pub(super) fn new(first: u64) -> Self {
         Self {
             first,
-            rows: Vec::new(),
+            all: Vec::new(),
             tenants: Names::default(),
             agents: Names::default(),
             skills: Names::default(),
@@ -120,7 +120,7 @@ impl Rows {
     }
 
     pub(super) fn end(&self) -> u64 {
-        self.first + self.rows.len() as u64
+        self.first + self.all.len() as u64
     }
 
     /// Rows that are missing until the block is complete.
@@ -129,7 +129,7 @@ impl Rows {
     }
 
     pub(super) fn push(&mut self, facets: &Facets<&str>) {
-        self.rows.push(Row {
+        self.all.push(Row {
             kind: facets.kind,
             event_kind: facets.event_kind,
             tenant: self.tenants.id(facets.tenant),
@@ -166,7 +166,7 @@ impl Rows {
                 && (filter.until_unix_ms == 0 || row.time_unix_ms < filter.until_unix_ms)
         };
         let place = |index: u64| usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        let rows = self.rows.get(place(from)..place(end)).unwrap_or_default();
+        let rows = self.all.get(place(from)..place(end)).unwrap_or_default();
         let matching = (from..).zip(rows).filter(|(_, row)| takes(row)).map(|(index, _)| index);
         let indexes: Vec<_> = matching.take(limit).collect();
         let next = if indexes.len() < limit { end } else { indexes.last().map_or(end, |last| last + 1) };
@@ -176,7 +176,7 @@ impl Rows {
     /// The keys and values of the block.
     pub(super) fn keys(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut keys = Keys { first: self.first, pairs: Vec::new() };
-        let times = || self.rows.iter().map(|row| row.time_unix_ms).filter(|time| *time > 0);
+        let times = || self.all.iter().map(|row| row.time_unix_ms).filter(|time| *time > 0);
         let mut block = Vec::new();
         push_varint(&mut block, times().min().unwrap_or(u64::MAX));
         push_varint(&mut block, times().max().unwrap_or(0));
@@ -187,19 +187,19 @@ impl Rows {
         let encode = |ranges: &Ranges| ranges.encode(self.first);
         keys.names(b't', &self.tenants, &self.ranges(|row| place(row.tenant)), encode);
         keys.names(b's', &self.skills, &self.ranges(|row| place(row.skill)), encode);
-        let mut agents = vec![AgentRuns::default(); self.agents.names.len() + 1];
-        for (index, row) in (self.first..).zip(&self.rows) {
+        let mut agents = vec![AgentRuns::default(); self.agents.list.len() + 1];
+        for (index, row) in (self.first..).zip(&self.all) {
             agents[place(row.agent)].push(index, row.seq);
         }
         keys.names(b'a', &self.agents, &agents, |runs| runs.encode(self.first));
-        keys.executions(self.rows.iter().map(|row| row.execution));
+        keys.executions(self.all.iter().map(|row| row.execution));
         keys.pairs
     }
 
     /// The rows of each number, except 0, as ranges.
     fn ranges(&self, number: impl Fn(&Row) -> usize) -> Vec<Ranges> {
         let mut all: Vec<Ranges> = Vec::new();
-        for (index, row) in (self.first..).zip(&self.rows) {
+        for (index, row) in (self.first..).zip(&self.all) {
             let number = number(row);
             if number >= all.len() {
                 all.resize(number + 1, Ranges::default());
@@ -234,7 +234,7 @@ impl Keys {
 
     /// A key for each name, or, if they are many, a few keys that share them.
     fn names<T>(&mut self, tag: u8, names: &Names, postings: &[T], encode: impl Fn(&T) -> Vec<u8>) {
-        let mut named: Vec<_> = names.names.iter().zip(postings.iter().skip(1)).collect();
+        let mut named: Vec<_> = names.list.iter().zip(postings.iter().skip(1)).collect();
         named.sort_unstable_by_key(|(name, _)| *name);
         if named.len() <= MAX_NAMED {
             for (name, posting) in named {
@@ -264,7 +264,9 @@ impl Keys {
         let mut found: Vec<Found> = (0..).zip(named).filter_map(offset_of).collect();
         found.sort_unstable();
         if found.chunk_by(|a, b| a.0 == b.0).count() > MAX_NAMED {
-            found.iter_mut().for_each(|(unit, ..)| *unit = 0);
+            for (unit, ..) in &mut found {
+                *unit = 0;
+            }
             found.sort_unstable();
             self.shared(executions_by_share(&found), key::shared_executions);
             return;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use exchequer_event::{
     digest::Digest,
-    entry::{encode, facets},
+    entry::{Facets, encode, facets},
     v1::{EntryFilter, EntryKind, EventKind, entry::Kind, event::Kind as Happened},
 };
 use tokio_util::sync::CancellationToken;
@@ -80,7 +80,7 @@ impl Iterator for Source {
                 let seal = v1::BatchSeal { agent_id: format!("agent-{agent}"), ..v1::BatchSeal::default() };
                 Kind::BatchSealed(v1::BatchSealed { seal: seal.encode_to_vec().into(), ..Default::default() })
             }
-            5 if index % 3 == 0 => {
+            5 if index.is_multiple_of(3) => {
                 let subject = format!("events.agent-{agent}");
                 Kind::Rejection(v1::Rejection { subject, ..v1::Rejection::default() })
             }

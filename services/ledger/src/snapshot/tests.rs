@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// What sled holds.
+type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A log that grows by batches, with the state that its acceptor holds.
 struct World {
     opened: Opened,
@@ -80,7 +83,7 @@ impl World {
         (snapshots, covered)
     }
 
-    fn pairs(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    fn pairs(&self) -> Pairs {
         let tree = self.db.open_tree("acceptor").unwrap();
         tree.iter().map(|pair| pair.unwrap()).map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
     }
@@ -145,7 +148,7 @@ fn a_snapshot_that_is_torn_damaged_or_of_another_log_is_not_used() {
     world.batch(0, 2);
     world.save(&mut snapshots);
     let whole = world.pairs();
-    let check = |change: &dyn Fn(&mut BTreeMap<Vec<u8>, Vec<u8>>), is_used: bool| {
+    let check = |change: &dyn Fn(&mut Pairs), is_used: bool| {
         let mut pairs = whole.clone();
         change(&mut pairs);
         let db = sled::Config::new().temporary(true).open().unwrap();
