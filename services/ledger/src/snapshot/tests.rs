@@ -67,6 +67,14 @@ impl World {
         self.take(self.agents[agent].subject(), batch);
     }
 
+    fn event(&mut self, agent: usize) {
+        let kind = v1::event::Kind::AgentStopped(v1::AgentStopped::default());
+        self.agents[agent].record("", "", kind);
+        let seq = self.agents[agent].seq();
+        let batch = self.agents[agent].seal(seq, seq).encode_to_vec();
+        self.take(self.agents[agent].subject(), batch.into());
+    }
+
     fn size(&self) -> u64 {
         self.opened.writer.position().size
     }
@@ -109,6 +117,12 @@ fn whenever_it_was_saved_the_state_is_the_one_that_the_log_leads_to() {
         let covered;
         (snapshots, covered) = world.reopened(&world.db);
         assert_eq!(covered, saved_at, "round {round}");
+    }
+    // Event by event over the end of a chunk.
+    for _ in 0..CHUNK + 2 {
+        world.event(0);
+        world.save(&mut snapshots);
+        assert_eq!(world.reopened(&world.db).1, world.size());
     }
     // No more chunks than the windows span.
     let most = 3 * (exchequer_event::accept::COMPARED_EVENTS / 64 + 1);

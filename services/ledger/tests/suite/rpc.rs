@@ -190,7 +190,8 @@ async fn a_tail_that_was_cut_goes_on_without_loss_or_repetition_across_a_restart
         // Cut in the middle of what is there, or among what comes live.
         let cut = if round % 2 == 0 { there - 2 } else { there + 1 };
         while seen.len() < cut {
-            seen.push(tail.message().await.unwrap().unwrap().entry.unwrap());
+            let next = tokio::time::timeout(PATIENCE, tail.message()).await.expect("an entry in time");
+            seen.push(next.unwrap().unwrap().entry.unwrap());
         }
         drop(tail);
         if round == 1 {
