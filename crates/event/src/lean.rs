@@ -21,7 +21,7 @@ pub(crate) struct Event<'a> {
 /// Reads an event that [`decode_event`](crate::seal::decode_event) accepts.
 pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
     let mut event = Event { agent_id: &[], epoch: 0, seq: 0, prev_hash: &[] };
-    let (mut tenant, mut execution_id, mut has_kind): (&[u8], &[u8], _) = (&[], &[], false);
+    let (mut tenant, mut execution_id, mut skill, mut has_kind): (&[u8], &[u8], &[u8], _) = (&[], &[], &[], false);
     walk(&shape::EVENT, bytes, |number, value| match (number, value) {
         (1, Value::Bytes(bytes)) => event.agent_id = bytes,
         (2, Value::Number(number)) => event.epoch = number,
@@ -29,6 +29,7 @@ pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
         (4, Value::Bytes(bytes)) => event.prev_hash = bytes,
         (6, Value::Bytes(bytes)) => tenant = bytes,
         (7, Value::Bytes(bytes)) => execution_id = bytes,
+        (8, Value::Bytes(bytes)) => skill = bytes,
         (16.., _) => has_kind = true,
         _ => {}
     })?;
@@ -36,7 +37,11 @@ pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
         let text = std::str::from_utf8(bytes).ok()?;
         Some(text.is_empty() || is_name(text))
     };
-    (has_kind && named(tenant, name::is_tenant)? && named(execution_id, name::is_uuid)?).then_some(event)
+    let is_sound = has_kind
+        && named(tenant, name::is_tenant)?
+        && named(execution_id, name::is_uuid)?
+        && named(skill, name::is_skill)?;
+    is_sound.then_some(event)
 }
 
 /// Whether this is a decision run that [`decode_run`](crate::seal::decode_run) accepts. False says nothing.

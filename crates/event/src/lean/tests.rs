@@ -54,6 +54,7 @@ fn events() -> Vec<v1::Event> {
         time_unix_ms: 1 << 41,
         tenant: if seq % 2 == 0 { "acme".into() } else { String::new() },
         execution_id: if seq % 2 == 0 { UUID.into() } else { String::new() },
+        skill: if seq % 2 == 0 { "python.sum".into() } else { String::new() },
         kind: Some(kind),
     };
     (300..).zip(kinds).map(event).collect()
