@@ -26,7 +26,7 @@ use crate::{
     control::{self, OpenControl},
     digest::{Digest, Purpose},
     name::{self, MAX_DETAIL_BYTES, MAX_SUBJECT_BYTES, Subject},
-    seal::{self, OpenBatch, OpenBlock, Refusal},
+    seal::{self, ExaminedBatch, OpenBatch, OpenBlock, Refusal},
     v1::{self, KeyRole, RejectionReason, control_record::Kind as ControlKind, entry::Kind},
 };
 
@@ -42,6 +42,29 @@ pub struct Incoming<'a> {
     pub subject: &'a str,
     /// Its payload.
     pub payload: Bytes,
+}
+
+/// What of a message does not depend on the messages before it: the costly part, which many can be given at the same time.
+#[derive(Clone, Debug, Default)]
+pub struct Examined {
+    /// Of a message that came as a batch.
+    batch: Option<Result<ExaminedBatch, Refusal>>,
+}
+
+impl Examined {
+    /// Examines a message. The keys may be those of an earlier state: what turns out to be of another key is examined again.
+    pub fn new(message: &Incoming<'_>, likely: &[KeyState]) -> Self {
+        let Some(Subject::Events(agent_id)) = Subject::parse(message.subject) else {
+            return Self::default();
+        };
+        let keys = valid_keys(likely, KeyRole::Agent, agent_id);
+        Self { batch: Some(seal::examine_batch(agent_id, &message.payload, &keys)) }
+    }
+
+    /// The events of a batch that a likely key signed and whose content holds.
+    pub fn events(&self) -> &[Bytes] {
+        self.batch.iter().flatten().next().map_or(&[], ExaminedBatch::events)
+    }
 }
 
 /// What became of a message.
@@ -166,9 +189,7 @@ impl Acceptor {
     }
 
     fn valid_keys(&self, role: KeyRole, holder: &str) -> Vec<VerifyingKey> {
-        let valid =
-            |key: &&KeyState| key.role == role && !key.revoked && (holder.is_empty() || key.holder == holder);
-        self.keys.iter().filter(valid).map(|key| key.key).collect()
+        valid_keys(&self.keys, role, holder)
     }
 
     /// How far an agent's events are.
@@ -193,6 +214,11 @@ impl Acceptor {
 
     /// What a message becomes. The state changes only when the entries are given to [`evolve`](Self::evolve), all of them in order.
     pub fn decide(&self, message: &Incoming<'_>) -> Decided {
+        self.decide_examined(message, Examined::new(message, &self.keys))
+    }
+
+    /// [`decide`](Self::decide) for a message that was examined before. The result is the same, whatever keys it was examined with.
+    pub fn decide_examined(&self, message: &Incoming<'_>, examined: Examined) -> Decided {
         let subject = Subject::parse(message.subject);
         let decided = match subject {
             None => Err(Refusal::new(RejectionReason::UnknownSubject, "").into()),
@@ -200,7 +226,10 @@ impl Acceptor {
             Some(_) if self.origin.is_empty() => {
                 Err(Refusal::new(RejectionReason::Genesis, "the log has no genesis yet").into())
             }
-            Some(Subject::Events(agent_id)) => self.decide_batch(agent_id, &message.payload),
+            Some(Subject::Events(agent_id)) => {
+                let examine = || seal::examine_batch(agent_id, &message.payload, &[]);
+                self.decide_batch(agent_id, examined.batch.unwrap_or_else(examine))
+            }
             Some(Subject::Budget(partition)) => self.decide_block(partition, message),
         };
         let (kinds, outcome, runs) = decided.unwrap_or_else(|refused: Refused| {
@@ -223,8 +252,12 @@ impl Acceptor {
         Decided { entries: kinds.into_iter().map(entry).collect(), outcome, runs }
     }
 
-    fn decide_batch(&self, agent_id: &str, payload: &Bytes) -> Result<Kinds, Refused> {
-        let batch = seal::open_batch(agent_id, payload, &self.valid_keys(KeyRole::Agent, agent_id))?;
+    fn decide_batch(
+        &self,
+        agent_id: &str,
+        examined: Result<ExaminedBatch, Refusal>,
+    ) -> Result<Kinds, Refused> {
+        let batch = examined?.admit(&self.valid_keys(KeyRole::Agent, agent_id))?;
         match self.place(&batch) {
             Place::Follows { skipped, previous_epoch } if skipped == batch.digests.len() => {
                 debug_assert!(previous_epoch.is_none());
@@ -469,6 +502,12 @@ impl Acceptor {
             None => self.keys.push(KeyState { role, holder: holder.to_owned(), key, revoked: false }),
         }
     }
+}
+
+fn valid_keys(keys: &[KeyState], role: KeyRole, holder: &str) -> Vec<VerifyingKey> {
+    let valid =
+        |key: &&KeyState| key.role == role && !key.revoked && (holder.is_empty() || key.holder == holder);
+    keys.iter().filter(valid).map(|key| key.key).collect()
 }
 
 type Kinds = (Vec<Kind>, Outcome, Vec<v1::DecisionRun>);

@@ -10,10 +10,10 @@ mod examine;
 use crate::{
     accept::Acceptor,
     digest::{Digest, Purpose},
-    seal::{self, Refusal, malformed, mismatch},
+    seal::{self, EventPlace, Refusal, malformed, mismatch},
     v1::{self, KeyRole, RejectionReason, entry::Kind},
 };
-use examine::{CheckedBlock, EventPlace, Shown, sealed_digests};
+use examine::{CheckedBlock, Shown, sealed_digests};
 use prost::Message;
 
 pub use examine::{CheckedBatch, Examined, check_sealed_batch, check_sealed_block, examine, examine_bytes};

@@ -21,7 +21,8 @@ pub(crate) struct Event<'a> {
 /// Reads an event that [`decode_event`](crate::seal::decode_event) accepts.
 pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
     let mut event = Event { agent_id: &[], epoch: 0, seq: 0, prev_hash: &[] };
-    let (mut tenant, mut execution_id, mut skill, mut has_kind): (&[u8], &[u8], &[u8], _) = (&[], &[], &[], false);
+    let (mut tenant, mut execution_id, mut skill, mut has_kind): (&[u8], &[u8], &[u8], _) =
+        (&[], &[], &[], false);
     walk(&shape::EVENT, bytes, |number, value| match (number, value) {
         (1, Value::Bytes(bytes)) => event.agent_id = bytes,
         (2, Value::Number(number)) => event.epoch = number,

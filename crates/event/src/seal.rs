@@ -9,6 +9,7 @@ use prost::{Message, bytes::Bytes};
 
 use crate::{
     digest::{DIGEST_LEN, Digest, Purpose},
+    lean,
     name::{
         self, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BLOCK_BYTES, MAX_BLOCK_ITEMS, MAX_EVENT_BYTES,
         MAX_ITEM_BYTES, MAX_SEAL_BYTES,
@@ -76,13 +77,26 @@ pub fn seal_batch(
     events: Vec<Bytes>,
 ) -> v1::SignedBatch {
     let digests: Vec<_> = events.iter().map(|event| event_digest(event)).collect();
+    seal_digested(key, agent_id, epoch, first_seq, prev_hash, events, &digests)
+}
+
+/// As [`seal_batch`], for an author who has the events' digests from chaining them.
+pub fn seal_digested(
+    key: &SigningKey,
+    agent_id: &str,
+    epoch: u64,
+    first_seq: u64,
+    prev_hash: Digest,
+    events: Vec<Bytes>,
+    digests: &[Digest],
+) -> v1::SignedBatch {
     let seal: Bytes = v1::BatchSeal {
         agent_id: agent_id.to_owned(),
         epoch,
         first_seq,
         count: u32::try_from(events.len()).unwrap_or(u32::MAX),
         prev_hash: prev_hash.into(),
-        root: tree::root(&digests).into(),
+        root: tree::root(digests).into(),
     }
     .encode_to_vec()
     .into();
@@ -114,6 +128,29 @@ impl OpenBatch {
 
 /// Opens a batch that came as `events.<agent_id>`: bounds, decoding, identity, signature by one of the keys, root, numbering, chain.
 pub fn open_batch(agent_id: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Result<OpenBatch, Refusal> {
+    examine_batch(agent_id, payload, keys)?.admit(keys)
+}
+
+/// All about a batch that does not depend on what was accepted before it, so that many batches can be examined at the same time.
+#[derive(Clone, Debug)]
+pub struct ExaminedBatch {
+    seal: v1::BatchSeal,
+    signed: v1::SignedBatch,
+    prev_hash: Digest,
+    root: Digest,
+    digest: Digest,
+    /// The likely key that made the signature.
+    signer: Option<VerifyingKey>,
+    /// Digests of the events, whose content is examined only if there is one.
+    digests: Option<Result<Vec<Digest>, Refusal>>,
+}
+
+/// Examines a batch. The keys are those that are likely to be valid for it: what they say is used if they turn out to be.
+pub fn examine_batch(
+    agent_id: &str,
+    payload: &Bytes,
+    likely: &[VerifyingKey],
+) -> Result<ExaminedBatch, Refusal> {
     check_size("batch", payload.len(), MAX_BATCH_BYTES)?;
     let signed = v1::SignedBatch::decode(payload.clone()).map_err(|e| malformed(format!("batch: {e}")))?;
     check_size("seal", signed.seal.len(), MAX_SEAL_BYTES)?;
@@ -132,27 +169,95 @@ pub fn open_batch(agent_id: &str, payload: &Bytes, keys: &[VerifyingKey]) -> Res
     if seal.first_seq == 0 || seal.epoch == 0 || seal.first_seq.checked_add(u64::from(seal.count)).is_none() {
         return Err(malformed("seal.first_seq and seal.epoch begin at 1 and do not overflow"));
     }
-    for (place, event) in signed.events.iter().enumerate() {
-        check_size(&format!("events[{place}]"), event.len(), MAX_EVENT_BYTES)?;
+    if let Some(place) = signed.events.iter().position(|event| event.len() > MAX_EVENT_BYTES) {
+        check_size(&format!("events[{place}]"), signed.events[place].len(), MAX_EVENT_BYTES)?;
     }
-    let key = verifying_key(keys, Purpose::BatchSeal.digest(&signed.seal), &signed.signature)?;
-    let digests: Vec<_> = signed.events.iter().map(|event| event_digest(event)).collect();
-    if tree::root(&digests) != root {
-        return Err(mismatch("seal.root is not the root over the events"));
+    let digest = Purpose::BatchSeal.digest(&signed.seal);
+    let mut examined = ExaminedBatch {
+        seal,
+        prev_hash,
+        root,
+        digest,
+        signer: verifying_key(likely, digest, &signed.signature).ok(),
+        signed,
+        digests: None,
+    };
+    // What nobody signed is not worth hashing.
+    if examined.signer.is_some() {
+        examined.digests = Some(examined.examine_content());
     }
-    let mut prev = prev_hash;
-    for (seq, (bytes, digest)) in (seal.first_seq..).zip(signed.events.iter().zip(&digests)) {
-        let at = |refusal: Refusal| Refusal { detail: format!("event {seq}: {}", refusal.detail), ..refusal };
-        let event = decode_event(bytes).map_err(at)?;
-        if event.agent_id != seal.agent_id || event.epoch != seal.epoch || event.seq != seq {
-            return Err(at(mismatch("agent_id, epoch or seq is not the seal's")));
+    Ok(examined)
+}
+
+impl ExaminedBatch {
+    fn examine_content(&self) -> Result<Vec<Digest>, Refusal> {
+        let (seal, events) = (&self.seal, &self.signed.events);
+        let digests: Vec<_> = events.iter().map(|event| event_digest(event)).collect();
+        if tree::root(&digests) != self.root {
+            return Err(mismatch("seal.root is not the root over the events"));
         }
-        if event.prev_hash != prev.0.as_slice() {
-            return Err(at(mismatch("prev_hash is not the digest of the event before")));
+        let mut prev = self.prev_hash;
+        for (seq, (bytes, digest)) in (seal.first_seq..).zip(events.iter().zip(&digests)) {
+            let at =
+                |refusal: Refusal| Refusal { detail: format!("event {seq}: {}", refusal.detail), ..refusal };
+            let place = event_place(bytes).map_err(at)?;
+            if place.agent_id != seal.agent_id || place.epoch != seal.epoch || place.seq != seq {
+                return Err(at(mismatch("agent_id, epoch or seq is not the seal's")));
+            }
+            if place.prev_hash != Some(prev) {
+                return Err(at(mismatch("prev_hash is not the digest of the event before")));
+            }
+            prev = *digest;
         }
-        prev = *digest;
+        Ok(digests)
     }
-    Ok(OpenBatch { seal, signed, digests, prev_hash, key })
+
+    /// The events; none of a batch that will be refused or that no likely key signed.
+    pub fn events(&self) -> &[Bytes] {
+        if matches!(self.digests, Some(Ok(_))) { &self.signed.events } else { &[] }
+    }
+
+    /// The batch, if one of the keys that are valid for it signed it and its content holds.
+    pub fn admit(self, valid: &[VerifyingKey]) -> Result<OpenBatch, Refusal> {
+        let key = match self.signer.filter(|signer| valid.contains(signer)) {
+            Some(signer) => signer,
+            None => verifying_key(valid, self.digest, &self.signed.signature)?,
+        };
+        let digests = match self.digests {
+            Some(examined) => examined?,
+            None => self.examine_content()?,
+        };
+        let Self { seal, signed, prev_hash, .. } = self;
+        Ok(OpenBatch { seal, signed, digests, prev_hash, key })
+    }
+}
+
+/// Where an event says that it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EventPlace {
+    pub(crate) agent_id: Bytes,
+    pub(crate) epoch: u64,
+    pub(crate) seq: u64,
+    pub(crate) prev_hash: Option<Digest>,
+}
+
+/// Reads an event's place off bytes that [`decode_event`] accepts.
+pub(crate) fn event_place(bytes: &Bytes) -> Result<EventPlace, Refusal> {
+    if let Some(event) = lean::event(bytes) {
+        return Ok(EventPlace {
+            agent_id: bytes.slice_ref(event.agent_id),
+            epoch: event.epoch,
+            seq: event.seq,
+            prev_hash: Digest::from_slice(event.prev_hash),
+        });
+    }
+    let event = decode_event(bytes)?;
+    Ok(EventPlace {
+        agent_id: event.agent_id.into(),
+        epoch: event.epoch,
+        seq: event.seq,
+        prev_hash: Digest::from_slice(&event.prev_hash),
+    })
 }
 
 /// Decodes one event and checks its names.

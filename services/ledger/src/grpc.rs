@@ -129,7 +129,7 @@ impl LedgerService for Grpc {
         let keys: Vec<_> = self
             .standing
             .keys()
-            .into_iter()
+            .iter()
             .filter(|key| key.role == KeyRole::Agent && key.holder == agent_id && !key.revoked)
             .map(|key| key.key)
             .collect();
@@ -325,12 +325,13 @@ impl LedgerService for Grpc {
         caller(&request)?.may_read_all()?;
         let role = request.into_inner().role;
         let role = KeyRole::try_from(role).map_err(|_| fault::field("role", "is not a known role"))?;
-        let keys =
-            self.standing.keys().into_iter().filter(|key| role == KeyRole::Unspecified || key.role == role);
+        let keys = self.standing.keys();
         let keys = keys
+            .iter()
+            .filter(|key| role == KeyRole::Unspecified || key.role == role)
             .map(|key| v1::EnrolledKey {
                 role: key.role.into(),
-                holder: key.holder,
+                holder: key.holder.clone(),
                 public_key: Bytes::copy_from_slice(key.key.as_bytes()),
                 revoked: key.revoked,
             })

@@ -1,10 +1,11 @@
 //! Ingest: reads the stream from the committed cursor on, cuts it into runs, integrates and commits each.
 //!
-//! Reading and committing overlap: while one run is made durable, the next is collected. Left out: signing. Invariant: what is in
-//! flight is bounded, and the cursor moves only with the entries of the messages it has passed.
+//! Reading, preparing and committing overlap: while one run is made durable, the messages of the next are prepared on all cores. Left
+//! out: signing. Invariant: what is in flight is bounded, and the cursor moves only with the entries of the messages it has passed.
 
 use std::{
     fs::File,
+    num::NonZero,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use exchequer_event::{accept::Acceptor, digest::Digest};
 use exchequer_stream::{EventStream, ReadError, Record, RecordStream};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, stream::BoxStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
@@ -22,7 +23,7 @@ mod tests;
 
 use crate::{
     control::pause,
-    integrate::integrate,
+    integrate::{Prepared, integrate},
     metrics::Metrics,
     snapshot::{SNAPSHOT_ENTRIES, Snapshots},
     standing::{Part, Standing},
@@ -35,7 +36,7 @@ use crate::{
 /// A run is closed when no message came for so long, so that a burst becomes one run.
 const QUIET: Duration = Duration::from_millis(4);
 /// A run is closed after so long at the latest.
-const LINGER: Duration = Duration::from_millis(20);
+const LINGER: Duration = Duration::from_millis(50);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 const LAG_CHECK: Duration = Duration::from_secs(5);
@@ -63,23 +64,28 @@ pub(crate) enum FeedError {
     Hole { after: u64, seq: u64 },
     #[error("the stream ended")]
     Ended,
+    #[error("a message could not be prepared: {0}")]
+    Prepare(#[from] tokio::task::JoinError),
 }
+
+/// Messages in stream order, prepared.
+type PreparedStream = BoxStream<'static, Result<Prepared, FeedError>>;
 
 /// Messages that are integrated together.
 #[derive(Debug, Default)]
 struct Run {
-    records: Vec<Record>,
+    messages: Vec<Prepared>,
     bytes: usize,
 }
 
 impl Run {
-    fn push(&mut self, record: Record) {
-        self.bytes += record.payload.len();
-        self.records.push(record);
+    fn push(&mut self, message: Prepared) {
+        self.bytes += message.record.payload.len();
+        self.messages.push(message);
     }
 
     fn has_room(&self) -> bool {
-        self.records.len() < MAX_INTEGRATION_RECORDS && self.bytes < MAX_INTEGRATION_BYTES
+        self.messages.len() < MAX_INTEGRATION_RECORDS && self.bytes < MAX_INTEGRATION_BYTES
     }
 }
 
@@ -101,16 +107,17 @@ pub(crate) struct Pipeline {
 
 impl Pipeline {
     /// Integrates and commits one run. After an error the pipeline has to [`recover`](Self::recover).
-    fn take(&mut self, run: &Run) -> Result<(), StoreError> {
-        let Some(last) = run.records.last() else { return Ok(()) };
+    fn take(&mut self, run: Run) -> Result<(), StoreError> {
+        let Some(last) = run.messages.last() else { return Ok(()) };
+        let (cursor, last_message) = (last.record.seq, message_digest(&last.record));
         // They end with the run: integrated and committed.
-        let _spans: Vec<_> = run.records.iter().filter_map(span_of).collect();
+        let _spans: Vec<_> = run.messages.iter().filter_map(|message| span_of(&message.record)).collect();
         let first = self.writer.position().size;
         let started = Instant::now();
-        let integrated = integrate(&mut self.acceptor, &run.records);
+        let integrated = integrate(&mut self.acceptor, run.messages);
         self.metrics.integrated(integrated.kinds.clone(), started.elapsed());
         let started = Instant::now();
-        self.writer.commit(&integrated.entries, last.seq, message_digest(last))?;
+        self.writer.commit_leaves(&integrated.entries, &integrated.leaves, cursor, last_message)?;
         let position = self.writer.position().clone();
         self.metrics.committed(position.size, started.elapsed());
         self.metrics.rejected(integrated.rejections.clone());
@@ -141,7 +148,7 @@ impl Pipeline {
     /// Commits until the feed ends.
     fn drain(mut self, mut runs: mpsc::Receiver<Run>) -> (Self, Result<(), StoreError>) {
         while let Some(run) = runs.blocking_recv() {
-            if let Err(error) = self.take(&run) {
+            if let Err(error) = self.take(run) {
                 return (self, Err(error));
             }
         }
@@ -254,25 +261,42 @@ async fn check_first(
     Ok(records)
 }
 
+/// Prepares messages on all cores. The keys are those of the last commit.
+fn prepare(
+    records: RecordStream,
+    standing: Arc<Standing>,
+) -> impl Stream<Item = Result<Prepared, FeedError>> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let prepared = records.map(move |record| {
+        let likely = standing.keys();
+        async move {
+            let record = record?;
+            Ok(tokio::task::spawn_blocking(move || Prepared::new(record, &likely)).await?)
+        }
+    });
+    prepared.buffered(2 * cores)
+}
+
 /// Collects runs and hands them over. Ends with the shutdown, or when the committer is gone.
 async fn feed(
     stream: &dyn EventStream,
     position: &Position,
     runs: mpsc::Sender<Run>,
-    standing: &Standing,
+    standing: &Arc<Standing>,
     shutdown: &CancellationToken,
 ) -> Result<(), FeedError> {
     let opened = async {
         // The stream answers with an error where its end lies before the cursor; waiting here for a message that was lost must
         // not look like being in order.
-        let mut records = open_at(stream, position).await?;
+        let records = open_at(stream, position).await?;
         standing.report(Part::Ingest, None);
+        let mut messages = prepare(records, standing.clone()).boxed();
         let mut after = position.cursor;
         loop {
-            let first = records.next().await.ok_or(FeedError::Ended)??;
-            let outcome = collect(&mut records, first, &runs).await;
+            let first = messages.next().await.ok_or(FeedError::Ended)??;
+            let outcome = collect(&mut messages, first, &runs).await;
             let Some((run, permit)) = outcome? else { return Ok(()) };
-            for record in &run.records {
+            for Prepared { record, .. } in &run.messages {
                 if record.seq != after + 1 {
                     return Err(FeedError::Hole { after, seq: record.seq });
                 }
@@ -291,8 +315,8 @@ async fn feed(
 
 /// One run, and the room for it with the committer. While the committer is busy, the run grows. `None` if the committer is gone.
 async fn collect<'a>(
-    records: &mut RecordStream,
-    first: Record,
+    messages: &mut PreparedStream,
+    first: Prepared,
     runs: &'a mpsc::Sender<Run>,
 ) -> Result<Option<(Run, mpsc::Permit<'a, Run>)>, FeedError> {
     let mut run = Run::default();
@@ -300,7 +324,7 @@ async fn collect<'a>(
     let latest = tokio::time::Instant::now() + LINGER;
     while run.has_room() {
         let quiet = latest.min(tokio::time::Instant::now() + QUIET);
-        match tokio::time::timeout_at(quiet, records.next()).await {
+        match tokio::time::timeout_at(quiet, messages.next()).await {
             Err(_) => break,
             Ok(next) => run.push(next.ok_or(FeedError::Ended)??),
         }
@@ -309,7 +333,7 @@ async fn collect<'a>(
         tokio::select! {
             biased;
             permit = runs.reserve() => return Ok(permit.ok().map(|permit| (run, permit))),
-            next = records.next(), if run.has_room() => run.push(next.ok_or(FeedError::Ended)??),
+            next = messages.next(), if run.has_room() => run.push(next.ok_or(FeedError::Ended)??),
         }
     }
 }

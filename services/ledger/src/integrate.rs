@@ -7,17 +7,61 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use exchequer_event::{
-    accept::{Acceptor, Incoming, Outcome},
+    accept::{Acceptor, Examined, Incoming, KeyState, Outcome},
     entry,
-    v1::{self, EntryKind, RejectionReason},
+    v1::{self, EntryKind, RejectionReason, entry::Kind},
 };
 use exchequer_stream::Record;
+use exchequer_tlog::{Hash, leaf_hash};
+
+/// An entry, encoded, with its leaf hash.
+#[derive(Clone, Debug)]
+struct Leaf {
+    entry: Bytes,
+    hash: Hash,
+}
+
+impl Leaf {
+    fn new(entry: &v1::Entry) -> Self {
+        // The bounds that the acceptor checks leave room for what an entry adds.
+        let entry = entry::encode(entry).expect("an accepted record fits into an entry");
+        Self { hash: leaf_hash(&entry), entry }
+    }
+}
+
+/// A message on which all was done that does not depend on the messages before it. That is most of the work, and as many messages can
+/// be prepared at a time as there are cores.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The message.
+    pub record: Record,
+    examined: Examined,
+    /// The entries that its events become if they are accepted.
+    events: Vec<Leaf>,
+}
+
+impl Prepared {
+    /// Prepares a message. The keys may be those of an earlier state; they decide what it costs, not what comes of it.
+    pub fn new(record: Record, likely: &[KeyState]) -> Self {
+        let examined = Examined::new(&incoming(&record), likely);
+        let entry =
+            |event: &Bytes| v1::Entry { stream_seq: record.seq, kind: Some(Kind::Event(event.clone())) };
+        let events = examined.events().iter().map(|event| Leaf::new(&entry(event))).collect();
+        Self { record, examined, events }
+    }
+}
+
+fn incoming(record: &Record) -> Incoming<'_> {
+    Incoming { stream_seq: record.seq, subject: &record.subject, payload: record.payload.clone() }
+}
 
 /// What a run of messages became.
 #[derive(Clone, Debug, Default)]
 pub struct Integrated {
     /// The entries in log order, encoded.
     pub entries: Vec<Bytes>,
+    /// The leaf hash of each entry.
+    pub leaves: Vec<Hash>,
     /// How many entries there are of each kind.
     pub kinds: BTreeMap<EntryKind, u64>,
     /// The agents that have something to be told: the outcome of their last message.
@@ -38,17 +82,21 @@ pub struct AgentOutcome {
 }
 
 /// Takes messages into the acceptor's state, in order, and returns what they become.
-pub fn integrate<'a>(acceptor: &mut Acceptor, records: impl IntoIterator<Item = &'a Record>) -> Integrated {
+pub fn integrate(acceptor: &mut Acceptor, messages: impl IntoIterator<Item = Prepared>) -> Integrated {
     let mut integrated = Integrated::default();
-    for record in records {
-        let message =
-            Incoming { stream_seq: record.seq, subject: &record.subject, payload: record.payload.clone() };
-        let decided = acceptor.decide(&message);
+    for Prepared { record, examined, events } in messages {
+        let decided = acceptor.decide_examined(&incoming(&record), examined);
+        let new = decided.entries.iter().filter(|entry| matches!(entry.kind, Some(Kind::Event(_)))).count();
+        // What the log held already stands at a batch's beginning.
+        let skipped = events.len().saturating_sub(new);
+        let mut prepared = events.into_iter().skip(skipped);
         for entry in &decided.entries {
             acceptor.evolve(entry);
             *integrated.kinds.entry(entry::kind(entry)).or_default() += 1;
-            // The bounds that the acceptor checks leave room for what an entry adds.
-            integrated.entries.push(entry::encode(entry).expect("an accepted record fits into an entry"));
+            let ready = if matches!(entry.kind, Some(Kind::Event(_))) { prepared.next() } else { None };
+            let leaf = ready.unwrap_or_else(|| Leaf::new(entry));
+            integrated.entries.push(leaf.entry);
+            integrated.leaves.push(leaf.hash);
         }
         let (agent_id, refused) = match decided.outcome {
             Outcome::Batch { agent_id, .. } | Outcome::Duplicate { agent_id } => (Some(agent_id), None),

@@ -26,7 +26,7 @@ mod standing;
 mod store;
 pub mod witness;
 
-pub use integrate::{Integrated, integrate};
+pub use integrate::{Integrated, Prepared, integrate};
 pub use options::{Enrolment, Options, public_paths};
 pub use service::{GenesisError, Service, StartError};
 pub use store::{OpenError, StoreError};

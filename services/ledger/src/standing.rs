@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -73,7 +73,7 @@ pub(crate) enum Part {
 struct Inner {
     position: Position,
     heads: BTreeMap<String, v1::AgentHead>,
-    keys: Vec<KeyState>,
+    keys: Arc<[KeyState]>,
     due: BTreeMap<String, AgentOutcome>,
     health: Health,
 }
@@ -94,7 +94,7 @@ impl Standing {
         let inner = Inner {
             position: position.clone(),
             heads,
-            keys: acceptor.keys().to_vec(),
+            keys: acceptor.keys().into(),
             due: BTreeMap::new(),
             health: Health {
                 ingest: Some("the stream has not been read yet".to_owned()),
@@ -119,7 +119,7 @@ impl Standing {
         let mut inner = self.lock();
         inner.position.clone_from(&position);
         if integrated.keys_changed {
-            inner.keys = acceptor.keys().to_vec();
+            inner.keys = acceptor.keys().into();
         }
         for (agent_id, outcome) in &integrated.agents {
             if outcome.head.seq > 0 {
@@ -136,7 +136,7 @@ impl Standing {
         let outcome = |head: v1::AgentHead| (head.agent_id.clone(), AgentOutcome { head, refused: None });
         let mut inner = self.lock();
         inner.position.clone_from(&position);
-        inner.keys = acceptor.keys().to_vec();
+        inner.keys = acceptor.keys().into();
         inner.heads = acceptor.heads().map(|head| (head.agent_id.clone(), head)).collect();
         Self::add_due(&mut inner, acceptor.heads().map(outcome).collect());
         drop(inner);
@@ -194,7 +194,7 @@ impl Standing {
     }
 
     /// Every key that was ever enrolled.
-    pub(crate) fn keys(&self) -> Vec<KeyState> {
+    pub(crate) fn keys(&self) -> Arc<[KeyState]> {
         self.lock().keys.clone()
     }
 

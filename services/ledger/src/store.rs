@@ -7,7 +7,7 @@
 //! DATA/log/checkpoint             the newest
 //! DATA/log/tile/<L>/<N>[.p/<W>]   hash tiles
 //! DATA/log/tile/entries/<N>[.p/<W>]
-//! DATA/staging/                   files before they get their names
+//! DATA/staging/                   files before they replace others
 //! ```
 //!
 //! [`open`] recovers, [`LogWriter`] commits, [`CheckpointLog`] signs and publishes, [`LogReader`] reads. Left out: what entries mean.
@@ -36,6 +36,6 @@ pub(crate) use write::LogWriter;
 /// Most records that one integration takes.
 pub(crate) const MAX_INTEGRATION_RECORDS: usize = 4096;
 /// Payload bytes after which an integration takes no further record.
-pub(crate) const MAX_INTEGRATION_BYTES: usize = 2 * 1024 * 1024;
+pub(crate) const MAX_INTEGRATION_BYTES: usize = 8 * 1024 * 1024;
 /// More bundles than one integration can touch: an event's entry has well over 40 bytes.
-pub(crate) const MAX_INTEGRATION_BUNDLES: u64 = 512;
+pub(crate) const MAX_INTEGRATION_BUNDLES: u64 = 2048;

@@ -12,7 +12,7 @@ use crate::{
     digest::{Digest, Purpose},
     entry, lean,
     name::MAX_ENTRY_BYTES,
-    seal::{self, BlockPlace, Refusal, malformed, mismatch},
+    seal::{self, BlockPlace, EventPlace, Refusal, malformed, mismatch},
     v1::{self, RejectionReason, entry::Kind},
 };
 
@@ -45,15 +45,6 @@ pub(super) enum Shown {
     Rejection(Result<(), Refusal>),
     // It does not name its key, so there is little to say of it without the state.
     Equivocation(Box<v1::Equivocation>),
-}
-
-/// Where an event says that it belongs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct EventPlace {
-    pub(super) agent_id: Bytes,
-    pub(super) epoch: u64,
-    pub(super) seq: u64,
-    pub(super) prev_hash: Option<Digest>,
 }
 
 /// Decodes and examines the bytes of an entry.
@@ -98,25 +89,7 @@ pub fn examine(entry: v1::Entry) -> Examined {
 }
 
 fn examine_event(bytes: &Bytes) -> Shown {
-    Shown::Event { digest: seal::event_digest(bytes), place: event_place(bytes) }
-}
-
-fn event_place(bytes: &Bytes) -> Result<EventPlace, Refusal> {
-    if let Some(event) = lean::event(bytes) {
-        return Ok(EventPlace {
-            agent_id: bytes.slice_ref(event.agent_id),
-            epoch: event.epoch,
-            seq: event.seq,
-            prev_hash: Digest::from_slice(event.prev_hash),
-        });
-    }
-    let event = seal::decode_event(bytes)?;
-    Ok(EventPlace {
-        agent_id: event.agent_id.into(),
-        epoch: event.epoch,
-        seq: event.seq,
-        prev_hash: Digest::from_slice(&event.prev_hash),
-    })
+    Shown::Event { digest: seal::event_digest(bytes), place: seal::event_place(bytes) }
 }
 
 /// The fields of a sealed batch whose signature and root hold.

@@ -8,7 +8,7 @@ use exchequer_testkit::SimAgent;
 
 use super::*;
 use crate::{
-    integrate::integrate,
+    integrate::{Prepared, integrate},
     store::{
         Opened,
         faults::{Shared, reopen},
@@ -57,7 +57,7 @@ impl World {
     fn take(&mut self, subject: String, payload: Bytes) {
         self.seq += 1;
         let record = Record { seq: self.seq, subject, time_unix_ms: 0, headers: Vec::new(), payload };
-        let integrated = integrate(&mut self.acceptor, [&record]);
+        let integrated = integrate(&mut self.acceptor, [Prepared::new(record, &[])]);
         self.opened.writer.commit(&integrated.entries, self.seq, Digest([1; 32])).unwrap();
         self.opened.reader.remove_superseded().unwrap();
     }

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use exchequer_event::digest::Digest;
-use exchequer_tlog::{BundleEdge, RightEdge, leaf_hash};
+use exchequer_tlog::{BundleEdge, Hash, RightEdge, leaf_hash};
 
 use super::{
     files::{Files, NewFile},
@@ -68,6 +68,15 @@ pub(super) fn swap_in(
     dirs.into_iter().try_for_each(|dir| files.sync_dir(dir).map_err(StoreError::io(dir)))
 }
 
+/// Writes files that nothing counts yet, at their places. After a crash in the middle the same content is written there again, or the
+/// file is found surplus.
+fn write_new(files: &dyn Files, new: Vec<NewFile>) -> Result<(), StoreError> {
+    let path = new.first().map(|new| new.path.clone()).unwrap_or_default();
+    files.write(&new).map_err(StoreError::io(&path))?;
+    let dirs: BTreeSet<_> = new.iter().filter_map(|new| new.path.parent()).collect();
+    dirs.into_iter().try_for_each(|dir| files.sync_dir(dir).map_err(StoreError::io(dir)))
+}
+
 /// Appends to the log. There is one per data directory.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
@@ -94,19 +103,31 @@ impl LogWriter {
         cursor: u64,
         last_message: Digest,
     ) -> Result<(), StoreError> {
+        let leaves: Vec<_> = entries.iter().map(|entry| leaf_hash(entry)).collect();
+        self.commit_leaves(entries, &leaves, cursor, last_message)
+    }
+
+    /// [`commit`](Self::commit) for entries whose leaf hashes are known.
+    pub(crate) fn commit_leaves(
+        &mut self,
+        entries: &[Bytes],
+        leaves: &[Hash],
+        cursor: u64,
+        last_message: Digest,
+    ) -> Result<(), StoreError> {
+        debug_assert!(entries.iter().map(|entry| leaf_hash(entry)).eq(leaves.iter().copied()));
         let mut next = Position { cursor, last_message, ..self.position.clone() };
         if !entries.is_empty() {
-            let leaves: Vec<_> = entries.iter().map(|entry| leaf_hash(entry)).collect();
-            let tree = self.tree.integrate(&leaves);
+            let tree = self.tree.integrate(leaves);
             let bundles = self.bundles.integrate(entries)?;
-            let named = |id: String, bytes| (self.places.log.join(id), bytes);
+            let named = |id: String, bytes| NewFile { path: self.places.log.join(id), bytes };
             let new: Vec<_> = bundles
                 .bundles
                 .into_iter()
                 .map(|bundle| named(bundle.id.to_string(), bundle.bytes))
                 .chain(tree.tiles.iter().map(|tile| named(tile.id.to_string(), tile.bytes())))
                 .collect();
-            for dir in new.iter().filter_map(|(path, _)| path.parent()) {
+            for dir in new.iter().filter_map(|new| new.path.parent()) {
                 if !self.known_dirs.contains(dir) {
                     self.files.create_dirs(dir).map_err(StoreError::io(dir))?;
                     self.known_dirs.insert(dir.to_owned());
@@ -115,7 +136,7 @@ impl LogWriter {
             if self.known_dirs.len() > MAX_KNOWN_DIRS {
                 self.known_dirs.clear();
             }
-            swap_in(&*self.files, &self.places.staging, new)?;
+            write_new(&*self.files, new)?;
             (next.size, next.root) = (tree.edge.size(), tree.root);
             (self.tree, self.bundles) = (tree.edge, bundles.edge);
         }

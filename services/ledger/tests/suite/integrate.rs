@@ -1,9 +1,10 @@
 //! Integration depends on the messages alone, not on how they are cut.
 
 use exchequer_event::{accept::Acceptor, control::sign_control, v1};
-use exchequer_ledger::integrate;
+use exchequer_ledger::{Prepared, integrate};
 use exchequer_stream::Record;
 use exchequer_testkit::SimAgent;
+use exchequer_tlog::leaf_hash;
 use proptest::prelude::*;
 use prost::{Message as _, bytes::Bytes};
 
@@ -54,12 +55,16 @@ proptest! {
     ) {
         let records = records(&choices);
         let mut acceptor = Acceptor::new();
-        let whole = integrate(&mut acceptor, &records);
+        let whole = integrate(&mut acceptor, records.iter().map(|record| Prepared::new(record.clone(), &[])));
+        let keys = acceptor.keys().to_vec();
         let mut again = Acceptor::new();
         let (mut rest, mut entries, mut kinds) = (&records[..], Vec::new(), std::collections::BTreeMap::new());
         for cut in cuts.iter().cycle() {
             let (run, tail) = rest.split_at((*cut).min(rest.len()));
-            let part = integrate(&mut again, run);
+            // Prepared with keys that are not enrolled yet, or with none.
+            let likely = if cut % 2 == 0 { &keys[..] } else { &[] };
+            let part = integrate(&mut again, run.iter().map(|record| Prepared::new(record.clone(), likely)));
+            prop_assert!(part.leaves.iter().copied().eq(part.entries.iter().map(|entry| leaf_hash(entry))));
             entries.extend(part.entries);
             for (kind, count) in part.kinds {
                 *kinds.entry(kind).or_insert(0) += count;
