@@ -53,6 +53,11 @@ impl NatsServer {
         format!("http://127.0.0.1:{}", self.monitor_port)
     }
 
+    /// The process's id; 0 while it is killed.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
     /// Kills the process with SIGKILL and waits until it is gone.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
