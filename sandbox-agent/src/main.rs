@@ -12,6 +12,9 @@ use exchequer_telemetry::Readiness;
 use sandbox_agent::{Agent, Options, Peers, sandbox};
 use tonic::service::Routes;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The sandbox agent: runs programs in a sandbox, metered, and records each of them in the audit log.
 #[derive(Parser)]
 #[command(

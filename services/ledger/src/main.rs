@@ -11,6 +11,9 @@ use exchequer_stream::EventStream;
 use exchequer_telemetry::Readiness;
 use tonic::service::Routes;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The ledger: turns the stream into a Merkle log with signed checkpoints, and serves it and its proofs.
 #[derive(Parser)]
 #[command(

@@ -11,6 +11,9 @@ use exchequer_stream::EventStream;
 use exchequer_telemetry::Readiness;
 use tonic::service::Routes;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Metering: enforces budgets, and records every decision in signed blocks.
 #[derive(Parser)]
 #[command(
