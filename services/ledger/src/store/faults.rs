@@ -1,10 +1,19 @@
 //! The store over a file system that fails: each operation in turn, in every way, then power loss and reopening.
+//!
+//! Here are the log that the tests build and the faults of single operations; a disk that is full ([`space`]), bits that flip and
+//! reads that fail ([`decay`]), and what has to be durable before what ([`order`]) have files of their own.
+//! The property of all of them: the log reopens to a prefix that contains all that any published checkpoint covers, or refuses and
+//! says why; a fork is never signed.
+
+mod decay;
+mod memory;
+mod order;
+mod space;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
+    collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -12,189 +21,32 @@ use ed25519_dalek::SigningKey;
 use exchequer_event::digest::Digest;
 use exchequer_tlog::{Cosigner, EMPTY_ROOT, Hash, SignedCheckpoint, leaf_hash, node_hash};
 
+use self::memory::{Fault, Tree};
 use super::{
-    CheckpointLog, LogReader, OpenError, Opened, Position, Quorum, SignError,
-    files::{Files, NewFile},
-    open,
+    CheckpointLog, LogReader, OpenError, Opened, Position, Quorum, SignError, files::Files as _, open,
 };
+
+pub(crate) use self::memory::Shared;
 
 const ORIGIN: &str = "test.example/log";
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    /// The operation is not performed; everything that was not synced is lost.
-    CrashBefore,
-    /// The operation is performed, the caller does not learn it; everything that was not synced is lost.
-    CrashAfter,
-    /// The operation is performed and the caller does not learn it; the kernel had written everything out by itself.
-    CrashAfterButPersisted,
-    /// Half of what was to be written is there, durably.
-    Torn,
-    /// The operation fails once, the process goes on.
-    Eio,
-}
-
-const FAULTS: [Fault; 5] =
-    [Fault::CrashBefore, Fault::CrashAfter, Fault::CrashAfterButPersisted, Fault::Torn, Fault::Eio];
-
-/// Files by path.
-type Tree = BTreeMap<PathBuf, Vec<u8>>;
-
-/// A file system with a page cache: what is seen, and what would be left after a power cut.
-#[derive(Clone, Debug, Default)]
-struct Memory {
-    seen: Tree,
-    durable: Tree,
-    operations: u64,
-    fault: Option<(u64, Fault)>,
-    is_down: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Shared(Arc<Mutex<Memory>>);
-
-impl Memory {
-    /// Performs one operation that changes something; `perform` gets whether to do only half of it.
-    fn change(&mut self, perform: impl FnOnce(&mut Self, bool)) -> io::Result<()> {
-        if self.is_down {
-            return Err(io::Error::other("the machine is down"));
-        }
-        let number = self.operations;
-        self.operations += 1;
-        let Some((_, fault)) = self.fault.filter(|(at, _)| *at == number) else {
-            perform(self, false);
-            return Ok(());
-        };
-        match fault {
-            Fault::CrashBefore | Fault::Eio => {}
-            Fault::CrashAfter | Fault::CrashAfterButPersisted => perform(self, false),
-            Fault::Torn => perform(self, true),
-        }
-        self.is_down = fault != Fault::Eio;
-        if matches!(fault, Fault::CrashAfterButPersisted | Fault::Torn) {
-            self.durable = self.seen.clone();
-        }
-        Err(io::Error::other(format!("{fault:?} at operation {number}")))
-    }
-}
+const FAULTS: [Fault; 8] = [
+    Fault::CrashBefore,
+    Fault::CrashAfter,
+    Fault::CrashAfterButPersisted,
+    Fault::CrashScattered(0),
+    Fault::CrashScattered(1),
+    Fault::CrashScattered(2),
+    Fault::Torn,
+    Fault::Eio,
+];
 
 impl Shared {
-    fn with<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
-        act(&mut self.0.lock().unwrap())
-    }
-
-    /// The next operation fails, the process goes on.
-    pub(crate) fn fail_once(&self) {
-        self.with(|memory| memory.fault = Some((memory.operations, Fault::Eio)));
-    }
-
-    /// Whether an operation failed since.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.with(|memory| memory.fault.is_some_and(|(at, _)| memory.operations > at))
-    }
-
-    /// Operations that changed something.
-    pub(crate) fn operations(&self) -> u64 {
-        self.with(|memory| memory.operations)
-    }
-
     /// A file system for each fault at each of the first operations, with the fault's name.
     pub(crate) fn each_fault(operations: u64, check: impl Fn(Self, String)) {
         for (fault, at) in FAULTS.into_iter().flat_map(|fault| (0..operations).map(move |at| (fault, at))) {
-            let files = Self::default();
-            files.with(|memory| memory.fault = Some((at, fault)));
-            check(files, format!("{fault:?} at {at}"));
+            check(Self::failing(at, fault), format!("{fault:?} at {at}"));
         }
-    }
-
-    /// Power comes back: what was durable is there, and nothing fails any more.
-    pub(crate) fn reboot(&self) {
-        self.with(|memory| {
-            if memory.is_down {
-                memory.seen = memory.durable.clone();
-            }
-            (memory.is_down, memory.fault) = (false, None);
-        });
-    }
-}
-
-impl Files for Shared {
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.with(|memory| memory.seen.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into()))
-    }
-
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let name = |path: &PathBuf| Some(path.strip_prefix(dir).ok()?.to_str()?.to_owned());
-        Ok(self
-            .with(|memory| memory.seen.keys().filter_map(name).filter(|name| !name.contains('/')).collect()))
-    }
-
-    fn create_dirs(&self, _dir: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, files: &[NewFile]) -> io::Result<()> {
-        for NewFile { path, bytes } in files {
-            self.with(|memory| {
-                memory.change(|memory, half| {
-                    let end = if half { bytes.len() / 2 } else { bytes.len() };
-                    memory.seen.insert(path.clone(), bytes[..end].to_vec());
-                })
-            })?;
-        }
-        Ok(())
-    }
-
-    fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.with(|memory| {
-            memory.change(|memory, half| {
-                let end = if half { bytes.len() / 2 } else { bytes.len() };
-                let file = memory.seen.entry(path.to_owned()).or_default();
-                file.resize(usize::try_from(at).unwrap(), 0);
-                file.extend(&bytes[..end]);
-                // The content of a file whose name is durable is durable with it.
-                let content = file.clone();
-                if let Some(durable) = memory.durable.get_mut(path) {
-                    *durable = content;
-                }
-            })
-        })
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.with(|memory| {
-            memory.change(|memory, half| {
-                if let Some(bytes) = memory.seen.remove(from).filter(|_| !half) {
-                    memory.seen.insert(to.to_owned(), bytes);
-                }
-            })
-        })
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.with(|memory| {
-            memory.change(|memory, _| {
-                memory.seen.remove(path);
-            })
-        })
-    }
-
-    fn remove_empty_dir(&self, _dir: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.with(|memory| {
-            memory.change(|memory, half| {
-                if half {
-                    return;
-                }
-                let inside = |path: &PathBuf| path.parent() == Some(dir);
-                memory.durable.retain(|path, _| !inside(path));
-                let synced = memory.seen.iter().filter(|(path, _)| inside(path));
-                memory.durable.extend(synced.map(|(path, bytes)| (path.clone(), bytes.clone())));
-            })
-        })
     }
 }
 
@@ -284,11 +136,10 @@ fn after_a_fault_at_any_operation_the_log_reopens_with_all_that_was_published_an
     let clean = Shared::default();
     let mut published = Vec::new();
     assert!(work(&mut reopen(&clean).unwrap(), &mut published, UNTIL));
-    let operations = clean.with(|memory| memory.operations);
+    let operations = clean.operations();
     assert!(operations > 60 && published.len() > 2);
     for (fault, at) in FAULTS.into_iter().flat_map(|fault| (0..operations).map(move |at| (fault, at))) {
-        let files = Shared::default();
-        files.with(|memory| memory.fault = Some((at, fault)));
+        let files = Shared::failing(at, fault);
         let mut published = Vec::new();
         if let Ok(mut opened) = reopen(&files) {
             assert!(!work(&mut opened, &mut published, UNTIL), "{fault:?} at {at} went unnoticed");
@@ -322,9 +173,8 @@ fn after_a_fault_at_any_operation_the_log_reopens_with_all_that_was_published_an
 fn what_is_signed_after_a_failed_commit_outlasts_a_power_loss() {
     let clean = Shared::default();
     assert!(work(&mut reopen(&clean).unwrap(), &mut Vec::new(), UNTIL));
-    for at in 0..clean.with(|memory| memory.operations) {
-        let files = Shared::default();
-        files.with(|memory| memory.fault = Some((at, Fault::Eio)));
+    for at in 0..clean.operations() {
+        let files = Shared::failing(at, Fault::Eio);
         let Ok(mut opened) = reopen(&files) else { continue };
         assert!(!work(&mut opened, &mut Vec::new(), UNTIL), "the fault at {at} went unnoticed");
         opened.writer = opened.writer.reload().unwrap();
@@ -333,8 +183,7 @@ fn what_is_signed_after_a_failed_commit_outlasts_a_power_loss() {
         if position.size > 0 {
             sign_and_publish(&mut opened.checkpoints, &opened.reader, &position).unwrap();
         }
-        files.with(|memory| memory.is_down = true);
-        files.reboot();
+        files.cut_power();
         let opened = reopen(&files).unwrap_or_else(|error| panic!("fault at {at}: {error}"));
         assert_eq!(*opened.writer.position(), position, "fault at {at}");
     }

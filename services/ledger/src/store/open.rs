@@ -120,18 +120,12 @@ pub(crate) fn open(
     let served = match files.read(&places.checkpoint) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(StoreError::io(&places.checkpoint)(error).into()),
-        // Only the history is truth; a served copy that can't be read is replaced from it below.
-        Ok(bytes) => match SignedCheckpoint::parse(&bytes) {
-            Ok(signed) => Some(signed),
-            Err(error) if history.last.is_none() => {
-                return Err(StoreError::checkpoint(&places.checkpoint)(error).into());
-            }
-            Err(_) => None,
+        Ok(bytes) => match read_served(&bytes, &places.checkpoint, &policy) {
+            // Only the history is truth; a served copy that is damaged is replaced from it below.
+            Err(_) if history.last.is_some() => None,
+            served => Some(served?),
         },
     };
-    if let Some(served) = &served {
-        served.verify(&policy)?;
-    }
     for signed in history.publishable.iter().chain(&history.last).chain(&served) {
         check_covered(&reader, signed, writer.position.size)?;
     }
@@ -139,6 +133,13 @@ pub(crate) fn open(
     sizes.publish(checkpoints.published().map_or(0, |signed| signed.checkpoint().size()));
     writer.remove_surplus(checkpoints.previous_size())?;
     Ok(Opened { writer, reader, checkpoints })
+}
+
+/// The checkpoint as it is served, if it is the ledger's own.
+fn read_served(bytes: &[u8], path: &Path, policy: &Policy) -> Result<SignedCheckpoint, OpenError> {
+    let served = SignedCheckpoint::parse(bytes).map_err(StoreError::checkpoint(path))?;
+    served.verify(policy)?;
+    Ok(served)
 }
 
 /// Whether the log holds what the checkpoint covers.
@@ -169,7 +170,10 @@ fn recover_checkpoints(
     }
     // What is served has been published, whatever quorum is asked for today.
     let publishable = history.publishable.last().map(size);
-    let is_behind = served.as_ref().map(size) < publishable;
+    // Also one of the same size with other signatures: what nobody verified here may be damaged.
+    let is_behind = history.publishable.last().is_some_and(|newest| {
+        served.as_ref().is_none_or(|served| size(served) <= size(newest) && served != newest)
+    });
     if let Some(served) = served.filter(|served| publishable < Some(size(served))) {
         history.publishable.push(served);
     }
