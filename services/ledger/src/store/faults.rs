@@ -11,9 +11,9 @@ mod order;
 mod space;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
@@ -88,8 +88,11 @@ fn naive_root(leaves: &[Hash]) -> Hash {
     }
 }
 
+/// The root of the first entries. Each is computed once: the tests ask for the same few thousands of times.
 fn root_of(size: u64) -> Hash {
-    naive_root(&(0..size).map(|index| leaf_hash(&entry(index))).collect::<Vec<_>>())
+    static KNOWN: Mutex<BTreeMap<u64, Hash>> = Mutex::new(BTreeMap::new());
+    let compute = || naive_root(&(0..size).map(|index| leaf_hash(&entry(index))).collect::<Vec<_>>());
+    *KNOWN.lock().unwrap().entry(size).or_insert_with(compute)
 }
 
 /// Commits batches up to a size, publishing after every second one. The sizes of what was published, and whether all went well.

@@ -52,7 +52,11 @@ fn check_discipline(durable: &Tree, to: &Path, bytes: &[u8]) {
         let signed = SignedCheckpoint::parse(bytes).unwrap();
         let state = Position::decode(&durable[Path::new("/data/state")], ORIGIN).unwrap();
         let size = signed.checkpoint().size();
-        assert!(size <= state.size, "a checkpoint of {size} is published over a durable state of {}", state.size);
+        assert!(
+            size <= state.size,
+            "a checkpoint of {size} is published over a durable state of {}",
+            state.size
+        );
         let in_history = |(path, segment): (&PathBuf, &Vec<u8>)| {
             path.starts_with("/data/checkpoints") && segment.windows(bytes.len()).any(|part| part == bytes)
         };
