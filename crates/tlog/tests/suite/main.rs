@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod decoders;
+mod exactness;
 mod interop;
 mod notes;
 mod oracle;
