@@ -158,6 +158,13 @@ impl Acceptor {
                 revoked: key.revoked,
             });
         }
+        // What counts on from here can't overflow.
+        let is_last = |number: u64| number == u64::MAX;
+        if snapshot.agents.iter().any(|agent| is_last(agent.seq))
+            || snapshot.partitions.iter().any(|partition| is_last(partition.index))
+        {
+            return Err(seal::malformed("snapshot: a number that nothing can follow"));
+        }
         for agent in snapshot.agents {
             let recent =
                 seal::split_digests(&agent.recent).ok_or_else(|| seal::malformed("snapshot: digests"))?;
