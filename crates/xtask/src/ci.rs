@@ -10,9 +10,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::interop::{self, Trouble};
 use crate::invoke::{self, capture, cargo};
 use crate::testing::{Tally, run_counting};
-use crate::{tidy, tools};
+use crate::{fuzz, tidy, tools};
 
 /// How a step ended.
 enum Ending {
@@ -24,7 +25,7 @@ enum Ending {
 
 type Step = fn(&Path) -> Result<Ending, String>;
 
-const STEPS: [(&str, Step); 8] = [
+const STEPS: [(&str, Step); 10] = [
     ("fmt", fmt),
     ("tidy", |root| tidy::run(root).map(|()| Ending::Passed)),
     ("deny", deny),
@@ -32,6 +33,8 @@ const STEPS: [(&str, Step); 8] = [
     ("clippy", clippy),
     ("doc", doc),
     ("test", |root| Ok(test(root))),
+    ("interop", |root| ending(interop::run(root, &[]))),
+    ("fuzz", |root| ending(fuzz::run(root, &[]))),
     ("demo", demo),
 ];
 
@@ -108,6 +111,14 @@ fn doc(root: &Path) -> Result<Ending, String> {
 fn test(root: &Path) -> Ending {
     let (tally, outcome) = run_counting(root, &[]);
     Ending::Tests(tally, outcome)
+}
+
+fn ending(outcome: Result<(), Trouble>) -> Result<Ending, String> {
+    match outcome {
+        Ok(()) => Ok(Ending::Passed),
+        Err(Trouble::NotRun(reason)) => Ok(Ending::NotRun(reason)),
+        Err(Trouble::Failed(reason)) => Err(reason),
+    }
 }
 
 fn demo(root: &Path) -> Result<Ending, String> {

@@ -1,4 +1,4 @@
-//! The project's own commands: `test`, `ci`, `tidy` and `docker`.
+//! The project's own commands: `test`, `ci`, `tidy`, `interop`, `fuzz` and `docker`.
 //!
 //! Standard library only, so that a cold checkout has it in seconds. It runs the same tools that a person would run
 //! by hand and adds what they leave out: a real NATS server for the tests, the house rules, and one list of steps.
@@ -11,6 +11,8 @@
 
 mod ci;
 mod docker;
+mod fuzz;
+mod interop;
 mod invoke;
 mod scan;
 mod testing;
@@ -25,8 +27,13 @@ cargo xtask COMMAND
 
   test [-- ARGS]       all tests, with a real nats-server; ARGS go to `cargo test` (`-- -p exchequer-tlog`)
   ci [STEP...]         everything that has to hold before a change lands; steps in order:
-                         fmt tidy deny buf clippy doc test demo
+                         fmt tidy deny buf clippy doc test interop fuzz demo
   tidy                 the house rules that no other tool checks
+  interop [go] [python]
+                       programs of other languages read a real log over HTTP and from its directory; installs what
+                       they need (Debian packages as root, pip packages under the target directory)
+  fuzz [--seconds N] [TARGET...]
+                       coverage-guided fuzzing of every decoder, N seconds each (3); needs a C++ compiler
   tools                find or fetch nats-server and buf, and say where they are
   docker [--keep] [--install-engine] [--stage-only]
                        build the images FROM scratch, bring the stack up on a real engine, run one execution
@@ -36,6 +43,10 @@ Environment: NATS_SERVER (a nats-server to use), CARGO_TARGET_DIR (fetched tools
 ";
 
 fn main() -> ExitCode {
+    if let Err(reason) = fuzz::compile() {
+        eprintln!("{reason}");
+        return ExitCode::FAILURE;
+    }
     let mut args = std::env::args().skip(1);
     let command = args.next();
     let rest: Vec<String> = args.collect();
@@ -45,6 +56,8 @@ fn main() -> ExitCode {
         Some("tidy") => none_left(&rest).and_then(|()| tidy::run(&root)),
         Some("tools") => none_left(&rest).and_then(|()| tools::show(&root)),
         Some("docker") => docker::run(&root, &rest),
+        Some("fuzz") => fuzz::run(&root, &rest).map_err(String::from),
+        Some("interop") => interop::run(&root, &rest).map_err(String::from),
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())
