@@ -113,7 +113,7 @@ impl Memory {
         let names: Vec<PathBuf> = self.seen.keys().chain(self.durable.keys()).cloned().collect();
         for path in names {
             let text = format!("{pick} {number} {}", path.display());
-            if blake3::hash(text.as_bytes()).as_bytes()[0] % 2 == 0 {
+            if blake3::hash(text.as_bytes()).as_bytes()[0].is_multiple_of(2) {
                 continue;
             }
             match self.seen.get(&path) {
