@@ -116,8 +116,9 @@ pub fn check_sealed_batch(sealed: &v1::BatchSealed) -> Result<CheckedBatch, Refu
     let root = seal::digest_field("seal.root", &seal.root)?;
     let digests = sealed_digests(&sealed.event_digests, seal.count, root)?;
     let key = sealed_key(&sealed.public_key, Purpose::BatchSeal, &sealed.seal, &sealed.signature)?;
-    if seal.first_seq == 0 || seal.count == 0 {
-        return Err(malformed("seal: first_seq and count begin at 1"));
+    let overflows = seal.first_seq.checked_add(u64::from(seal.count)).is_none();
+    if seal.first_seq == 0 || seal.count == 0 || overflows {
+        return Err(malformed("seal: first_seq and count begin at 1 and do not overflow"));
     }
     Ok(CheckedBatch {
         prev_hash: seal::digest_field("seal.prev_hash", &seal.prev_hash)?,
