@@ -315,6 +315,13 @@ fn control_text(record: &v1::ControlRecord) -> String {
             )
         }
         Some(Kind::DurabilityDegraded(degraded)) => format!("durability degraded: {}", degraded.detail),
+        Some(Kind::StreamLost(lost)) => format!(
+            "the broker lost messages {} to {}: {} put back, {} appended again",
+            lost.from, lost.to, lost.refilled, lost.reappended
+        ),
+        Some(Kind::StreamRefilled(refilled)) => {
+            format!("stands for the lost message {}: {} entries", refilled.seq, refilled.entries.len())
+        }
         None => "nothing".to_owned(),
     };
     format!("{what} (by {})", record.actor)

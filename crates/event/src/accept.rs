@@ -8,11 +8,14 @@
 //!   compared by digest and skipped; a different event in a place that is taken is an equivocation, and both are evidence.
 //! - A gap is refused with the head that was expected, and the agent goes back to it (go-back-N).
 //! - A decision block is accepted if it continues its partition's chain; anything else has been fenced.
+//! - What stands for a message that the broker lost ([`StreamRefilled`](v1::StreamRefilled)) becomes the entries that the lost
+//!   message became, and no entry of its own.
 //! - Whatever is refused becomes a rejection entry. An exact duplicate adds nothing to the log and becomes none.
 //!
 //! The acceptor remembers the digests of the last [`COMPARED_EVENTS`] events of each agent; an overlap that begins before them is
 //! refused as stale. Messages from before the genesis are rejected.
 
+mod refill;
 mod snapshot;
 
 pub use snapshot::AgentWindow;
@@ -89,6 +92,8 @@ pub enum Outcome {
     },
     /// A control record was accepted.
     Control,
+    /// It stands for a lost message that had become nothing.
+    Refilled,
     /// The message was refused.
     Rejected {
         /// The subject's agent, if it has one.
@@ -222,7 +227,7 @@ impl Acceptor {
         let subject = Subject::parse(message.subject);
         let decided = match subject {
             None => Err(Refusal::new(RejectionReason::UnknownSubject, "").into()),
-            Some(Subject::Control(_)) => self.decide_control(&message.payload),
+            Some(Subject::Control(_)) => self.decide_control(message),
             Some(_) if self.origin.is_empty() => {
                 Err(Refusal::new(RejectionReason::Genesis, "the log has no genesis yet").into())
             }
@@ -389,9 +394,12 @@ impl Acceptor {
         Ok((std::iter::once(sealed).chain(items).collect(), outcome, runs))
     }
 
-    fn decide_control(&self, payload: &Bytes) -> Result<Kinds, Refused> {
-        let (signed, open) = control::open_control_message(payload)?;
+    fn decide_control(&self, message: &Incoming<'_>) -> Result<Kinds, Refused> {
+        let (signed, open) = control::open_control_message(&message.payload)?;
         self.check_control(&open)?;
+        if let ControlKind::StreamRefilled(refilled) = &open.kind {
+            return Ok(self.decide_refilled(message.stream_seq, refilled)?);
+        }
         Ok((vec![Kind::Control(signed)], Outcome::Control, Vec::new()))
     }
 
@@ -488,7 +496,9 @@ impl Acceptor {
                     }
                 }
             }
-            ControlKind::DurabilityDegraded(_) => {}
+            ControlKind::DurabilityDegraded(_)
+            | ControlKind::StreamRefilled(_)
+            | ControlKind::StreamLost(_) => {}
         }
     }
 

@@ -44,6 +44,29 @@ impl Promise {
     fn missing(&self) -> usize {
         self.digests.len() - self.kept
     }
+
+    fn keep(&mut self, purpose: Purpose, digest: Digest) -> Result<(), Refusal> {
+        if self.purpose != Some(purpose) || self.digests.get(self.kept) != Some(&digest) {
+            return Err(mismatch("the record is not the one that the seal before it promises"));
+        }
+        self.kept += 1;
+        Ok(())
+    }
+
+    /// What an agent signed has to fit its own seal: the acceptor refuses anything else, so a log that holds it was not made by one.
+    fn keep_place(&mut self, place: EventPlace, digest: Digest) -> Result<(), Refusal> {
+        let Some(next) = self.next.as_mut().filter(|next| {
+            next.agent_id == place.agent_id && next.epoch == place.epoch && next.seq == place.seq
+        }) else {
+            return Err(mismatch("agent_id, epoch or seq is not the seal's"));
+        };
+        if next.prev_hash != place.prev_hash {
+            return Err(mismatch("prev_hash is not the digest of the event before"));
+        }
+        next.seq = next.seq.saturating_add(1);
+        next.prev_hash = Some(digest);
+        Ok(())
+    }
 }
 
 /// What was audited.
@@ -106,20 +129,21 @@ impl Auditor {
         let evolved = match shown {
             Shown::Nothing => None,
             Shown::Event { digest, place } => {
-                self.expect(Purpose::Event, digest)?;
-                self.expect_place(place?, digest)?;
+                self.promise.keep(Purpose::Event, digest)?;
+                self.promise.keep_place(place?, digest)?;
                 self.counts.events += 1;
                 None
             }
             Shown::DecisionRun { digest, sound } => {
-                self.expect(Purpose::DecisionRun, digest)?;
+                self.promise.keep(Purpose::DecisionRun, digest)?;
                 sound?;
                 self.counts.decision_runs += 1;
                 None
             }
             Shown::Batch(batch) => {
                 let (sealed, checked) = *batch;
-                self.judge_batch(&sealed, checked?)?;
+                self.promise = judge_batch(&self.acceptor, &sealed, checked?)?;
+                self.counts.signatures += 1;
                 Some(Kind::BatchSealed(sealed))
             }
             Shown::Block(block) => {
@@ -129,7 +153,11 @@ impl Auditor {
             }
             Shown::Control(control) => {
                 let (signed, open) = *control;
-                self.acceptor.check_control(&open?)?;
+                let open = open?;
+                self.acceptor.check_control(&open)?;
+                if matches!(open.kind, v1::control_record::Kind::StreamRefilled(_)) {
+                    return Err(mismatch("what stands for a lost message is never an entry itself"));
+                }
                 self.counts.signatures += 1;
                 Some(Kind::Control(signed))
             }
@@ -139,7 +167,9 @@ impl Auditor {
                 None
             }
             Shown::Equivocation(equivocation) => {
-                self.check_equivocation(&equivocation)?;
+                judge_equivocation(&self.acceptor, &equivocation)?;
+                self.counts.signatures += 1;
+                self.counts.equivocations += 1;
                 None
             }
         };
@@ -156,74 +186,6 @@ impl Auditor {
             0 => Ok(()),
             missing => Err(mismatch(format!("{missing} records of the last seal are missing"))),
         }
-    }
-
-    fn expect(&mut self, purpose: Purpose, digest: Digest) -> Result<(), Refusal> {
-        let promise = &mut self.promise;
-        if promise.purpose != Some(purpose) || promise.digests.get(promise.kept) != Some(&digest) {
-            return Err(mismatch("the record is not the one that the seal before it promises"));
-        }
-        promise.kept += 1;
-        Ok(())
-    }
-
-    /// What an agent signed has to fit its own seal: the acceptor refuses anything else, so a log that holds it was not made by one.
-    fn expect_place(&mut self, place: EventPlace, digest: Digest) -> Result<(), Refusal> {
-        let Some(next) = self.promise.next.as_mut().filter(|next| {
-            next.agent_id == place.agent_id && next.epoch == place.epoch && next.seq == place.seq
-        }) else {
-            return Err(mismatch("agent_id, epoch or seq is not the seal's"));
-        };
-        if next.prev_hash != place.prev_hash {
-            return Err(mismatch("prev_hash is not the digest of the event before"));
-        }
-        next.seq = next.seq.saturating_add(1);
-        next.prev_hash = Some(digest);
-        Ok(())
-    }
-
-    fn judge_batch(&mut self, sealed: &v1::BatchSealed, batch: CheckedBatch) -> Result<(), Refusal> {
-        if !self.acceptor.may_sign(KeyRole::Agent, &batch.agent_id, &batch.key) {
-            return Err(Refusal::new(
-                RejectionReason::UnknownKey,
-                "the batch's key was not enrolled here, or revoked",
-            ));
-        }
-        let skipped = sealed.skipped as usize;
-        let first = batch.first_seq.saturating_add(skipped as u64);
-        let link = match skipped {
-            0 => Some(batch.prev_hash),
-            _ => batch.digests.get(skipped - 1).copied(),
-        };
-        let head = self.acceptor.head(&batch.agent_id);
-        let follows = match &head {
-            Some(head) if head.epoch == batch.epoch => {
-                let link = link.ok_or_else(|| malformed("skipped is beyond the batch"))?;
-                first == head.seq + 1 && head.hash == link.0.as_slice()
-            }
-            Some(head) if head.epoch > batch.epoch => false,
-            _ => {
-                batch.first_seq == 1
-                    && skipped == 0
-                    && batch.prev_hash == Digest::ZERO
-                    && sealed.previous_epoch == head
-            }
-        };
-        if !follows || skipped >= batch.digests.len() {
-            return Err(Refusal::new(
-                RejectionReason::WrongChain,
-                "the batch does not continue its agent's chain",
-            ));
-        }
-        self.counts.signatures += 1;
-        let (agent_id, epoch) = (batch.agent_id.into(), batch.epoch);
-        self.promise = Promise {
-            purpose: Some(Purpose::Event),
-            digests: batch.digests,
-            kept: skipped,
-            next: Some(EventPlace { agent_id, epoch, seq: first, prev_hash: link }),
-        };
-        Ok(())
     }
 
     fn judge_block(&mut self, stream_seq: u64, block: CheckedBlock) -> Result<(), Refusal> {
@@ -253,34 +215,104 @@ impl Auditor {
         self.promise = Promise { purpose: Some(Purpose::DecisionRun), digests, kept: 0, next: None };
         Ok(())
     }
+}
 
-    fn check_equivocation(&mut self, equivocation: &v1::Equivocation) -> Result<(), Refusal> {
-        let seal = v1::BatchSeal::decode(equivocation.offered_seal.clone())
-            .map_err(|e| malformed(format!("offered_seal: {e}")))?;
-        let keys: Vec<_> = self
-            .acceptor
-            .keys()
-            .iter()
-            .filter(|key| key.role == KeyRole::Agent && key.holder == equivocation.agent_id && !key.revoked)
-            .map(|key| key.key)
-            .collect();
-        let digest = Purpose::BatchSeal.digest(&equivocation.offered_seal);
-        seal::verifying_key(&keys, digest, &equivocation.offered_signature)?;
-        let root = seal::digest_field("offered_seal.root", &seal.root)?;
-        let digests = sealed_digests(&equivocation.offered_event_digests, seal.count, root)?;
-        let place =
-            equivocation.seq.checked_sub(seal.first_seq).and_then(|place| usize::try_from(place).ok());
-        let offered = place.and_then(|place| digests.get(place)).copied();
-        if offered != Some(seal::event_digest(&equivocation.offered_event))
-            || offered.is_none_or(|digest| digest.0 != *equivocation.offered_digest)
-            || equivocation.offered_digest == equivocation.recorded_digest
-            || seal.agent_id != equivocation.agent_id
-            || seal.epoch != equivocation.epoch
-        {
-            return Err(mismatch("the evidence does not show two events in one place"));
-        }
-        self.counts.signatures += 1;
-        self.counts.equivocations += 1;
-        Ok(())
+/// Whether the batch's key may sign now and the batch continues its agent's chain; what has to follow it.
+fn judge_batch(
+    acceptor: &Acceptor,
+    sealed: &v1::BatchSealed,
+    batch: CheckedBatch,
+) -> Result<Promise, Refusal> {
+    if !acceptor.may_sign(KeyRole::Agent, &batch.agent_id, &batch.key) {
+        return Err(Refusal::new(
+            RejectionReason::UnknownKey,
+            "the batch's key was not enrolled here, or revoked",
+        ));
     }
+    let skipped = sealed.skipped as usize;
+    let first = batch.first_seq.saturating_add(skipped as u64);
+    let link = match skipped {
+        0 => Some(batch.prev_hash),
+        _ => batch.digests.get(skipped - 1).copied(),
+    };
+    let head = acceptor.head(&batch.agent_id);
+    let follows = match &head {
+        Some(head) if head.epoch == batch.epoch => {
+            let link = link.ok_or_else(|| malformed("skipped is beyond the batch"))?;
+            first == head.seq + 1 && head.hash == link.0.as_slice()
+        }
+        Some(head) if head.epoch > batch.epoch => false,
+        _ => {
+            batch.first_seq == 1
+                && skipped == 0
+                && batch.prev_hash == Digest::ZERO
+                && sealed.previous_epoch == head
+        }
+    };
+    if !follows || skipped >= batch.digests.len() {
+        return Err(Refusal::new(
+            RejectionReason::WrongChain,
+            "the batch does not continue its agent's chain",
+        ));
+    }
+    let (agent_id, epoch) = (batch.agent_id.into(), batch.epoch);
+    Ok(Promise {
+        purpose: Some(Purpose::Event),
+        digests: batch.digests,
+        kept: skipped,
+        next: Some(EventPlace { agent_id, epoch, seq: first, prev_hash: link }),
+    })
+}
+
+/// Whether these entries are what an accepted batch becomes now; the agent.
+pub(crate) fn judge_batch_message(acceptor: &Acceptor, entries: &[v1::Entry]) -> Result<String, Refusal> {
+    let mut shown = entries.iter().map(|entry| examine(entry.clone()).shown);
+    let Some(Shown::Batch(batch)) = shown.next() else {
+        return Err(malformed("the first entry is not a batch's seal"));
+    };
+    let (sealed, checked) = *batch;
+    let checked = checked?;
+    let agent_id = checked.agent_id.clone();
+    let mut promise = judge_batch(acceptor, &sealed, checked)?;
+    for shown in shown {
+        let Shown::Event { digest, place } = shown else {
+            return Err(mismatch("the record is not an event"));
+        };
+        promise.keep(Purpose::Event, digest)?;
+        promise.keep_place(place?, digest)?;
+    }
+    match promise.missing() {
+        0 => Ok(agent_id),
+        missing => Err(mismatch(format!("{missing} records of the seal are missing"))),
+    }
+}
+
+/// Whether an equivocation shows two events in one place, the offered one under its agent's signature.
+pub(crate) fn judge_equivocation(
+    acceptor: &Acceptor,
+    equivocation: &v1::Equivocation,
+) -> Result<(), Refusal> {
+    let seal = v1::BatchSeal::decode(equivocation.offered_seal.clone())
+        .map_err(|e| malformed(format!("offered_seal: {e}")))?;
+    let keys: Vec<_> = acceptor
+        .keys()
+        .iter()
+        .filter(|key| key.role == KeyRole::Agent && key.holder == equivocation.agent_id && !key.revoked)
+        .map(|key| key.key)
+        .collect();
+    let digest = Purpose::BatchSeal.digest(&equivocation.offered_seal);
+    seal::verifying_key(&keys, digest, &equivocation.offered_signature)?;
+    let root = seal::digest_field("offered_seal.root", &seal.root)?;
+    let digests = sealed_digests(&equivocation.offered_event_digests, seal.count, root)?;
+    let place = equivocation.seq.checked_sub(seal.first_seq).and_then(|place| usize::try_from(place).ok());
+    let offered = place.and_then(|place| digests.get(place)).copied();
+    if offered != Some(seal::event_digest(&equivocation.offered_event))
+        || offered.is_none_or(|digest| digest.0 != *equivocation.offered_digest)
+        || equivocation.offered_digest == equivocation.recorded_digest
+        || seal.agent_id != equivocation.agent_id
+        || seal.epoch != equivocation.epoch
+    {
+        return Err(mismatch("the evidence does not show two events in one place"));
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use prost::{Message, bytes::Bytes};
 
 use crate::{
     digest::Purpose,
-    name::{self, MAX_CONTROL_BYTES},
+    name::{self, MAX_CONTROL_BYTES, MAX_REFILL_BYTES},
     seal::{self, Refusal, check_size, malformed},
     v1::{self, KeyRole, RejectionReason, control_record::Kind},
 };
@@ -27,6 +27,8 @@ pub fn topic(kind: &Kind) -> &'static str {
         Kind::Genesis(_) => "genesis",
         Kind::KeyEnrolled(_) | Kind::KeyRevoked(_) => "keys",
         Kind::DurabilityDegraded(_) => "health",
+        Kind::StreamRefilled(_) => "refill",
+        Kind::StreamLost(_) => "loss",
     }
 }
 
@@ -63,7 +65,10 @@ pub fn open_control(signed: &v1::SignedControl) -> Result<OpenControl, Refusal> 
         }
         Kind::KeyEnrolled(key) => check_key(key.role, &key.holder, &key.public_key)?,
         Kind::KeyRevoked(key) => check_key(key.role, &key.holder, &key.public_key)?,
-        Kind::DurabilityDegraded(_) => {}
+        Kind::StreamLost(lost) if lost.from == 0 || lost.from > lost.to => {
+            return Err(malformed("stream_lost: from begins at 1 and is not above to"));
+        }
+        Kind::DurabilityDegraded(_) | Kind::StreamRefilled(_) | Kind::StreamLost(_) => {}
     }
     record.kind = Some(kind.clone());
     Ok(OpenControl { record, kind, signer })
@@ -71,10 +76,13 @@ pub fn open_control(signed: &v1::SignedControl) -> Result<OpenControl, Refusal> 
 
 /// Decodes and opens a control message as it came on the stream.
 pub(crate) fn open_control_message(payload: &Bytes) -> Result<(v1::SignedControl, OpenControl), Refusal> {
-    check_size("control record", payload.len(), MAX_CONTROL_BYTES)?;
+    check_size("control record", payload.len(), MAX_REFILL_BYTES)?;
     let signed =
         v1::SignedControl::decode(payload.clone()).map_err(|e| malformed(format!("control: {e}")))?;
     let open = open_control(&signed)?;
+    if !matches!(open.kind, Kind::StreamRefilled(_)) {
+        check_size("control record", payload.len(), MAX_CONTROL_BYTES)?;
+    }
     Ok((signed, open))
 }
 

@@ -16,6 +16,8 @@ pub const MAX_ITEM_BYTES: usize = 60 * 1024;
 pub const MAX_BLOCK_BYTES: usize = 512 * 1024;
 /// Largest encoded control record with its signature, bytes.
 pub const MAX_CONTROL_BYTES: usize = 16 * 1024;
+/// Largest control record that stands for a lost message, bytes: the entries of the largest batch, with room to spare.
+pub const MAX_REFILL_BYTES: usize = 512 * 1024;
 /// Largest log entry, bytes: what a C2SP entry bundle can hold.
 pub const MAX_ENTRY_BYTES: usize = 65_535;
 /// Largest text kept in a rejection's detail, bytes.

@@ -110,7 +110,7 @@ pub fn integrate(acceptor: &mut Acceptor, messages: impl IntoIterator<Item = Pre
                 integrated.keys_changed = true;
                 (None, None)
             }
-            Outcome::Block { .. } => (None, None),
+            Outcome::Block { .. } | Outcome::Refilled => (None, None),
         };
         if let Some(agent_id) = agent_id {
             let outcome = AgentOutcome { head: head_of(acceptor, &agent_id), refused };
