@@ -91,9 +91,8 @@ impl JetStream {
         &self,
         stream: &stream::Stream,
         subject: String,
-        headers: HeaderMap,
-        payload: Bytes,
-        expect_last: Option<u64>,
+        message: PublishMessage,
+        size: usize,
     ) -> Result<Ack, AppendError> {
         let mut connection = self.connection.clone();
         let lost = connection.borrow_and_update().lost;
@@ -101,15 +100,10 @@ impl JetStream {
             // Handed over now, it would be sent at some later time.
             return Err(AppendError::Unavailable("not connected".into()));
         }
-        let units = u32::try_from(payload.len() / 1024 + 1).expect("checked against the limits");
+        let units = u32::try_from(size / 1024 + 1).expect("checked against the limits");
         let room = Arc::clone(&self.room).acquire_many_owned(units).await;
         let room = room.map_err(|e| AppendError::Unavailable(e.to_string()))?;
-        let size = payload.len();
-        let mut message = PublishMessage::build().payload(payload).headers(headers);
-        message = message.expected_stream(&stream.cached_info().config.name);
-        if let Some(last) = expect_last {
-            message = message.expected_last_subject_sequence(last);
-        }
+        let message = message.expected_stream(&stream.cached_info().config.name);
         let sent = self.context.send_publish(subject, message).await.map_err(|e| match e.kind() {
             PublishErrorKind::MaxPayloadExceeded => {
                 AppendError::TooLarge { what: "message", size, limit: self.client.max_payload() }
@@ -211,7 +205,15 @@ impl EventStream for JetStream {
             headers.append(name.as_str(), value.as_str());
         }
         let subject = format!("{}{}", self.prefix, message.subject);
-        self.publish(&self.stream, subject, headers, message.payload, message.expect_last).await
+        let size = message.payload.len();
+        let mut publish = PublishMessage::build().payload(message.payload).headers(headers);
+        if let Some(last) = message.expect_last {
+            publish = publish.expected_last_subject_sequence(last);
+        }
+        if let Some(tip) = message.expect_tip {
+            publish = publish.expected_last_sequence(tip);
+        }
+        self.publish(&self.stream, subject, publish, size).await
     }
 
     async fn read(&self, from: u64, filters: &[&str]) -> Result<RecordStream, ReadError> {
@@ -255,10 +257,9 @@ impl EventStream for JetStream {
 
     async fn put_latest(&self, key: &str, value: Bytes) -> Result<(), AppendError> {
         check_latest(key, &value)?;
-        self.publish(&self.latest, self.latest_subject(key), HeaderMap::new(), value, None)
-            .await?
-            .await
-            .map(|_| ())
+        let size = value.len();
+        let message = PublishMessage::build().payload(value);
+        self.publish(&self.latest, self.latest_subject(key), message, size).await?.await.map(|_| ())
     }
 
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {

@@ -41,6 +41,8 @@ pub struct LocalStream {
 struct Heads {
     /// Last sequence of each subject, durable or queued.
     last: HashMap<String, u64>,
+    /// Last sequence of all, durable or queued.
+    tip: u64,
     /// Time of the last record: the stream's clock doesn't go back.
     time_unix_ms: u64,
 }
@@ -60,6 +62,8 @@ impl LocalStream {
             heads.last.insert(record.subject, seq);
             Ok(())
         })?;
+        // Also where every record has been dropped.
+        heads.tip = journal.tip();
         let (latest_dir, leases_dir) = (dir.join("latest"), dir.join("leases"));
         for dir in [&latest_dir, &leases_dir] {
             files::create_dir(dir).map_err(|e| JournalError::Io {
@@ -184,9 +188,15 @@ impl EventStream for LocalStream {
                 return Err(AppendError::WrongLast { actual: Some(actual) });
             }
         }
+        if let Some(expected) = message.expect_tip
+            && heads.tip != expected
+        {
+            return Err(AppendError::WrongLast { actual: Some(heads.tip) });
+        }
         let time_unix_ms = heads.time_unix_ms.max(now_unix_ms());
         let (seq, ack) = self.journal.push(room, encode(&message, time_unix_ms))?;
         heads.time_unix_ms = time_unix_ms;
+        heads.tip = seq;
         heads.last.insert(message.subject, seq);
         Ok(ack)
     }

@@ -50,17 +50,25 @@ pub struct Message {
     pub headers: Vec<(String, String)>,
     /// Append only if the subject's last sequence is this; 0 = the subject is empty so far.
     pub expect_last: Option<u64>,
+    /// Append only if the whole stream's last sequence is this, so that the message gets the one after it; 0 = the stream is empty.
+    pub expect_tip: Option<u64>,
 }
 
 impl Message {
     /// A message without headers and without an expectation.
     pub fn new(subject: impl Into<String>, payload: impl Into<Bytes>) -> Self {
-        Self { subject: subject.into(), payload: payload.into(), headers: Vec::new(), expect_last: None }
+        Self { subject: subject.into(), payload: payload.into(), ..Self::default() }
     }
 
     /// Sets [`Message::expect_last`].
     pub fn expecting(mut self, last: u64) -> Self {
         self.expect_last = Some(last);
+        self
+    }
+
+    /// Sets [`Message::expect_tip`].
+    pub fn expecting_tip(mut self, tip: u64) -> Self {
+        self.expect_tip = Some(tip);
         self
     }
 
@@ -81,8 +89,8 @@ pub type ValueStream = BoxStream<'static, Result<Bytes, ReadError>>;
 /// Why an append has no sequence to show, by what the caller may do next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Not appended: the subject's last sequence is not the expected one.
-    #[error("the subject's last sequence is {}, not the expected one", .actual.map_or_else(|| "another".into(), |s| s.to_string()))]
+    /// Not appended: the last sequence of the subject, or of the stream where that was expected, is not the expected one.
+    #[error("the last sequence is {}, not the expected one", .actual.map_or_else(|| "another".into(), |s| s.to_string()))]
     WrongLast {
         /// The real last sequence, where the stream told it. `None` may also mean that an append to this subject is in flight.
         actual: Option<u64>,
@@ -133,6 +141,13 @@ pub enum ReadError {
         from: u64,
         /// The last sequence there is.
         tip: u64,
+    },
+    /// The stream holds another record where the reader had read one: it lost records and took others in their place, or the lost
+    /// one was put back in another form. Read again from a place that is known to be right.
+    #[error("record {seq} of the stream is not the one that was read")]
+    Replaced {
+        /// The sequence.
+        seq: u64,
     },
     /// Stored records are damaged or missing, with the place.
     #[error("stream corrupt: {0}")]
@@ -219,7 +234,8 @@ pub trait EventStream: Send + Sync + Debug {
     }
 
     /// All records with `seq >= from` (0 = 1) whose subject matches one of `filters` (none = all; NATS wildcards `*` and `>`;
-    /// filters must not overlap), in order, then live. Outlasts interruptions of the backend; never ends but by an error.
+    /// filters must not overlap), in order, then live. Outlasts interruptions of the backend; never ends but by an error. After an
+    /// interruption the last record is compared: a backend that came back without it is an error, never read on from.
     async fn read(&self, from: u64, filters: &[&str]) -> Result<RecordStream, ReadError>;
 
     /// The last durable record of a subject.

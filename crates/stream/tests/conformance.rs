@@ -125,6 +125,35 @@ async fn expected_last_sequence_is_the_subjects_own(backend: Backend) {
     assert_eq!(stream.tip().await, Ok(4));
 }
 
+async fn an_expected_tip_gives_a_message_its_sequence_or_none(mut backend: Backend) {
+    let mut stream = backend.open().await;
+    let at = |tip: u64| Message::new("events.a", format!("{tip}")).expecting_tip(tip);
+    assert_eq!(stream.append(at(1)).await, Err(AppendError::WrongLast { actual: Some(0) }));
+    assert_eq!(stream.append(at(0)).await, Ok(1));
+    assert_eq!(stream.append(Message::new("control.keys", "between")).await, Ok(2));
+    assert_eq!(stream.append(at(0)).await, Err(AppendError::WrongLast { actual: Some(2) }));
+    assert_eq!(stream.append(at(1)).await, Err(AppendError::WrongLast { actual: Some(2) }));
+    assert_eq!(stream.append(at(3)).await, Err(AppendError::WrongLast { actual: Some(2) }));
+    stream = backend.restart(stream).await;
+    assert_eq!(stream.append(at(2)).await, Ok(3));
+
+    // Handed over together: each takes its own place, and none takes another's.
+    let mut acks = Vec::new();
+    for tip in [3, 4, 6, 5] {
+        acks.push(stream.enqueue(at(tip)).await);
+    }
+    let mut outcomes = Vec::new();
+    for ack in acks {
+        outcomes.push(match ack {
+            Ok(ack) => ack.await.ok(),
+            Err(_) => None,
+        });
+    }
+    assert_eq!(outcomes, [Some(4), Some(5), None, Some(6)]);
+    let payloads: Vec<_> = all(&stream).await.into_iter().skip(2).map(|record| record.payload).collect();
+    assert_eq!(payloads, ["2", "3", "4", "5"].map(Bytes::from));
+}
+
 async fn compare_and_swap_has_one_winner(backend: Backend) {
     let stream = backend.open().await;
     let mut last = 0;
@@ -408,6 +437,7 @@ macro_rules! conformance {
 conformance!(
     keeps_order_and_content,
     expected_last_sequence_is_the_subjects_own,
+    an_expected_tip_gives_a_message_its_sequence_or_none,
     compare_and_swap_has_one_winner,
     reads_from_the_middle_and_then_live,
     reading_beyond_the_end_is_an_error,

@@ -120,6 +120,66 @@ async fn without_a_server_appends_are_refused_and_readers_wait() {
     assert_eq!(next, Some(Ok(Bytes::from_static(b"2"))));
 }
 
+/// A reader at the end of ten messages, over a server that then comes back with `kept` of them and takes `taken` others.
+async fn reader_after_a_loss(kept: u64, taken: u64) -> (u64, Result<u64, ReadError>) {
+    let mut server = NatsServer::start();
+    let stream = JetStream::connect(Options::new(server.url())).await.unwrap();
+    let append = async |text: String| {
+        eventually(PATIENCE, || async {
+            stream.append(Message::new("events.a", text.clone())).await.is_ok()
+        })
+        .await;
+    };
+    for i in 1..=kept {
+        append(format!("{i}")).await;
+    }
+    let copy = server.copy_store();
+    for i in kept + 1..=10 {
+        append(format!("{i}")).await;
+    }
+    let mut records = stream.read(1, &[]).await.unwrap();
+    for _ in 1..=10 {
+        timeout(PATIENCE, records.next()).await.unwrap().unwrap().unwrap();
+    }
+    // Others are faster than the reader: it has not noticed anything yet.
+    server.kill9();
+    server.restart_from(copy.path());
+    for i in 1..=taken {
+        append(format!("other {i}")).await;
+    }
+    let next = timeout(PATIENCE, records.next()).await.unwrap().unwrap();
+    (stream.tip().await.unwrap(), next.map(|record| record.seq))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_never_reads_on_after_a_store_that_lost_what_it_had_read() {
+    assert_eq!(reader_after_a_loss(9, 0).await, (9, Err(ReadError::Lost { from: 11, tip: 9 })));
+    // With as many or more others in their place, or just before the reader looked, it looks as if nothing were missing.
+    let (tip, next) = reader_after_a_loss(7, 5).await;
+    let is_lost = matches!(next, Err(ReadError::Lost { from: 11, tip: 7..10 }));
+    assert!(tip == 12 && (is_lost || next == Err(ReadError::Replaced { seq: 10 })), "{next:?}");
+    assert_eq!(reader_after_a_loss(10, 1).await, (11, Ok(11)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_over_a_server_that_lost_the_value_it_had_seen() {
+    let mut server = NatsServer::start();
+    let stream = JetStream::connect(Options::new(server.url())).await.unwrap();
+    let put = async |value: &'static str| {
+        eventually(PATIENCE, || async { stream.put_latest("k", Bytes::from(value)).await.is_ok() }).await;
+    };
+    put("1").await;
+    let copy = server.copy_store();
+    let mut watched = stream.watch_latest("k").await.unwrap();
+    for value in ["2", "3", "4", "5"] {
+        put(value).await;
+    }
+    timeout(PATIENCE, watched.by_ref().any(async |v| v.unwrap() == "5")).await.expect("the newest value");
+    server.restart_from(copy.path());
+    put("6").await;
+    timeout(PATIENCE, watched.any(async |v| v.unwrap() == "6")).await.expect("a value at a lower sequence");
+}
+
 #[tokio::test]
 async fn no_server_at_all_is_unavailable() {
     let mut server = NatsServer::start();

@@ -105,6 +105,8 @@ async fn each_service_can_do_its_work() {
 
     let all: Vec<_> = ledger.read(1, &[]).await.unwrap().take(3).map(|r| r.unwrap().subject).collect().await;
     assert_eq!(all, ["control.genesis", "events.agent-1", "budget.0"]);
+    let put_back = Message::new("budget.0", "lost").expecting_tip(3);
+    assert_eq!(ledger.append(put_back).await, Ok(4), "what the server lost comes back through the ledger");
     let usage = metering.read(1, &["events.*", "control.*"]).await.unwrap().take(2);
     assert_eq!(
         usage.map(|r| r.unwrap().subject).collect::<Vec<_>>().await,

@@ -67,6 +67,23 @@ impl NatsServer {
         }
     }
 
+    /// Copies the store as it is on disk at this moment.
+    pub fn copy_store(&self) -> TempDir {
+        let copy = super::temp_dir();
+        copy_dir(&self.dir.path().join("store"), copy.path()).expect("a copy of the store");
+        copy
+    }
+
+    /// Kills the process if it runs and starts it over an earlier copy of its store (or over none, if that is empty): whatever it
+    /// acknowledged since is lost.
+    pub fn restart_from(&mut self, copy: &Path) {
+        self.kill9();
+        let store = self.dir.path().join("store");
+        std::fs::remove_dir_all(&store).expect("the store is removed");
+        copy_dir(copy, &store).expect("the store is replaced");
+        self.restart();
+    }
+
     /// Kills the process if it runs and starts it on the same ports and store; returns once it accepts clients.
     pub fn restart(&mut self) {
         self.kill9();
@@ -116,6 +133,23 @@ impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for item in std::fs::read_dir(from)? {
+        let item = item?;
+        let target = to.join(item.file_name());
+        if item.file_type()?.is_dir() {
+            copy_dir(&item.path(), &target)?;
+        } else if let Err(error) = std::fs::copy(item.path(), target) {
+            // A running server removes temporary files of its own.
+            if error.kind() != std::io::ErrorKind::NotFound {
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The ports that the server `id` has written down, once it has: it does so when it is ready.

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
+use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -54,9 +54,9 @@ impl JetStream {
 
     async fn store_lease(&self, name: &str, value: &Value, revision: u64) -> Result<u64, AppendError> {
         let bytes = Bytes::from(serde_json::to_vec(value).expect("strings and numbers"));
-        self.publish(&self.leases, self.lease_subject(name), HeaderMap::new(), bytes, Some(revision))
-            .await?
-            .await
+        let size = bytes.len();
+        let message = PublishMessage::build().payload(bytes).expected_last_subject_sequence(revision);
+        self.publish(&self.leases, self.lease_subject(name), message, size).await?.await
     }
 
     /// The present time by the clock that stamps the values.

@@ -2,12 +2,15 @@
 //!
 //! Each (re)start makes an ephemeral consumer at the next wanted sequence; nothing the broker remembers about readers is used.
 //! Left out: acknowledgements to the broker. Invariant: consumer sequences without a hole, so nothing between two delivered
-//! messages was dropped on the way; without filters also stream sequences without a hole, so nothing was lost in the store.
+//! messages was dropped on the way; without filters also stream sequences without a hole, so nothing was lost in the store; each
+//! later start begins with the last delivered message, which has to be the same, so nothing is read after a store that lost its end.
 
 use std::time::Duration;
 
+use async_nats::Subject;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
 use async_nats::jetstream::stream;
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::watch;
 
@@ -39,6 +42,15 @@ pub(super) struct Delivered {
     pub(super) message: async_nats::Message,
 }
 
+/// The message that was delivered last.
+struct Last {
+    seq: u64,
+    /// When the server stored it, nanoseconds.
+    stored_unix_ns: i128,
+    subject: Subject,
+    payload: Bytes,
+}
+
 #[derive(Clone, Copy)]
 enum From {
     /// Every message from the next sequence on.
@@ -58,6 +70,9 @@ pub(super) struct Reader {
     source: Source,
     from: From,
     next: u64,
+    last: Option<Last>,
+    /// Whether the next message is the last one again.
+    compares: bool,
     consumer_seq: u64,
     messages: Option<pull::Stream>,
     failures: u32,
@@ -86,7 +101,17 @@ impl Reader {
     }
 
     fn new(source: Source, from: From, next: u64) -> Self {
-        Self { source, from, next, consumer_seq: 0, messages: None, failures: 0, ended: false }
+        Self {
+            source,
+            from,
+            next,
+            last: None,
+            compares: false,
+            consumer_seq: 0,
+            messages: None,
+            failures: 0,
+            ended: false,
+        }
     }
 
     pub(super) fn messages(self) -> impl futures::Stream<Item = Result<Delivered, ReadError>> + Send {
@@ -147,9 +172,15 @@ impl Reader {
                 if self.next < first {
                     return Err(Fault::Final(ReadError::Pruned { from: self.next, first }));
                 }
-                DeliverPolicy::ByStartSequence { start_sequence: self.next }
+                // A dropped message can't be compared; everything after it is there.
+                let compared = self.last.as_ref().map(|last| last.seq).filter(|seq| *seq >= first);
+                self.compares = compared.is_some();
+                DeliverPolicy::ByStartSequence { start_sequence: compared.unwrap_or(self.next) }
             }
-            From::Last => DeliverPolicy::LastPerSubject,
+            From::Last => {
+                self.compares = self.last.is_some();
+                DeliverPolicy::LastPerSubject
+            }
         };
         // With a name and a single filter the request's own subject says both: a server can then grant exactly that.
         let (filter_subject, filter_subjects) = match &self.source.filters[..] {
@@ -202,16 +233,30 @@ impl Reader {
                 )));
             }
             self.consumer_seq += 1;
-            if seq < self.next {
-                // The last value again, after a new start.
-                continue;
+            let stored_unix_ns = info.published.unix_timestamp_nanos();
+            if std::mem::take(&mut self.compares)
+                && let Some(last) = &self.last
+            {
+                let is_same = message.subject == last.subject && message.payload == last.payload;
+                match self.from {
+                    From::Sequence if seq == last.seq && is_same => continue,
+                    From::Sequence => {
+                        return Err(Fault::Final(ReadError::Replaced { seq: last.seq }));
+                    }
+                    // The last value again. Another one at its sequence, or before it, is what a server has that lost the last.
+                    From::Last if (seq, stored_unix_ns) == (last.seq, last.stored_unix_ns) => continue,
+                    From::Last => {}
+                }
             }
             if matches!(self.from, From::Sequence) && self.source.filters.is_empty() && seq != self.next {
                 let gone = format!("the broker no longer has sequences {} to {}", self.next, seq - 1);
                 return Err(Fault::Final(ReadError::Corrupt(gone)));
             }
             self.next = seq + 1;
-            return Ok(Delivered { seq, time_unix_ms, message: message.split().0 });
+            let message = message.split().0;
+            let (subject, payload) = (message.subject.clone(), message.payload.clone());
+            self.last = Some(Last { seq, stored_unix_ns, subject, payload });
+            return Ok(Delivered { seq, time_unix_ms, message });
         }
     }
 }
