@@ -18,7 +18,6 @@ use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use exchequer_budget::State;
 use exchequer_event::{
-    digest::Purpose,
     seal::{BlockPlace, seal_block},
     v1::KeyRole,
 };
@@ -107,12 +106,14 @@ pub(crate) struct Writer {
     quiet_until: Instant,
 
     records: Option<RecordStream>,
-    opening: Option<BoxFuture<'static, Result<RecordStream, ReadError>>>,
+    opening: Option<BoxFuture<'static, Result<reading::Opened, ReadError>>>,
+    /// The newest loss on record when reading began.
+    loss: Option<Record>,
     /// Whether the next record is the one the fold ends with, read again to see that this is its stream.
     verify_cursor: bool,
     /// Why reading does not work at the moment.
     read_fault: Option<String>,
-    /// Why it never will: the stream is not the one that was folded.
+    /// Why nothing is read from it: the stream is not the one that was folded.
     foreign: Option<String>,
     probe: Option<BoxFuture<'static, reading::Probed>>,
     /// A lease epoch, and the stream's last sequence when we had just taken it: decide only once that has been read.
@@ -133,7 +134,7 @@ pub(crate) struct Channels {
 
 enum Woken {
     Record(Option<Result<Record, ReadError>>),
-    Opened(Result<RecordStream, ReadError>),
+    Opened(Result<reading::Opened, ReadError>),
     Probed(reading::Probed),
     Attempted(Attempt),
     Asked(Option<Asked>),
@@ -173,6 +174,7 @@ impl Writer {
             quiet_until: now,
             records: None,
             opening: None,
+            loss: None,
             verify_cursor: false,
             read_fault: Some("the stream is being opened".to_owned()),
             foreign: None,
@@ -209,8 +211,8 @@ impl Writer {
             }
             match self.wait().await {
                 Woken::Record(record) => self.on_record(record),
-                Woken::Opened(Ok(records)) => {
-                    self.records = Some(records);
+                Woken::Opened(Ok(opened)) => {
+                    (self.records, self.loss) = (Some(opened.records), opened.loss);
                     self.read_fault = None;
                 }
                 Woken::Opened(Err(error)) => self.on_read_error(&error),
@@ -301,7 +303,8 @@ impl Writer {
         }
         let Some((epoch, tip)) = self.target.filter(|(epoch, _)| *epoch == lease.epoch) else {
             if self.probe.is_none() {
-                self.probe = Some(reading::probe(Arc::clone(&self.stream), lease.epoch, cursor));
+                let (stream, subject) = (Arc::clone(&self.stream), fold.subject.clone());
+                self.probe = Some(reading::probe(stream, subject, lease.epoch, cursor));
             }
             return Err("the stream's last sequence is being asked for".to_owned());
         };
@@ -421,7 +424,10 @@ impl Writer {
         in_flight.attempted = true;
         match outcome {
             Attempt::Acked => {}
-            Attempt::Overtaken { last } => in_flight.overtaken_at = Some(last),
+            Attempt::Overtaken { last } => {
+                in_flight.overtaken_at = Some(last);
+                self.compare_subject(last);
+            }
             Attempt::Unknown(why) => {
                 tracing::warn!(why, "outcome of a block unknown; trying the same block again");
                 self.attempt = Some(attempt(Arc::clone(&self.stream), in_flight.message.clone(), RETRY));
@@ -504,16 +510,7 @@ impl Writer {
         };
         let shared = Arc::clone(&self.shared);
         if std::mem::take(&mut self.verify_cursor) {
-            let fold = shared.fold();
-            if record.seq != fold.cursor || Purpose::Message.digest(&record.payload) != fold.cursor_digest {
-                let cursor = fold.cursor;
-                drop(fold);
-                self.is_foreign(format!(
-                    "message {} of the stream is not the one folded as {cursor}",
-                    record.seq
-                ));
-            }
-            return;
+            return self.verify_cursor(&record);
         }
         let span = if record.headers.is_empty() {
             tracing::Span::none()

@@ -5,6 +5,7 @@ mod calls;
 mod crash;
 mod fencing;
 mod load;
+mod loss;
 mod restart;
 mod settlement;
 mod world;
