@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use exchequer_event::{
     control::{sign_control, topic},
     name::control_subject,
@@ -39,6 +39,11 @@ pub(crate) struct ControlWriter {
 impl ControlWriter {
     pub(crate) fn new(stream: Arc<dyn EventStream>, key: SigningKey) -> Self {
         Self { stream, key }
+    }
+
+    /// The key that signs.
+    pub(crate) fn public_key(&self) -> VerifyingKey {
+        self.key.verifying_key()
     }
 
     /// A record as it is appended.
@@ -73,6 +78,9 @@ impl ControlWriter {
         shutdown: CancellationToken,
     ) {
         if keys.is_empty() {
+            return;
+        }
+        if !read(&standing, &shutdown).await {
             return;
         }
         let tip = loop {
@@ -115,6 +123,10 @@ impl ControlWriter {
             if let Some(detail) = &fault
                 && recorded != fault
             {
+                // Appended to a stream that lost its end, it would take the place of a lost message.
+                if !read(&standing, &shutdown).await {
+                    return;
+                }
                 let detail =
                     exchequer_event::name::clip(detail, exchequer_event::name::MAX_DETAIL_BYTES).to_owned();
                 self.insist(Kind::DurabilityDegraded(v1::DurabilityDegraded { detail }), &shutdown).await;
@@ -124,6 +136,15 @@ impl ControlWriter {
                 return;
             }
         }
+    }
+}
+
+/// Waits until the stream fits the log and is read; whether that came before the shutdown.
+async fn read(standing: &Standing, shutdown: &CancellationToken) -> bool {
+    let mut reading = standing.reading.subscribe();
+    tokio::select! {
+        () = shutdown.cancelled() => false,
+        is_read = reading.wait_for(|is_read| *is_read) => is_read.is_ok(),
     }
 }
 

@@ -68,6 +68,20 @@ pub(crate) async fn ensure(
     }
 }
 
+/// Whether the first genesis up to `last` is of this origin and key, if there is one.
+pub(crate) async fn compare(
+    stream: &dyn EventStream,
+    last: u64,
+    origin: &str,
+    key: VerifyingKey,
+) -> Result<(), GenesisError> {
+    let newest = stream.last(SUBJECT).await?.map_or(0, |record| record.seq);
+    match find(stream, 0, newest.min(last)).await? {
+        Some(found) => check(&found, origin, &key),
+        None => Ok(()),
+    }
+}
+
 /// The state after the first genesis that an acceptor takes, if there is one up to `last`.
 async fn find(stream: &dyn EventStream, cursor: u64, last: u64) -> Result<Option<Acceptor>, ReadError> {
     if last <= cursor {

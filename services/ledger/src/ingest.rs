@@ -22,9 +22,10 @@ use tracing::Span;
 mod tests;
 
 use crate::{
-    control::pause,
+    control::{ControlWriter, pause},
     integrate::{Prepared, integrate},
     metrics::Metrics,
+    refill::{Refill, Unfit},
     snapshot::{SNAPSHOT_ENTRIES, Snapshots},
     standing::{Part, Standing},
     store::{
@@ -100,6 +101,7 @@ pub(crate) struct Pipeline {
     pub(crate) snapshot_size: u64,
     pub(crate) blocks: mpsc::Sender<Block>,
     pub(crate) standing: Arc<Standing>,
+    pub(crate) control: ControlWriter,
     pub(crate) metrics: Metrics,
     /// A commit may outlive the service that was dropped; the data directory is let go after it.
     pub(crate) _lock: Arc<File>,
@@ -145,14 +147,27 @@ impl Pipeline {
         self.snapshot_size = size;
     }
 
-    /// Commits until the feed ends.
-    fn drain(mut self, mut runs: mpsc::Receiver<Run>) -> (Self, Result<(), StoreError>) {
+    /// Commits until the feed ends; first that `at_cursor` is now the message at the cursor.
+    fn drain(mut self, at_cursor: Digest, mut runs: mpsc::Receiver<Run>) -> (Self, Result<(), StoreError>) {
+        let position = self.writer.position();
+        if position.last_message != at_cursor {
+            let cursor = position.cursor;
+            if let Err(error) = self.writer.commit(&[], cursor, at_cursor) {
+                return (self, Err(error));
+            }
+        }
         while let Some(run) = runs.blocking_recv() {
             if let Err(error) = self.take(run) {
                 return (self, Err(error));
             }
         }
         (self, Ok(()))
+    }
+
+    /// Keeps what the next start begins with.
+    async fn end(mut self) {
+        let saved = tokio::task::spawn_blocking(move || self.save_snapshot()).await;
+        debug_assert!(saved.is_ok());
     }
 
     /// Back to what is on disk, by the same way as at the start.
@@ -180,9 +195,24 @@ pub(crate) async fn run(pipeline: Pipeline, stream: Arc<dyn EventStream>, shutdo
     let mut pipeline = pipeline;
     let mut backoff = FIRST_BACKOFF;
     loop {
-        let position = pipeline.writer.position().clone();
+        let mut position = pipeline.writer.position().clone();
+        let at_cursor = tokio::select! {
+            () = shutdown.cancelled() => return pipeline.end().await,
+            fits = fit(&pipeline, &*stream) => match fits {
+                Ok(at_cursor) => at_cursor,
+                Err(unfit) => {
+                    standing.report(Part::Ingest, Some(unfit.to_string()));
+                    if pause(backoff, &shutdown).await {
+                        return pipeline.end().await;
+                    }
+                    backoff = LAST_BACKOFF.min(backoff * 2);
+                    continue;
+                }
+            },
+        };
+        position.last_message = at_cursor;
         let (runs, received) = mpsc::channel(1);
-        let committer = tokio::task::spawn_blocking(move || pipeline.drain(received));
+        let committer = tokio::task::spawn_blocking(move || pipeline.drain(at_cursor, received));
         let fed = feed(&*stream, &position, runs, &standing, &shutdown).await;
         let Ok((returned, committed)) = committer.await else {
             standing.report(
@@ -205,12 +235,23 @@ pub(crate) async fn run(pipeline: Pipeline, stream: Arc<dyn EventStream>, shutdo
             backoff = FIRST_BACKOFF;
         }
         if shutdown.is_cancelled() || pause(backoff, &shutdown).await {
-            let saved = tokio::task::spawn_blocking(move || pipeline.save_snapshot()).await;
-            debug_assert!(saved.is_ok());
-            return;
+            return pipeline.end().await;
         }
         backoff = LAST_BACKOFF.min(backoff * 2);
     }
+}
+
+/// The digest of the message at the cursor, once the stream holds the log's messages.
+async fn fit(pipeline: &Pipeline, stream: &dyn EventStream) -> Result<Digest, Unfit> {
+    let refill = Refill {
+        stream,
+        reader: pipeline.reader.clone(),
+        control: pipeline.control.clone(),
+        standing: &pipeline.standing,
+        origin: pipeline.acceptor.origin().to_owned(),
+        position: pipeline.writer.position().clone(),
+    };
+    refill.fit().await
 }
 
 /// Opens the store again after a failed commit, as often as it takes; `None` at the shutdown.

@@ -19,6 +19,7 @@ mod integrate;
 mod metrics;
 mod options;
 mod query;
+mod refill;
 mod service;
 mod sign;
 mod snapshot;

@@ -161,6 +161,7 @@ impl Service {
             snapshots,
             blocks,
             standing: standing.clone(),
+            control: control.clone(),
             metrics: metrics.clone(),
             _lock: lock.clone(),
         };

@@ -71,8 +71,10 @@ impl Signer {
             let wait = match self.stream.acquire_lease(LEASE, &self.holder, LEASE_TTL).await {
                 Ok(LeaseOutcome::Held(lease)) => {
                     self.standing.report(Part::Sign, None);
+                    self.standing.lead(Some(lease.clone()));
                     let (returned, ended) = self.hold(lease, &shutdown).await;
                     self = returned;
+                    self.standing.lead(None);
                     match ended {
                         Ended::Shutdown | Ended::Forked => return,
                         Ended::Lost => RETRY,
@@ -121,7 +123,10 @@ impl Signer {
                 () = tokio::time::sleep_until(renew_at) => {
                     renew_at = Instant::now() + RENEW_EVERY;
                     match self.stream.renew_lease(&lease).await {
-                        Ok(renewed) => lease = renewed,
+                        Ok(renewed) => {
+                            self.standing.lead(Some(renewed.clone()));
+                            lease = renewed;
+                        }
                         Err(LeaseError::Unavailable(_)) => renew_at = Instant::now() + RETRY,
                         Err(error) => {
                             self.standing.report(Part::Sign, Some(error.to_string()));

@@ -12,6 +12,7 @@ use exchequer_event::{
     accept::{Acceptor, KeyState},
     v1,
 };
+use exchequer_stream::Lease;
 use exchequer_telemetry::Readiness;
 use exchequer_tlog::SignedCheckpoint;
 use tokio::sync::watch;
@@ -76,6 +77,8 @@ struct Inner {
     keys: Arc<[KeyState]>,
     due: BTreeMap<String, AgentOutcome>,
     health: Health,
+    /// The signing lease, while it is held.
+    lease: Option<Lease>,
 }
 
 /// The shared standing of a running ledger.
@@ -86,6 +89,8 @@ pub(crate) struct Standing {
     pub(crate) changed: watch::Sender<Position>,
     /// The newest checkpoint.
     pub(crate) published: watch::Sender<Published>,
+    /// Whether the stream fits the log and is read.
+    pub(crate) reading: watch::Sender<bool>,
 }
 
 impl Standing {
@@ -101,11 +106,13 @@ impl Standing {
                 sign: Some("the signing lease is not held yet".to_owned()),
                 ..Health::default()
             },
+            lease: None,
         };
         Self {
             inner: Mutex::new(inner),
             changed: watch::Sender::new(position),
             published: watch::Sender::new(published),
+            reading: watch::Sender::new(false),
         }
     }
 
@@ -198,8 +205,21 @@ impl Standing {
         self.lock().keys.clone()
     }
 
+    /// Takes up that the signing lease was taken or renewed, or given up.
+    pub(crate) fn lead(&self, lease: Option<Lease>) {
+        self.lock().lease = lease;
+    }
+
+    /// Whether the signing lease is held at this moment.
+    pub(crate) fn leads(&self) -> bool {
+        self.lock().lease.as_ref().is_some_and(|lease| !lease.remaining().is_zero())
+    }
+
     /// Sets or clears the fault of a part.
     pub(crate) fn report(&self, part: Part, fault: Option<String>) {
+        if matches!(part, Part::Ingest) {
+            self.reading.send_replace(fault.is_none());
+        }
         let mut inner = self.lock();
         let health = &mut inner.health;
         let place = match part {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ed25519_dalek::SigningKey;
 use exchequer_event::accept::Acceptor;
 use exchequer_stream::{EventStream, LocalStream, Message};
 use exchequer_testkit::temp_dir;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Pipeline, run};
 use crate::{
+    control::ControlWriter,
     metrics::Metrics,
     snapshot::Snapshots,
     standing::{Published, Standing},
@@ -35,6 +37,7 @@ async fn a_failed_commit_is_tried_again_on_a_quiet_stream() {
         snapshots: Snapshots::open(&db).unwrap(),
         blocks,
         standing: standing.clone(),
+        control: ControlWriter::new(stream.clone(), SigningKey::from_bytes(&[1; 32])),
         metrics: Metrics::new(Arc::downgrade(&standing)),
         _lock: Arc::new(tempfile::tempfile().unwrap()),
     };

@@ -4,6 +4,7 @@
 mod http;
 mod integrate;
 mod pipeline;
+mod refill;
 mod rpc;
 mod support;
 mod witnesses;

@@ -236,15 +236,15 @@ pub fn naive_root(leaves: &[Hash]) -> Hash {
     }
 }
 
-/// Every tile and bundle of a log directory.
+/// Every tile and bundle of a log directory; what is removed meanwhile is left out.
 pub fn tile_files(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     fn walk(dir: &Path, root: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
-        for item in std::fs::read_dir(dir).unwrap() {
+        for item in std::fs::read_dir(dir).into_iter().flatten() {
             let path = item.unwrap().path();
             if path.is_dir() {
                 walk(&path, root, files);
-            } else {
-                files.insert(path.strip_prefix(root).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            } else if let Ok(bytes) = std::fs::read(&path) {
+                files.insert(path.strip_prefix(root).unwrap().to_owned(), bytes);
             }
         }
     }
