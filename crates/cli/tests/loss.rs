@@ -132,7 +132,7 @@ impl Parts {
             ..v1::ExecutionFinished::default()
         });
         let (tenant, execution_id) = ("acme".to_owned(), ids.execution_id());
-        self.spool.record(NewEvent { tenant, execution_id, skill: "", kind }).await.unwrap();
+        self.spool.record(NewEvent { tenant, execution_id, skill: String::new(), kind }).await.unwrap();
     }
 
     /// None while metering does not serve.
