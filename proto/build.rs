@@ -39,16 +39,10 @@ fn shapes(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     let mut wanted: Vec<_> = SHAPED.iter().map(|name| format!(".exchequer.v1.{name}")).collect();
     let mut done = BTreeMap::new();
     while let Some(name) = wanted.pop() {
-        if !done.contains_key(&name) {
-            let message = messages.get(&name).ok_or_else(|| format!("there is no message {name}"))?;
-            wanted.extend(
-                message
-                    .field
-                    .iter()
-                    .filter(|field| messages.contains_key(field.type_name()))
-                    .map(|field| field.type_name().to_owned()),
-            );
-            done.insert(name, shape(message, &messages));
+        let message = messages.get(&name).ok_or_else(|| format!("there is no message {name}"))?;
+        if done.insert(name, shape(message, &messages)).is_none() {
+            let types = message.field.iter().map(|field| field.type_name());
+            wanted.extend(types.filter(|name| messages.contains_key(*name)).map(str::to_owned));
         }
     }
     let mut source = String::new();

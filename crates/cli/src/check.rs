@@ -4,6 +4,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -17,6 +18,9 @@ use crate::{
     evidence::{
         export::{self, ExportError, Request},
         pack::Scope,
+        report::Verdict,
+        saved::{MAX_SAVED, read_saved},
+        state::Verified,
         verify::{self, Target, Trust},
     },
     print::{self, Format},
@@ -34,7 +38,13 @@ Examples:
   exchequer verify http://127.0.0.1:7480
   exchequer verify /backup/log --checkpoint yesterday.checkpoint      the log must continue what was signed yesterday
   exchequer verify acme.pack --key KEY --witness W1 --witness W2 --quorum 1      one of the two must have cosigned
+  exchequer verify .exchequer/ledger --checkpoint .exchequer/ledger/checkpoints      and every checkpoint ever signed
+  exchequer verify .exchequer/ledger --since verified --save verified      only what is new, once the whole was verified with --save
 
+--key may be any ledger key of the log, the first or a later one: from there the log's own control records are followed to the key
+that signed a checkpoint, which has to be enrolled and unrevoked in the entries that the checkpoint covers. Packs are checked with
+the key that signed them. --since shows what a verification of the whole would, if the earlier one was right and its file is yours;
+whether the entries before it are still there, unchanged, it does not show.
 Without --key the log's own word for its key is taken: that shows that the log is consistent, not whose it is. Only the URL of
 the data directory's own `exchequer up` is held to the key in its client.json.
 https:// URLs can't be read; put a local proxy in front, or copy the log's directory.
@@ -46,9 +56,18 @@ pub struct Verify {
     /// The log's verifier key, or a file that holds it
     #[arg(long, value_name = "VKEY")]
     key: Option<String>,
-    /// An earlier checkpoint that the log has to continue
+    /// Earlier checkpoints that the log has to continue: a file, or a directory such as the ledger's `checkpoints`; repeatable
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Vec<PathBuf>,
+    /// Read on from an earlier verification of this log, which `--save` left, and nothing before it
     #[arg(long, value_name = "FILE")]
-    checkpoint: Option<PathBuf>,
+    since: Option<PathBuf>,
+    /// If it holds, leave in this file what `--since` can go on from; keep the file as you keep a key
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Threads that read and hash; one for each core if not given
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
     /// The verifier key of a witness that is believed, or a file that holds it; can be given more than once
     #[arg(long, value_name = "VKEY")]
     witness: Vec<String>,
@@ -100,18 +119,28 @@ impl Verify {
         if let Some(key) = key.as_ref().filter(|key| !logs.is_empty() && !logs.contains(key)) {
             bail!("{key} is not among the logs of the policy");
         }
-        let checkpoint = self.checkpoint.as_deref().map(verify::read_checkpoint).transpose();
-        let checkpoint = checkpoint.map_err(anyhow::Error::msg)?;
+        let mut checkpoints = Vec::new();
+        for path in &self.checkpoint {
+            checkpoints.extend(read_saved(path).map_err(anyhow::Error::msg)?);
+        }
+        if checkpoints.len() > MAX_SAVED {
+            bail!("--checkpoint: more than {MAX_SAVED} checkpoints: give them in parts");
+        }
+        let since = self.since.as_deref().map(Verified::read).transpose().map_err(anyhow::Error::msg)?;
         // A token goes to the address that it is for, and to one that it was given with.
         let token = if is_own || self.connection.token.is_some() { self.connection.token()? } else { None };
         let mut shown = Shown::new("verified");
-        let report = verify::verify(target, Trust { key, checkpoint, witnesses }, token, move |progress| {
-            shown.update(progress.done, progress.total);
-        })
-        .await;
+        let trust = Trust { key, checkpoints, since, witnesses };
+        let request = verify::Request { target, trust, token, threads: self.threads };
+        let verify::Finished { report, verified } =
+            verify::run(request, move |progress| shown.update(progress.done, progress.total)).await;
         match self.format {
             Format::Text => print::text(&report.to_string())?,
             Format::Json => print::json(&serde_json::to_value(&report)?)?,
+        }
+        if let Some(path) = self.save.filter(|_| report.verdict == Verdict::Holds) {
+            let Some(verified) = verified else { bail!("--save: a pack leaves nothing to go on from") };
+            verified.write(&path).with_context(|| format!("--save {}", path.display()))?;
         }
         Ok(ExitCode::from(report.verdict.exit_code()))
     }

@@ -9,13 +9,17 @@
 pub mod export;
 pub mod pack;
 pub mod report;
+pub mod saved;
+pub mod state;
 pub mod verify;
 
+mod keys;
 mod load;
 mod log;
 mod mismatch;
 mod pack_check;
 mod records;
+mod signatures;
 mod source;
 mod tree;
 

@@ -92,6 +92,16 @@ impl Auditor {
         Self::default()
     }
 
+    /// Goes on where an audit ended that held, [`finish`](Self::finish) included. Nothing is counted yet.
+    pub fn resume(acceptor: Acceptor, stream_seq: u64) -> Self {
+        Self { acceptor, stream_seq, ..Self::default() }
+    }
+
+    /// Stream sequence of the last entry; 0 before the first.
+    pub fn stream_seq(&self) -> u64 {
+        self.stream_seq
+    }
+
     /// The state that the log's entries lead to.
     pub fn acceptor(&self) -> &Acceptor {
         &self.acceptor

@@ -13,12 +13,25 @@ use super::{
     records::Records,
     report::{Fault, FaultKind, MAX_FAULTS, Report},
     source::{Source, SourceError},
-    tree::{Sides, Supposition, Suppositions, root_of},
+    state::Verified,
+    tree::{Peaks, Sides, Supposition, Suppositions, TILE_HEIGHT, root_of},
     verify::Progress,
 };
 
 /// Bundles that each thread may be ahead.
 const AHEAD: usize = 2;
+
+/// What to scan.
+pub(super) struct Plan<'a> {
+    /// The tree.
+    pub(super) head: &'a Checkpoint,
+    /// The sizes at which its root is wanted, ascending.
+    pub(super) sizes: Vec<u64>,
+    /// What need not be read again.
+    pub(super) since: Option<&'a Verified>,
+    /// How many threads read.
+    pub(super) threads: u64,
+}
 
 /// What a scan leads to beside the faults it reports.
 pub(super) struct Scanned {
@@ -26,67 +39,118 @@ pub(super) struct Scanned {
     pub(super) records: Records,
     /// Whether the whole tree could be read.
     pub(super) whole: bool,
-    /// Root at the size that was asked for.
-    pub(super) earlier_root: Option<Hash>,
+    tree: Suppositions,
+    truth: Supposition,
 }
 
-/// Reads the whole log up to the checkpoint and reports what does not fit it.
+impl Scanned {
+    /// Root at a size that was asked for.
+    pub(super) fn root_at(&self, size: u64) -> Option<Hash> {
+        self.tree.root_at(size, self.truth)
+    }
+
+    /// Whether every record could be audited.
+    pub(super) fn audited(&self) -> bool {
+        self.whole && !self.records.stopped()
+    }
+}
+
+/// Reads the log up to the checkpoint and reports what does not fit it.
 pub(super) fn scan(
     source: &Source,
-    head: &Checkpoint,
-    earlier: Option<u64>,
-    threads: u64,
+    plan: Plan<'_>,
     report: &mut Report,
     progress: &mut dyn FnMut(Progress),
 ) -> Scanned {
-    let size = head.size();
-    let bundles = size.div_ceil(WIDTH);
+    let size = plan.head.size();
+    let since = plan.since.map_or(0, |verified| verified.checkpoint().checkpoint().size());
+    let (begin, bundles) = (since / WIDTH, size.div_ceil(WIDTH));
+    let records = plan.since.map(|verified| Records::resume(verified.auditor.clone(), verified.keys.clone()));
+    let (peaks, levels, mut whole) = match edge(source, begin * WIDTH, size) {
+        Ok((peaks, levels)) => (peaks, levels, true),
+        Err(fault) => {
+            report.fault(fault);
+            (Peaks::default(), Vec::new(), false)
+        }
+    };
     let mut scan = Scan {
         source,
         size,
+        since,
         report,
-        tree: Suppositions::new(earlier.filter(|earlier| *earlier <= size)),
-        levels: Vec::new(),
+        tree: Suppositions::new(peaks, begin * WIDTH, if whole { plan.sizes } else { Vec::new() }),
+        levels,
         parents: None,
-        records: Records::default(),
+        records: records.unwrap_or_default(),
         mismatches: Vec::new(),
         upper: Vec::new(),
     };
-    let mut whole = true;
     std::thread::scope(|scope| {
-        let count = threads.min(bundles);
+        let count = plan.threads.min(bundles - begin);
         let start = |lane: u64| {
             let (give, take) = sync_channel(AHEAD);
             scope.spawn(move || {
-                let mut index = lane;
+                let mut index = begin + lane;
                 while index < bundles && give.send(load(source, index, size)).is_ok() {
                     index += count;
                 }
             });
             take
         };
-        let lanes: Vec<Receiver<Loaded>> = (0..count).map(start).collect();
-        for index in 0..bundles {
-            // One lane holds the bundles of one remainder, so their order is kept without holding many.
-            let lane = usize::try_from(index % count).unwrap_or_default();
-            let taken = lanes[lane].recv().is_ok_and(|loaded| scan.take(index, loaded));
-            if !taken {
-                whole = false;
+        let lanes: Vec<Receiver<Loaded>> = (0..count).filter(|_| whole).map(start).collect();
+        for index in begin..bundles {
+            if !whole {
                 break;
             }
-            progress(Progress { done: size.min((index + 1) * WIDTH), total: size });
+            // One lane holds the bundles of one remainder, so their order is kept without holding many.
+            let lane = usize::try_from((index - begin) % count).unwrap_or_default();
+            whole = lanes[lane].recv().is_ok_and(|loaded| scan.take(index, loaded));
+            progress(Progress { done: size.min((index + 1) * WIDTH) - since, total: size - since });
         }
     });
-    scan.finish(head, whole)
+    scan.finish(plan.head, whole)
+}
+
+/// Hashes of the tiles in the making, from level 1 on, each with the tile's index.
+type Levels = Vec<(u64, Vec<Hash>)>;
+
+/// The right edge of the tree at a size of full bundles, as the tiles above level 0 have it. Each of these hashes is a peak of that tree
+/// or under one, so its root vouches for all of them.
+fn edge(source: &Source, size: u64, head: u64) -> Result<(Peaks, Levels), Fault> {
+    let mut levels = Levels::new();
+    for level in 1_u8.. {
+        let hashes = size.checked_shr(u32::from(level) * TILE_HEIGHT).unwrap_or(0);
+        if hashes == 0 {
+            break;
+        }
+        let (index, width) = (hashes / WIDTH, usize::try_from(hashes % WIDTH).unwrap_or_default());
+        let mut tile = if width > 0 { load_tile(source, level, index, head)? } else { Vec::new() };
+        if tile.len() < width {
+            let detail = format!("the tile of level {level} at {index} is shorter than the tree demands");
+            return Err(Fault::new(FaultKind::FileDamaged, detail));
+        }
+        tile.truncate(width);
+        levels.push((index, tile));
+    }
+    let mut peaks = Peaks::default();
+    let heights: Vec<u32> = (1..).map(|level| level * TILE_HEIGHT).take(levels.len()).collect();
+    for (height, (_, hashes)) in heights.into_iter().zip(&levels).rev() {
+        for hash in hashes {
+            peaks.push(height, *hash);
+        }
+    }
+    Ok((peaks, levels))
 }
 
 struct Scan<'a> {
     source: &'a Source,
     size: u64,
+    /// Entries before this one were audited earlier.
+    since: u64,
     report: &'a mut Report,
     tree: Suppositions,
     /// From level 1 on: the hashes of the tile in the making, and its index.
-    levels: Vec<(u64, Vec<Hash>)>,
+    levels: Levels,
     /// The level-1 tile over the current bundles.
     parents: Option<(u64, Option<Vec<Hash>>)>,
     records: Records,
@@ -179,14 +243,16 @@ impl Scan<'_> {
                     break;
                 }
             }
-            if let Some(fault) = self.records.take(place, bytes, said)
+            if place >= self.since
+                && let Some(fault) = self.records.take(place, bytes, said)
                 && differs.is_none()
             {
                 self.report.fault(fault);
             }
         }
         let Some(damage) = frames.damage else {
-            self.report.checked.entries += frames.entries.len() as u64;
+            let known = self.since.saturating_sub(first);
+            self.report.checked.entries += (frames.entries.len() as u64).saturating_sub(known);
             return;
         };
         let fault = Fault::new(FaultKind::FileDamaged, format!("{path}: {damage}"));
@@ -293,9 +359,9 @@ impl Scan<'_> {
             self.report.note(format!(
                 "signatures, chains and numbering were audited for the first {} entries only: each record is judged by \
                  those before it",
-                counts.entries
+                self.since + counts.entries
             ));
         }
-        Scanned { earlier_root: self.tree.earlier_root(best), records: self.records, whole }
+        Scanned { records: self.records, whole, tree: self.tree, truth: best }
     }
 }

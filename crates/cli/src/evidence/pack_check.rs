@@ -20,7 +20,7 @@ use super::{
     pack::{PackReader, Pair, ReadError, Scope},
     records::describe,
     report::{Fault, FaultKind, Report},
-    verify::{Progress, Trust, check_checkpoint, check_ledger_key, trusted_checkpoint},
+    verify::{Progress, Trust, check_checkpoint, check_ledger_key, trusted_checkpoints},
 };
 
 /// Checks a pack file into the report.
@@ -56,6 +56,9 @@ fn check_pack(
 ) {
     let manifest = pack.manifest().clone();
     report.scope = Some(manifest.scope.clone());
+    if trust.since.is_some() {
+        report.fault(Fault::new(FaultKind::BadInput, "a pack is always verified as a whole"));
+    }
     let broken = |detail: String| Fault::new(FaultKind::PackDamaged, detail);
     let signed = match SignedCheckpoint::parse(pack.checkpoint()) {
         Ok(signed) => signed,
@@ -74,7 +77,7 @@ fn check_pack(
     }
     let key = trust.key.clone().or(own_key);
     check_checkpoint(&signed, key.as_ref(), trust.witnesses.as_ref(), report);
-    if let Some(earlier) = trusted_checkpoint(trust, key.as_ref(), report) {
+    for earlier in trusted_checkpoints(trust, key.as_ref(), report) {
         check_same_tree(&earlier, &head, report);
     }
     let mut check = Check {
@@ -120,6 +123,7 @@ fn check_same_tree(earlier: &Checkpoint, head: &Checkpoint, report: &mut Report)
         report.fault(Fault::new(FaultKind::BadInput, detail));
     } else if earlier.root() == head.root() {
         report.continues_size = Some(earlier.size());
+        report.checked.checkpoints += 1;
     } else {
         let detail = "the trusted checkpoint has another root for the same size";
         report.fault(Fault::new(FaultKind::Inconsistent, detail).hashes(earlier.root(), head.root()));

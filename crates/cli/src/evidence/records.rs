@@ -4,7 +4,6 @@
 //! is audited, for each record is judged by those before it, and one fault would be reported many times.
 
 use exchequer_event::{
-    accept::Acceptor,
     audit::{Auditor, Counts, Examined, examine_bytes},
     entry::{self, Facets},
     seal::Refusal,
@@ -12,12 +11,16 @@ use exchequer_event::{
 };
 use prost::{Message as _, bytes::Bytes};
 
-use super::report::{Fault, FaultKind};
+use super::{
+    keys::LedgerKeys,
+    report::{Fault, FaultKind},
+};
 
 /// The audit of a log's records.
 #[derive(Default)]
 pub(super) struct Records {
     auditor: Auditor,
+    keys: LedgerKeys,
     seal: Option<Box<Seal>>,
     stopped: bool,
 }
@@ -53,13 +56,22 @@ enum SealKind {
 }
 
 impl Records {
+    /// Goes on where an audit held.
+    pub(super) fn resume(auditor: Auditor, keys: LedgerKeys) -> Self {
+        Self { auditor, keys, ..Self::default() }
+    }
+
     /// The next entry of the log, which was read as this.
     pub(super) fn take(&mut self, index: u64, bytes: &Bytes, said: Said) -> Option<Fault> {
         if self.stopped {
             return None;
         }
+        let control = said.examined.as_ref().ok().and_then(Examined::control).cloned();
         match said.examined.and_then(|examined| self.auditor.judge(examined)) {
             Ok(()) => {
+                if let Some(open) = control {
+                    self.keys.take(index, &open);
+                }
                 self.seal = said.seal.or(self.seal.take());
                 None
             }
@@ -98,8 +110,14 @@ impl Records {
         self.auditor.counts()
     }
 
-    pub(super) fn acceptor(&self) -> &Acceptor {
-        self.auditor.acceptor()
+    /// The ledger's keys as far as the records were audited.
+    pub(super) fn keys(&self) -> &LedgerKeys {
+        &self.keys
+    }
+
+    /// The audit's state and the ledger's keys.
+    pub(super) fn into_state(self) -> (Auditor, LedgerKeys) {
+        (self.auditor, self.keys)
     }
 
     /// What stands at an index: by the seal before it where there is one, else by the bytes as they are.

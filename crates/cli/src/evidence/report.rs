@@ -133,6 +133,8 @@ pub struct Checked {
     pub entries: u64,
     /// Hash tiles that were compared.
     pub tiles: u64,
+    /// Saved checkpoints that the tree was found to continue, each signed by a ledger key of its time.
+    pub checkpoints: u64,
     /// Inclusion proofs that were verified.
     pub proofs: u64,
     /// Signatures of agents, metering and the ledger under the entries.
@@ -186,6 +188,9 @@ pub struct Report {
     pub key: Option<String>,
     /// Whether that key was given by the caller. Otherwise it is the log's own word, and who wrote the log is not shown.
     pub key_given: bool,
+    /// The verifier key that signed the checkpoint, where that is another to which the log's control records lead from `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
     /// Entries in the signed tree.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tree_size: Option<u64>,
@@ -198,7 +203,10 @@ pub struct Report {
     /// Cosignatures by the witnesses that the caller believes, where they are enough.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cosignatures: Vec<Cosignature>,
-    /// Size of the earlier checkpoint that the tree was found to continue.
+    /// Entries that were not read again, as an earlier verification had found them to hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_size: Option<u64>,
+    /// Size of the largest saved checkpoint that the tree was found to continue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub continues_size: Option<u64>,
     /// What a pack is about.
@@ -223,6 +231,8 @@ impl Report {
             origin: None,
             key: None,
             key_given: false,
+            signed_by: None,
+            since_size: None,
             tree_size: None,
             root: None,
             signed_unix_s: None,
@@ -322,13 +332,20 @@ impl fmt::Display for Report {
                 write!(f, " at {time}")?;
             }
         }
+        if let Some(key) = &self.signed_by {
+            write!(f, "\n  signed by  {key} (enrolled by that key or by one that it leads to)")?;
+        }
+        if let Some(size) = self.since_size {
+            write!(f, "\n  since      {size} entries, verified before and not read again")?;
+        }
         if let Some(size) = self.continues_size {
-            write!(f, "\n  continues  the trusted checkpoint of {size} entries")?;
+            write!(f, "\n  continues  the saved checkpoint of {size} entries")?;
         }
         let c = &self.checked;
         write!(f, "\n  checked    {} entries", c.entries)?;
         for (count, what) in [
             (c.proofs, "inclusion proofs"),
+            (c.checkpoints, "saved checkpoints"),
             (c.tiles, "tiles"),
             (c.signatures, "signatures under the entries"),
             (c.events, "events"),

@@ -2,7 +2,9 @@
 
 mod directories;
 mod exports;
+mod keys;
 mod packs;
+mod threads;
 mod urls;
 mod witnesses;
 mod world;

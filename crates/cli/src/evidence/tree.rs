@@ -6,14 +6,14 @@
 use exchequer_tlog::{EMPTY_ROOT, Hash, node_hash};
 
 /// Height of the subtree over a full tile.
-const TILE_HEIGHT: u32 = 8;
+pub(super) const TILE_HEIGHT: u32 = 8;
 
 /// The roots of complete subtrees, largest first, with their heights.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Peaks(Vec<(u32, Hash)>);
 
 impl Peaks {
-    fn push(&mut self, mut height: u32, mut hash: Hash) {
+    pub(super) fn push(&mut self, mut height: u32, mut hash: Hash) {
         while let Some((_, left)) = self.0.pop_if(|(last, _)| *last == height) {
             hash = node_hash(&left, &hash);
             height += 1;
@@ -94,19 +94,25 @@ pub(super) struct Sides<'a> {
 /// The tree under each supposition.
 pub(super) struct Suppositions {
     peaks: [Option<Peaks>; 6],
-    /// The roots at the size that was asked for.
-    earlier: Option<(u64, [Option<Hash>; 6])>,
+    /// The sizes whose roots were asked for, ascending, and the roots of those that have been reached.
+    sizes: Vec<u64>,
+    roots: Vec<Roots>,
     size: u64,
 }
 
+/// The roots of one size.
+enum Roots {
+    /// Under every supposition.
+    Same(Hash),
+    Each(Box<[Option<Hash>; 6]>),
+}
+
 impl Suppositions {
-    /// The empty tree. The root at the size `earlier` will be kept.
-    pub(super) fn new(earlier: Option<u64>) -> Self {
-        Self {
-            peaks: std::array::from_fn(|_| Some(Peaks::default())),
-            earlier: earlier.map(|size| (size, [Some(EMPTY_ROOT).filter(|_| size == 0); 6])),
-            size: 0,
-        }
+    /// A tree of full bundles with these peaks. The roots at `sizes`, which ascend and are none of them smaller, will be kept.
+    pub(super) fn new(from: Peaks, size: u64, sizes: Vec<u64>) -> Self {
+        let same = sizes.iter().take_while(|wanted| **wanted <= size);
+        let roots = same.map(|_| Roots::Same(from.root())).collect();
+        Self { peaks: std::array::from_fn(|_| Some(from.clone())), sizes, roots, size }
     }
 
     /// Takes the next bundle. For a full one: the vote, and its subtree's root by the vote. `None` if nobody knows anything.
@@ -124,26 +130,10 @@ impl Suppositions {
         };
         let added = any.map_or(0, <[Hash]>::len) as u64;
         let width = if sides.full { 256 } else { added };
+        self.keep_roots(sides, vote, width);
         for (place, supposition) in SUPPOSITIONS.into_iter().enumerate() {
-            let leaves = match supposition {
-                Supposition::Entries => sides.entries,
-                Supposition::Tiles => sides.tile,
-                _ if sides.full && vote == Vote::Tile => sides.tile,
-                Supposition::VoteThenEntries | Supposition::UpperThenEntries => any,
-                Supposition::VoteThenTiles | Supposition::UpperThenTiles if sides.full => any,
-                Supposition::VoteThenTiles | Supposition::UpperThenTiles => sides.tile.or(any),
-            };
+            let leaves = leaves_of(sides, supposition, vote);
             let Some(mut peaks) = self.peaks[place].take() else { continue };
-            if let Some((size, roots)) = &mut self.earlier
-                && (self.size + 1..=self.size + width).contains(size)
-            {
-                roots[place] = leaves.map(|leaves| {
-                    let count = usize::try_from(*size - self.size).unwrap_or(usize::MAX);
-                    let mut peaks = peaks.clone();
-                    peaks.leaves(&leaves[..count.min(leaves.len())]);
-                    peaks.root()
-                });
-            }
             let subtree = match supposition {
                 Supposition::Entries => roots.0,
                 Supposition::Tiles => roots.1,
@@ -168,6 +158,37 @@ impl Suppositions {
         Some((vote, voted))
     }
 
+    /// Keeps the roots that were asked for and lie within the next bundle.
+    fn keep_roots(&mut self, sides: &Sides<'_>, vote: Vote, width: u64) {
+        let next = self.sizes[self.roots.len()..].iter().take_while(|size| **size <= self.size + width);
+        let sizes: Vec<u64> = next.copied().collect();
+        if sizes.is_empty() {
+            return;
+        }
+        let roots_of = |supposition: Supposition| {
+            let leaves = leaves_of(sides, supposition, vote)?;
+            let mut peaks = self.peaks[supposition as usize].clone()?;
+            let mut taken = 0;
+            let root = |size: &u64| {
+                let count = usize::try_from(size - self.size).unwrap_or(usize::MAX).min(leaves.len());
+                peaks.leaves(&leaves[taken..count]);
+                taken = count;
+                peaks.root()
+            };
+            Some(sizes.iter().map(root).collect::<Vec<_>>())
+        };
+        let agree = vote == Vote::Agreed && self.peaks.iter().all(|peaks| *peaks == self.peaks[0]);
+        if agree && let Some(roots) = roots_of(Supposition::Entries) {
+            self.roots.extend(roots.into_iter().map(Roots::Same));
+            return;
+        }
+        let each = SUPPOSITIONS.map(roots_of);
+        for place in 0..sizes.len() {
+            let roots = std::array::from_fn(|n| each[n].as_ref().map(|roots| roots[place]));
+            self.roots.push(Roots::Each(Box::new(roots)));
+        }
+    }
+
     /// The supposition under which the tree has this root.
     pub(super) fn true_for(&self, root: &Hash) -> Option<Supposition> {
         let reaches = |place: &usize| self.peaks[*place].as_ref().is_some_and(|peaks| peaks.root() == *root);
@@ -179,8 +200,24 @@ impl Suppositions {
         self.peaks[supposition as usize].as_ref().map(Peaks::root)
     }
 
-    /// The root at the earlier size under a supposition.
-    pub(super) fn earlier_root(&self, supposition: Supposition) -> Option<Hash> {
-        self.earlier.as_ref().and_then(|(_, roots)| roots[supposition as usize])
+    /// The root at a size that was asked for, under a supposition; `None` if it was not reached or could not be had.
+    pub(super) fn root_at(&self, size: u64, supposition: Supposition) -> Option<Hash> {
+        match self.roots.get(self.sizes.binary_search(&size).ok()?)? {
+            Roots::Same(root) => Some(*root),
+            Roots::Each(roots) => roots[supposition as usize],
+        }
+    }
+}
+
+/// The leaves of the next bundle under a supposition.
+fn leaves_of<'a>(sides: &Sides<'a>, supposition: Supposition, vote: Vote) -> Option<&'a [Hash]> {
+    let any = sides.entries.or(sides.tile);
+    match supposition {
+        Supposition::Entries => sides.entries,
+        Supposition::Tiles => sides.tile,
+        _ if sides.full && vote == Vote::Tile => sides.tile,
+        Supposition::VoteThenEntries | Supposition::UpperThenEntries => any,
+        Supposition::VoteThenTiles | Supposition::UpperThenTiles if sides.full => any,
+        Supposition::VoteThenTiles | Supposition::UpperThenTiles => sides.tile.or(any),
     }
 }

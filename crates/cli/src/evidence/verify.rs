@@ -15,21 +15,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use exchequer_event::{
-    accept::Acceptor,
-    entry,
-    v1::{KeyRole, control_record::Kind as ControlKind, entry::Kind},
-};
+use exchequer_event::{accept::Acceptor, v1::KeyRole};
 use exchequer_tlog::{
-    BundleId, Checkpoint, EMPTY_ROOT, MAX_ENTRY, MAX_POLICY_BYTES, Policy, SignatureKind, SignedCheckpoint,
-    TILE_WIDTH, TrustError, VerifierKey, WitnessPolicy, decode_bundle,
+    Checkpoint, EMPTY_ROOT, MAX_POLICY_BYTES, SignedCheckpoint, TrustError, VerifierKey, WitnessPolicy,
 };
-use prost::bytes::Bytes;
 
 use super::{
-    log, pack_check,
-    report::{Cosignature, Fault, FaultKind, Report, Subject},
+    keys::{Signed, verify_signatures},
+    log::{self, Scanned},
+    pack_check,
+    report::{Cosignature, Fault, FaultKind, Report, Subject, Verdict},
+    saved::Saved,
+    signatures,
     source::{Remote, Source, SourceError},
+    state::Verified,
 };
 
 /// Largest checkpoint that is read, bytes: room for more signatures than there are witnesses.
@@ -65,10 +64,35 @@ impl Target {
 pub struct Trust {
     /// The log's verifier key. Without it the log's own word is taken, and the report says so.
     pub key: Option<VerifierKey>,
-    /// An earlier checkpoint that the tree has to continue.
-    pub checkpoint: Option<SignedCheckpoint>,
+    /// Earlier checkpoints that the tree has to continue.
+    pub checkpoints: Vec<Saved>,
+    /// An earlier verification, after which a log is read on. Nothing of the entries before it is read again.
+    pub since: Option<Verified>,
     /// The witnesses that are believed, and how many of them have to have cosigned.
     pub witnesses: Option<WitnessPolicy>,
+}
+
+/// A verification to make.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What to verify.
+    pub target: Target,
+    /// What the caller trusts.
+    pub trust: Trust,
+    /// Goes along with each request to a URL.
+    pub token: Option<String>,
+    /// Threads that read and hash beside the one that judges; `None` for one a core, or for as many requests as are worth making at a
+    /// time. The report is the same for any number.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// A verification that was made.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// What it found.
+    pub report: Report,
+    /// What the next one can go on from, if a log held.
+    pub verified: Option<Verified>,
 }
 
 /// How far a verification is.
@@ -103,16 +127,6 @@ pub fn read_policy(path: &Path) -> Result<WitnessPolicy, String> {
     WitnessPolicy::parse(&text).map_err(|error| at(&error))
 }
 
-/// Reads a checkpoint that was saved earlier.
-pub fn read_checkpoint(path: &Path) -> Result<SignedCheckpoint, String> {
-    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let file = File::open(path).map_err(|error| at(&error))?;
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_CHECKPOINT_BYTES as u64 + 1).read_to_end(&mut bytes);
-    read.map_err(|error| at(&error))?;
-    SignedCheckpoint::parse(&bytes).map_err(|error| at(&error))
-}
-
 /// Verifies on a thread of its own. `token` goes along with each request to a URL.
 pub async fn verify(
     target: Target,
@@ -120,13 +134,18 @@ pub async fn verify(
     token: Option<String>,
     progress: impl FnMut(Progress) + Send + 'static,
 ) -> Report {
-    let name = target.clone();
-    let done = tokio::task::spawn_blocking(move || verify_blocking(&target, &trust, token, progress)).await;
+    run(Request { target, trust, token, threads: None }, progress).await.report
+}
+
+/// Makes a verification on a thread of its own.
+pub async fn run(request: Request, progress: impl FnMut(Progress) + Send + 'static) -> Finished {
+    let name = request.target.clone();
+    let done = tokio::task::spawn_blocking(move || run_blocking(request, progress)).await;
     done.unwrap_or_else(|error| {
         let (subject, shown) = name.describe();
         let mut report = Report::new(subject, shown);
         report.fault(Fault::new(FaultKind::Unreadable, format!("the verification ended: {error}")));
-        report
+        Finished { report, verified: None }
     })
 }
 
@@ -137,35 +156,37 @@ pub fn verify_blocking(
     token: Option<String>,
     progress: impl FnMut(Progress),
 ) -> Report {
-    verify_on(None, target, trust, token, progress)
+    let request = Request { target: target.clone(), trust: trust.clone(), token, threads: None };
+    run_blocking(request, progress).report
 }
 
-/// The same on this many threads beside the calling one; `None` for as many as there are cores, or requests worth making at a time.
-/// The report is the same for any number.
-pub fn verify_on(
-    threads: Option<NonZeroUsize>,
-    target: &Target,
-    trust: &Trust,
-    token: Option<String>,
-    mut progress: impl FnMut(Progress),
-) -> Report {
+/// Makes a verification from this thread, which must not be one of an async runtime.
+pub fn run_blocking(request: Request, mut progress: impl FnMut(Progress)) -> Finished {
+    let Request { target, trust, token, threads } = &request;
     let (subject, shown) = target.describe();
     let mut report = Report::new(subject, shown);
     report.key_given = trust.key.is_some();
-    match target {
-        Target::Pack(path) => pack_check::check(path, trust, &mut report, &mut progress),
+    let state = match target {
+        Target::Pack(path) => {
+            pack_check::check(path, trust, &mut report, &mut progress);
+            None
+        }
         Target::Directory(path) => {
             let inner = path.join("log");
             let nested = !path.join("checkpoint").is_file() && inner.join("checkpoint").is_file();
             let root = if nested { inner } else { path.clone() };
-            check_log(&Source::Directory(root), threads, trust, &mut report, &mut progress);
+            check_log(&Source::Directory(root), *threads, trust, &mut report, &mut progress)
         }
-        Target::Url(url) => match Remote::new(url, token) {
-            Ok(remote) => check_log(&Source::Remote(remote), threads, trust, &mut report, &mut progress),
-            Err(error) => report.fault(Fault::new(FaultKind::BadInput, error)),
+        Target::Url(url) => match Remote::new(url, token.clone()) {
+            Ok(remote) => check_log(&Source::Remote(remote), *threads, trust, &mut report, &mut progress),
+            Err(error) => {
+                report.fault(Fault::new(FaultKind::BadInput, error));
+                None
+            }
         },
-    }
-    report.finish()
+    };
+    let report = report.finish();
+    Finished { verified: state.filter(|_| report.verdict == Verdict::Holds), report }
 }
 
 impl Target {
@@ -178,70 +199,72 @@ impl Target {
     }
 }
 
+/// Checks a log into the report. The state that a verification of what follows can go on from; whether it held is the report's to say.
 fn check_log(
     source: &Source,
     threads: Option<NonZeroUsize>,
     trust: &Trust,
     report: &mut Report,
     progress: &mut dyn FnMut(Progress),
-) {
-    let bytes = match source.read("checkpoint", MAX_CHECKPOINT_BYTES) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let kind = if error == SourceError::Missing { FaultKind::Missing } else { FaultKind::Unreadable };
-            return report.fault(Fault::new(kind, format!("checkpoint {error}")));
-        }
-    };
-    let signed = match SignedCheckpoint::parse(&bytes) {
-        Ok(signed) => signed,
-        Err(error) => {
-            return report.fault(Fault::new(FaultKind::BadInput, format!("checkpoint: {error}")));
-        }
-    };
-    let head = signed.checkpoint().clone();
-    let key = trust.key.clone().or_else(|| {
-        let key = first_key(source, head.size());
-        if key.is_none() {
-            let detail = "no key was given, and the first entries name none";
-            report.fault(Fault::new(FaultKind::BadInput, detail));
-        }
-        key
+) -> Option<Verified> {
+    let read = source.read("checkpoint", MAX_CHECKPOINT_BYTES).map_err(|error| {
+        let kind = if error == SourceError::Missing { FaultKind::Missing } else { FaultKind::Unreadable };
+        Fault::new(kind, format!("checkpoint {error}"))
     });
-    check_checkpoint(&signed, key.as_ref(), trust.witnesses.as_ref(), report);
-    let earlier = trusted_checkpoint(trust, key.as_ref(), report);
+    let parsed = read.and_then(|bytes| {
+        SignedCheckpoint::parse(&bytes)
+            .map_err(|error| Fault::new(FaultKind::BadInput, format!("checkpoint: {error}")))
+    });
+    let signed = match parsed {
+        Ok(signed) => signed,
+        Err(fault) => {
+            report.fault(fault);
+            return None;
+        }
+    };
+    let head = signed.checkpoint();
+    let since = trust.since.as_ref();
+    if let Some(verified) = since.map(|verified| verified.checkpoint().checkpoint())
+        && verified.size() > head.size()
+    {
+        report.fault(rolled_back("what was verified", verified.size(), head.size()));
+        return None;
+    }
+    let earlier = since.iter().map(|verified| verified.checkpoint().checkpoint().size());
+    let mut sizes: Vec<_> = earlier
+        .chain(trust.checkpoints.iter().map(|saved| saved.signed.checkpoint().size()))
+        .filter(|size| *size <= head.size())
+        .collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let since_size = since.map_or(0, |verified| verified.checkpoint().checkpoint().size());
+    if sizes.first().is_some_and(|size| *size < since_size) {
+        let detail = format!(
+            "a saved checkpoint is older than the {since_size} entries that are not read again: only a whole verification \
+             can compare it"
+        );
+        report.fault(Fault::new(FaultKind::BadInput, detail));
+        return None;
+    }
     let threads = threads.map_or_else(|| source.lanes(), |threads| threads.get() as u64);
-    let scanned = log::scan(source, &head, earlier.as_ref().map(Checkpoint::size), threads, report, progress);
-    if let Some(earlier) = &earlier {
-        check_continues(earlier, &head, scanned.earlier_root, scanned.whole, report);
+    let scanned = log::scan(source, log::Plan { head, sizes, since, threads }, report, progress);
+    if let Some(verified) = since {
+        report.since_size = Some(since_size);
+        report.note(format!(
+            "the first {since_size} entries were not read again: that they held is the word of the earlier verification"
+        ));
+        check_continues(
+            "what was verified before",
+            verified.checkpoint().checkpoint(),
+            head,
+            &scanned,
+            report,
+        );
     }
-    if scanned.whole && head.size() > 0 && !scanned.records.stopped() {
-        check_ledger_key(key.as_ref(), scanned.records.acceptor(), report);
-    }
-}
-
-/// The key of the genesis among the first entries.
-fn first_key(source: &Source, size: u64) -> Option<VerifierKey> {
-    let id = BundleId::in_tree(0, size)?;
-    let max = usize::from(TILE_WIDTH) * (MAX_ENTRY + 2);
-    let full = BundleId::new(0, TILE_WIDTH).ok()?;
-    let (bytes, width) = match source.read(&id.to_string(), max) {
-        Ok(bytes) => (bytes, id.width()),
-        Err(_) => (source.read(&full.to_string(), max).ok()?, TILE_WIDTH),
-    };
-    let entries = decode_bundle(&bytes, width).ok()?;
-    entries.into_iter().find_map(|bytes| genesis_key(&Bytes::copy_from_slice(bytes)))
-}
-
-/// The log's key by its genesis, if this entry is that.
-pub(super) fn genesis_key(bytes: &Bytes) -> Option<VerifierKey> {
-    let Some(Kind::Control(signed)) = entry::decode(bytes).ok()?.kind else {
-        return None;
-    };
-    let open = exchequer_event::control::open_control(&signed).ok()?;
-    let ControlKind::Genesis(genesis) = open.kind else {
-        return None;
-    };
-    VerifierKey::new(genesis.origin, SignatureKind::Ed25519, open.signer).ok()
+    signatures::check(&signed, trust, &scanned, report);
+    let Scanned { records, .. } = scanned;
+    let (auditor, keys) = records.into_state();
+    Some(Verified { checkpoint: signed, auditor, keys })
 }
 
 /// Checks the checkpoint's signatures and writes its facts down.
@@ -263,20 +286,29 @@ pub(super) fn check_checkpoint(
              log it is",
         );
     }
-    match verify_signatures(signed, key) {
-        Ok((time, unknown)) => {
-            report.signed_unix_s = time;
-            let known = witnesses.map_or(0, |policy| check_witnesses(signed, key, policy, report));
-            let unknown = unknown.saturating_sub(known);
-            if unknown > 0 {
-                report.note(format!(
-                    "{unknown} signatures of the checkpoint are by keys that are not known here"
-                ));
-            }
-        }
+    match verify_signatures(signed, key.name(), std::slice::from_ref(key)) {
+        Ok(by) => note_signatures(signed, &by, witnesses, report),
         Err(error) => {
             report.fault(Fault::new(FaultKind::CheckpointSignature, format!("checkpoint: {error}")));
         }
+    }
+}
+
+/// Writes down who signed a checkpoint and when, holds it to the witnesses, and says how much of it could not be checked.
+pub(super) fn note_signatures(
+    signed: &SignedCheckpoint,
+    by: &Signed,
+    witnesses: Option<&WitnessPolicy>,
+    report: &mut Report,
+) {
+    report.signed_unix_s = by.time;
+    let known = match (witnesses, by.by.first()) {
+        (Some(policy), Some(key)) => check_witnesses(signed, key, policy, report),
+        _ => 0,
+    };
+    let unknown = by.unknown.saturating_sub(known);
+    if unknown > 0 {
+        report.note(format!("{unknown} signatures of the checkpoint are by keys that are not known here"));
     }
 }
 
@@ -309,72 +341,59 @@ fn check_witnesses(
     }
 }
 
-/// The time of the ledger's own cosignature, and how many signatures are by unknown keys.
-fn verify_signatures(signed: &SignedCheckpoint, key: &VerifierKey) -> Result<(Option<u64>, usize), String> {
-    // The ledger cosigns with the same key under the same name: that is where the time comes from.
-    let cosigner = VerifierKey::new(key.name(), SignatureKind::Cosignature, *key.public_key());
-    let policy = Policy {
-        origin: key.name().to_owned(),
-        log_keys: vec![key.clone()],
-        witnesses: cosigner.into_iter().collect(),
-        quorum: 0,
-    };
-    let verified = signed.verify(&policy).map_err(|error| error.to_string())?;
-    let time = verified.by.iter().find_map(|by| by.time);
-    Ok((time, signed.note().signatures().len().saturating_sub(verified.by.len())))
-}
-
-/// The earlier checkpoint, if it can be trusted as the caller says.
-pub(super) fn trusted_checkpoint(
+/// The earlier checkpoints of this key, if all can be trusted as the caller says.
+pub(super) fn trusted_checkpoints(
     trust: &Trust,
     key: Option<&VerifierKey>,
     report: &mut Report,
-) -> Option<Checkpoint> {
-    let signed = trust.checkpoint.as_ref()?;
-    let key = key?;
-    match verify_signatures(signed, key) {
-        Ok(_) => Some(signed.checkpoint().clone()),
-        Err(error) => {
-            // With a key of the caller the two things the caller gave do not fit; else the log is not the one of before.
-            let kind = if report.key_given { FaultKind::BadInput } else { FaultKind::Inconsistent };
-            report.fault(Fault::new(kind, format!("the trusted checkpoint is not this log's: {error}")));
-            None
+) -> Vec<Checkpoint> {
+    let Some(key) = key else { return Vec::new() };
+    let mut checkpoints = Vec::new();
+    for saved in &trust.checkpoints {
+        match verify_signatures(&saved.signed, key.name(), std::slice::from_ref(key)) {
+            Ok(_) => checkpoints.push(saved.signed.checkpoint().clone()),
+            Err(error) => report.fault(not_this_logs(&saved.from, &error, report.key_given)),
         }
     }
+    checkpoints
 }
 
-fn check_continues(
+pub(super) fn not_this_logs(from: &str, error: &TrustError, key_given: bool) -> Fault {
+    // With a key of the caller the two things the caller gave do not fit; else the log is not the one of before.
+    let kind = if key_given { FaultKind::BadInput } else { FaultKind::Inconsistent };
+    Fault::new(kind, format!("the saved checkpoint {from} is not this log's: {error}"))
+}
+
+fn rolled_back(what: &str, was: u64, is: u64) -> Fault {
+    let detail = format!("{what} covers {was} entries, this checkpoint only {is}: the log was rolled back");
+    Fault::new(FaultKind::Inconsistent, detail)
+}
+
+/// Whether the tree continues an earlier one.
+pub(super) fn check_continues(
+    what: &str,
     earlier: &Checkpoint,
     head: &Checkpoint,
-    root: Option<exchequer_tlog::Hash>,
-    whole: bool,
+    scanned: &Scanned,
     report: &mut Report,
-) {
+) -> bool {
     if earlier.size() > head.size() {
-        let detail = format!(
-            "the trusted checkpoint covers {} entries, this one only {}: the log was rolled back",
-            earlier.size(),
-            head.size()
-        );
-        return report.fault(Fault::new(FaultKind::Inconsistent, detail));
+        report.fault(rolled_back(what, earlier.size(), head.size()));
+        return false;
     }
-    let root = if earlier.size() == 0 { Some(EMPTY_ROOT) } else { root };
+    let root = if earlier.size() == 0 { Some(EMPTY_ROOT) } else { scanned.root_at(earlier.size()) };
     match root {
-        Some(root) if root == *earlier.root() => {
-            if whole {
-                report.continues_size = Some(earlier.size());
-            }
-        }
+        Some(root) if root == *earlier.root() => return scanned.whole,
         Some(root) => {
-            let detail =
-                format!("the first {} entries are not those of the trusted checkpoint", earlier.size());
+            let detail = format!("the first {} entries are not those of {what}", earlier.size());
             report.fault(Fault::new(FaultKind::Inconsistent, detail).hashes(earlier.root(), root));
         }
-        None => report.fault(Fault::new(
-            FaultKind::Missing,
-            "too much is missing to compare with the trusted checkpoint",
-        )),
+        None => {
+            let detail = format!("too much is missing to compare with {what}");
+            report.fault(Fault::new(FaultKind::Missing, detail));
+        }
     }
+    false
 }
 
 /// Whether the checkpoint's key and origin are those that the log itself names.

@@ -31,6 +31,14 @@ impl Examined {
     pub fn is_seal(&self) -> bool {
         matches!(self.shown, Shown::Batch(_) | Shown::Block(_))
     }
+
+    /// The control record that it is, if its signature is that of the key it names.
+    pub fn control(&self) -> Option<&OpenControl> {
+        match &self.shown {
+            Shown::Control(control) => control.1.as_ref().ok(),
+            _ => None,
+        }
+    }
 }
 
 /// What an entry of each kind shows.

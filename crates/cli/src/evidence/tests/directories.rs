@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use exchequer_tlog::{leaf_hash, push_entry};
 use prost::bytes::Bytes;
 
-use super::world::{Log, World, check, kinds, on_all_cores, trust, vkey};
+use super::world::{Log, World, check, kinds, on_all_cores, saved, trust, vkey};
 use crate::evidence::{
     report::{FaultKind as F, Report, Verdict},
     verify::{Target, Trust},
@@ -289,6 +289,35 @@ fn swapped_bundles_are_found() {
 }
 
 #[test]
+fn swapped_tiles_and_partial_files_of_the_wrong_width_are_found() {
+    let log = World::large(700).log();
+    let (one, two) = (log.tile_path(0, 0), log.tile_path(0, 1));
+    let swapped =
+        [(one.clone(), Some(log.files[&two].clone())), (two.clone(), Some(log.files[&one].clone()))];
+    let report = check_changed(&log, &swapped);
+    assert_eq!(report.verdict, Verdict::Tampered);
+    assert!(report.faults.iter().all(|fault| fault.kind == F::TileChanged), "{report}");
+    assert_eq!(report.faults[0].index, Some(0));
+    // The partial files hold an entry less, or one more, than their names say.
+    let (tile, bundle) = (log.tile_path(0, 2), log.bundle_path(2));
+    let hashes = log.files[&tile].clone();
+    let more = [&hashes[..], &hashes[..32]].concat();
+    for wrong in [hashes[..hashes.len() - 32].to_vec(), more] {
+        let report = check_changed(&log, &[(tile.clone(), Some(wrong))]);
+        assert_eq!(kinds(&report), [(None, F::FileDamaged)], "{report}");
+        assert!(report.faults[0].detail.contains(&tile), "{report}");
+    }
+    let entries = log.files[&bundle].clone();
+    let last = log.entries.len() - 1;
+    let less = entries[..entries.len() - log.entries[last].len() - 2].to_vec();
+    let report = check_changed(&log, &[(bundle.clone(), Some(less))]);
+    assert_eq!(kinds(&report), [(Some(last as u64), F::FileDamaged)], "{report}");
+    let more = [&entries[..], &[0, 1, b'x']].concat();
+    let report = check_changed(&log, &[(bundle, Some(more))]);
+    assert_eq!(kinds(&report), [(None, F::FileDamaged)], "{report}");
+}
+
+#[test]
 fn a_superseded_partial_file_that_differs_is_named() {
     let log = World::large(300).log();
     let mut bundle = Vec::new();
@@ -335,7 +364,7 @@ fn a_trusted_checkpoint_has_to_be_continued() {
     let dir = tempfile::tempdir().unwrap();
     log.write(dir.path());
     let against = |checkpoint| {
-        let trust = Trust { checkpoint: Some(checkpoint), ..trust() };
+        let trust = Trust { checkpoints: vec![saved(checkpoint)], ..trust() };
         check(&Target::Directory(dir.path().into()), &trust)
     };
     for size in [0, 1, 256, 300, 512, 700, log.entries.len()] {

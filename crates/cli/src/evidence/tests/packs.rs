@@ -5,7 +5,7 @@ use std::{fs, io::Cursor, io::Read as _};
 use exchequer_event::{entry, v1};
 use prost::Message as _;
 
-use super::world::{Log, MARKER, World, check, kinds, on_all_cores, trust, vkey};
+use super::world::{Log, MARKER, World, check, kinds, on_all_cores, saved, trust, vkey};
 use crate::evidence::{
     pack::{PackReader, PackWriter, Scope, WriteError},
     report::{FaultKind as F, Report, Verdict},
@@ -233,7 +233,7 @@ fn a_trusted_checkpoint_is_compared_where_that_is_possible() {
     let log = world.log();
     let pack = log.pack(acme(), ACME);
     let against =
-        |other: &Log| check_with(&pack, &Trust { checkpoint: Some(other.signed_by(100)), ..trust() });
+        |other: &Log| check_with(&pack, &Trust { checkpoints: vec![saved(other.signed_by(100))], ..trust() });
     assert_eq!(against(&log).continues_size, Some(16));
     assert_eq!(against(&Log::new(world.entries[..9].to_vec())).verdict, Verdict::CouldNotCheck);
     let mut entries = world.entries.clone();

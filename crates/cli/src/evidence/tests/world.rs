@@ -20,6 +20,7 @@ use prost::{Message, bytes::Bytes};
 use crate::evidence::{
     pack::{PackWriter, Scope},
     report::{FaultKind, Report},
+    saved::Saved,
     verify::{Target, Trust, verify_blocking},
 };
 
@@ -90,9 +91,14 @@ impl World {
     }
 
     pub(super) fn control(&mut self, kind: Kind) {
+        self.control_by(100, kind);
+    }
+
+    /// A control record by this key.
+    pub(super) fn control_by(&mut self, seed: u8, kind: Kind) {
         let subject = format!("control.{}", control::topic(&kind));
         let record = v1::ControlRecord { time_unix_ms: 1, actor: "test".into(), kind: Some(kind) };
-        self.publish(&subject, control::sign_control(&key(100), &record).encode_to_vec().into());
+        self.publish(&subject, control::sign_control(&key(seed), &record).encode_to_vec().into());
     }
 
     /// One event for each tenant.
@@ -241,6 +247,10 @@ pub(super) fn vkey(seed: u8) -> VerifierKey {
 
 pub(super) fn trust() -> Trust {
     Trust { key: Some(vkey(100)), ..Trust::default() }
+}
+
+pub(super) fn saved(signed: SignedCheckpoint) -> Saved {
+    Saved { from: "saved".into(), signed }
 }
 
 pub(super) fn check(target: &Target, trust: &Trust) -> Report {
