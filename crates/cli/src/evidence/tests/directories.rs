@@ -388,6 +388,22 @@ fn a_trusted_checkpoint_has_to_be_continued() {
 }
 
 #[test]
+fn a_saved_checkpoint_is_compared_with_what_was_signed_not_with_what_was_changed() {
+    let world = World::large(700);
+    let log = world.log();
+    let before = |size: usize| saved(Log::new(world.entries[..size].to_vec()).signed_by(100));
+    let trust = Trust { checkpoints: [12, 300, 512, 695, 700].map(before).into(), ..trust() };
+    for index in [10, 690] {
+        let dir = tempfile::tempdir().unwrap();
+        log.write(dir.path());
+        let (path, content) = flipped(&log, &log.bundle_path(index as u64 / 256), entry_at(&log, index) + 5);
+        fs::write(dir.path().join(path), content.unwrap()).unwrap();
+        let report = check(&Target::Directory(dir.path().into()), &trust);
+        assert_eq!(kinds(&report), [(Some(index as u64), F::EntryChanged)], "{report}");
+    }
+}
+
+#[test]
 fn what_is_no_log_could_not_be_checked() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(kinds(&check_dir(dir.path())), [(None, F::Missing)]);
