@@ -3,6 +3,7 @@
 use std::{fs, num::NonZeroUsize, path::Path};
 
 use exchequer_event::v1::{self, KeyRole, control_record::Kind};
+use exchequer_tlog::{Cosigner, WitnessPolicy};
 use prost::bytes::Bytes;
 
 use super::world::{Log, World, check, key, kinds, saved, trust, vkey};
@@ -65,6 +66,11 @@ fn a_rotation_is_followed_from_the_first_key_and_from_any_later_one() {
         assert_eq!(report.signed_by, (!direct).then(|| vkey(120).to_string()));
         assert_eq!(report.signed_unix_s, Some(1_700_000_000));
     }
+    // Witnesses cosign what the newer key signed.
+    let cosigner = Cosigner::new("w.example/11", key(11)).unwrap();
+    let policy = WitnessPolicy::of(vec![cosigner.verifier().clone()], 1).unwrap();
+    let report = signed_by(&log, 120, &Trust { witnesses: Some(policy), ..trusting(100) });
+    assert_eq!(kinds(&report), [(None, F::Quorum)], "{report}");
     // Both keys are valid, and the older is as good.
     assert_eq!(signed_by(&log, 110, &trusting(100)).verdict, Verdict::Holds);
     // The newer key leads nowhere back, a revoked one is none, a stranger's neither.
