@@ -10,6 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Files that are synced at the same time.
+const SYNCS_AT_A_TIME: usize = 16;
+
 /// A file to write.
 #[derive(Clone, Debug)]
 pub(crate) struct NewFile {
@@ -44,6 +47,22 @@ pub(crate) trait Files: Send + Sync + Debug {
 /// The real file system.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disk;
+
+/// Syncs several files at a time: the file system then makes them durable with fewer commits of its own journal.
+fn sync_all(files: &[File]) -> io::Result<()> {
+    let share = files.len().div_ceil(SYNCS_AT_A_TIME).max(1);
+    let mut parts = files.chunks(share);
+    let Some(own) = parts.next() else { return Ok(()) };
+    let sync = |part: &[File]| part.iter().try_for_each(File::sync_data);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || sync(part))).collect();
+        let mut synced = sync(own);
+        for other in others {
+            synced = synced.and(other.join().unwrap_or_else(|_| Err(io::Error::other("syncing panicked"))));
+        }
+        synced
+    })
+}
 
 impl Files for Disk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
@@ -91,7 +110,7 @@ impl Files for Disk {
             file.write_all(&new.bytes)?;
             open.push(file);
         }
-        open.iter().try_for_each(File::sync_data)
+        sync_all(&open)
     }
 
     fn append(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
