@@ -119,6 +119,14 @@ impl EventStream for Generated {
         self.control.put_latest(key, value).await
     }
 
+    async fn latest(&self, key: &str) -> Result<Option<(Bytes, u64)>, ReadError> {
+        self.control.latest(key).await
+    }
+
+    async fn put_latest_if(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, AppendError> {
+        self.control.put_latest_if(key, value, expected).await
+    }
+
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {
         self.control.watch_latest(key).await
     }

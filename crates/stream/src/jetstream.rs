@@ -3,7 +3,7 @@
 //! Left out: message ids (the broker's duplicate window is not relied on) and durable consumers (each reader keeps its own place).
 //! Invariant: an append whose answer did not arrive is reported as unknown; readers see every sequence or an error.
 //!
-//! Requests that decide something (the last record of a subject, the tip, a lease) go to the stream's leader and never to a
+//! Requests that decide something (the last record of a subject, a latest value, the tip, a lease) go to the stream's leader and never to a
 //! replica that may lag behind.
 
 mod leases;
@@ -260,6 +260,19 @@ impl EventStream for JetStream {
         let size = value.len();
         let message = PublishMessage::build().payload(value);
         self.publish(&self.latest, self.latest_subject(key), message, size).await?.await.map(|_| ())
+    }
+
+    async fn latest(&self, key: &str) -> Result<Option<(Bytes, u64)>, ReadError> {
+        check_key(key).map_err(ReadError::Invalid)?;
+        let found = self.last_raw(&self.latest, &self.latest_subject(key)).await?;
+        Ok(found.map(|message| (message.payload, message.sequence)))
+    }
+
+    async fn put_latest_if(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, AppendError> {
+        check_latest(key, &value)?;
+        let size = value.len();
+        let message = PublishMessage::build().payload(value).expected_last_subject_sequence(expected);
+        self.publish(&self.latest, self.latest_subject(key), message, size).await?.await
     }
 
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {

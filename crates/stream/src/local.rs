@@ -3,18 +3,19 @@
 //! Left out: more than one process (the journal's lock forbids it) and retention. Invariant: the order of the journal is the order
 //! of the stream; whether an append may happen is decided under the same lock that gives it its place.
 
+mod latest;
 pub(crate) mod leases;
 
 use std::collections::{HashMap, VecDeque};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes};
 use futures::StreamExt;
-use tokio::sync::watch;
 
+use self::latest::Latest;
 use self::leases::Leases;
 use crate::files;
 use crate::journal::{Journal, JournalError, Options, Reader};
@@ -32,8 +33,7 @@ const READ_BATCH: usize = 1024 * 1024;
 pub struct LocalStream {
     journal: Journal,
     heads: Mutex<Heads>,
-    latest_dir: PathBuf,
-    latest: Arc<tokio::sync::Mutex<HashMap<String, watch::Sender<Option<Bytes>>>>>,
+    latest: Latest,
     leases: Leases,
 }
 
@@ -73,7 +73,7 @@ impl LocalStream {
             })?;
         }
         let leases = Leases::new(leases_dir);
-        Ok(Self { journal, heads: Mutex::new(heads), latest_dir, latest: Arc::default(), leases })
+        Ok(Self { journal, heads: Mutex::new(heads), latest: Latest::new(latest_dir), leases })
     }
 
     fn heads(&self) -> MutexGuard<'_, Heads> {
@@ -247,55 +247,22 @@ impl EventStream for LocalStream {
 
     async fn put_latest(&self, key: &str, value: Bytes) -> Result<(), AppendError> {
         check_latest(key, &value)?;
-        let mut latest = Arc::clone(&self.latest).lock_owned().await;
-        let (dir, name) = (self.latest_dir.clone(), key.to_owned());
-        // The guard goes along, so that a caller who gives up doesn't let a second writer in.
-        let written = tokio::task::spawn_blocking(move || {
-            files::write_atomic(&dir, &name, &value)?;
-            latest.entry(name).or_insert_with(|| watch::Sender::new(None)).send_replace(Some(value));
-            Ok::<_, std::io::Error>(())
-        });
-        // A failed rename or directory sync may or may not have taken effect.
-        let unknown =
-            |e: String| AppendError::Unknown(format!("cannot write the latest value of {key}: {e}"));
-        written.await.map_err(|e| unknown(e.to_string()))?.map_err(|e| unknown(e.to_string()))
+        self.latest.put(key, value, None).await.map(drop)
+    }
+
+    async fn latest(&self, key: &str) -> Result<Option<(Bytes, u64)>, ReadError> {
+        check_key(key).map_err(ReadError::Invalid)?;
+        self.latest.get(key).await
+    }
+
+    async fn put_latest_if(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, AppendError> {
+        check_latest(key, &value)?;
+        self.latest.put(key, value, Some(expected)).await
     }
 
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {
         check_key(key).map_err(ReadError::Invalid)?;
-        let mut latest = self.latest.lock().await;
-        let receiver = if let Some(sender) = latest.get(key) {
-            sender.subscribe()
-        } else {
-            let present = match tokio::fs::read(self.latest_dir.join(key)).await {
-                Ok(value) => Some(Bytes::from(value)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-                Err(e) => {
-                    return Err(ReadError::Unavailable(format!(
-                        "cannot read the latest value of {key}: {e}"
-                    )));
-                }
-            };
-            latest.entry(key.to_owned()).or_insert_with(|| watch::Sender::new(present)).subscribe()
-        };
-        drop(latest);
-        let changes = futures::stream::unfold((receiver, true), |(mut receiver, first)| async move {
-            if first {
-                receiver.mark_changed();
-            }
-            loop {
-                if receiver.changed().await.is_err() {
-                    return None;
-                }
-                let value = receiver.borrow_and_update().clone();
-                if let Some(value) = value {
-                    return Some((Ok(value), (receiver, false)));
-                }
-            }
-        });
-        let closed =
-            futures::stream::once(async { Err(ReadError::Unavailable("the stream was closed".into())) });
-        Ok(changes.chain(closed).boxed())
+        self.latest.watch(key).await
     }
 
     async fn acquire_lease(

@@ -89,7 +89,8 @@ pub type ValueStream = BoxStream<'static, Result<Bytes, ReadError>>;
 /// Why an append has no sequence to show, by what the caller may do next.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Not appended: the last sequence of the subject, or of the stream where that was expected, is not the expected one.
+    /// Not appended: the last sequence of the subject (or of the stream, or the key's revision, where that was expected) is not the
+    /// expected one.
     #[error("the last sequence is {}, not the expected one", .actual.map_or_else(|| "another".into(), |s| s.to_string()))]
     WrongLast {
         /// The real last sequence, where the stream told it. `None` may also mean that an append to this subject is in flight.
@@ -246,6 +247,14 @@ pub trait EventStream: Send + Sync + Debug {
 
     /// Sets a key's latest value (at most [`MAX_LATEST`] bytes); durable on return. The last write wins.
     async fn put_latest(&self, key: &str, value: Bytes) -> Result<(), AppendError>;
+
+    /// A key's present value and its revision, durable; `None` if it never had one. A revision is at least 1 and rises with every
+    /// change of the value, by whomever and across restarts.
+    async fn latest(&self, key: &str) -> Result<Option<(Bytes, u64)>, ReadError>;
+
+    /// Sets a key's latest value only if its revision is still `expected` (0 = it has no value yet), and returns the new revision.
+    /// [`AppendError::WrongLast`] if another value came first. Of several that expect the same revision one at most succeeds.
+    async fn put_latest_if(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, AppendError>;
 
     /// The present value if there is one, then each change; intermediate values may be skipped.
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError>;

@@ -343,6 +343,63 @@ async fn latest_values_are_kept_and_watched(mut backend: Backend) {
     assert_eq!(stream.tip().await, Ok(0), "latest values are no messages");
 }
 
+async fn a_latest_value_is_swapped_only_at_the_expected_revision(mut backend: Backend) {
+    let stream = backend.open().await;
+    assert_eq!(stream.latest("checkpoint").await, Ok(None));
+    let swap = async |stream: &Arc<dyn EventStream>, value: &'static str, expected| {
+        stream.put_latest_if("checkpoint", Bytes::from_static(value.as_bytes()), expected).await
+    };
+    let refused = swap(&stream, "early", 7).await;
+    assert!(matches!(refused, Err(AppendError::WrongLast { .. })), "{refused:?}");
+    let first = swap(&stream, "first", 0).await.unwrap();
+    assert_eq!(stream.latest("checkpoint").await, Ok(Some((Bytes::from_static(b"first"), first))));
+    for stale in [0, first + 1] {
+        let refused = swap(&stream, "stale", stale).await;
+        assert!(matches!(refused, Err(AppendError::WrongLast { .. })), "{refused:?}");
+    }
+    // Another key changes nothing here; a plain write does.
+    stream.put_latest("other", Bytes::from_static(b"x")).await.unwrap();
+    let second = swap(&stream, "second", first).await.unwrap();
+    assert!(second > first && first > 0);
+    stream.put_latest("checkpoint", Bytes::from_static(b"third")).await.unwrap();
+    assert!(matches!(swap(&stream, "stale", second).await, Err(AppendError::WrongLast { .. })));
+    let (value, third) = stream.latest("checkpoint").await.unwrap().unwrap();
+    assert!(value == "third" && third > second);
+    assert_eq!(
+        stream.put_latest_if("checkpoint", Bytes::from(vec![0; MAX_LATEST + 1]), third).await,
+        Err(AppendError::TooLarge { what: "latest value", size: MAX_LATEST + 1, limit: MAX_LATEST })
+    );
+    assert!(matches!(stream.latest("../etc").await, Err(ReadError::Invalid(_))));
+
+    let stream = backend.restart(stream).await;
+    assert_eq!(stream.latest("checkpoint").await, Ok(Some((value, third))));
+    assert!(matches!(swap(&stream, "stale", second).await, Err(AppendError::WrongLast { .. })));
+    let mut values = stream.watch_latest("checkpoint").await.unwrap();
+    assert_eq!(timeout(PATIENCE, values.next()).await.unwrap(), Some(Ok(Bytes::from_static(b"third"))));
+    assert!(swap(&stream, "fourth", third).await.unwrap() > third);
+    assert_eq!(timeout(PATIENCE, values.next()).await.unwrap(), Some(Ok(Bytes::from_static(b"fourth"))));
+}
+
+async fn of_those_that_swap_a_latest_value_at_once_one_wins(backend: Backend) {
+    let stream = backend.open().await;
+    let mut last = 0;
+    for round in 0..10 {
+        let tries = (0..12).map(|i| {
+            let stream = Arc::clone(&stream);
+            let value = Bytes::from(format!("{round}/{i}"));
+            tokio::spawn(async move { (value.clone(), stream.put_latest_if("checkpoint", value, last).await) })
+        });
+        let outcomes: Vec<_> = join_all(tries).await.into_iter().map(Result::unwrap).collect();
+        let won: Vec<_> =
+            outcomes.iter().filter_map(|(value, o)| Some((value.clone(), *o.as_ref().ok()?))).collect();
+        assert_eq!(won.len(), 1, "{outcomes:?}");
+        let refused = |o: &Result<u64, AppendError>| matches!(o, Err(AppendError::WrongLast { .. }));
+        assert_eq!(outcomes.iter().filter(|(_, o)| refused(o)).count(), 11, "{outcomes:?}");
+        assert_eq!(stream.latest("checkpoint").await, Ok(Some(won[0].clone())));
+        last = won[0].1;
+    }
+}
+
 async fn a_lease_has_one_holder(backend: Backend) {
     let stream = backend.open().await;
     let ttl = Duration::from_secs(30);
@@ -448,6 +505,8 @@ conformance!(
     what_is_above_a_limit_or_malformed_is_refused,
     a_restart_keeps_everything,
     latest_values_are_kept_and_watched,
+    a_latest_value_is_swapped_only_at_the_expected_revision,
+    of_those_that_swap_a_latest_value_at_once_one_wins,
     a_lease_has_one_holder,
     a_lease_runs_out_unless_renewed,
     epochs_rise_across_restarts,

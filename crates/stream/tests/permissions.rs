@@ -102,6 +102,8 @@ async fn each_service_can_do_its_work() {
     let lease = metering.acquire_lease("budget.0", "m1", PATIENCE).await.unwrap();
     assert!(matches!(lease, LeaseOutcome::Held(_)), "{lease:?}");
     ledger.put_latest("receipts.agent-1", Bytes::from("r")).await.unwrap();
+    let revision = ledger.put_latest_if("checkpoint", Bytes::from("c"), 0).await.unwrap();
+    assert_eq!(ledger.latest("checkpoint").await, Ok(Some((Bytes::from("c"), revision))));
 
     let all: Vec<_> = ledger.read(1, &[]).await.unwrap().take(3).map(|r| r.unwrap().subject).collect().await;
     assert_eq!(all, ["control.genesis", "events.agent-1", "budget.0"]);
@@ -129,6 +131,7 @@ async fn an_agent_can_neither_speak_for_another_nor_listen() {
         assert!(is_refused(&outcome), "{subject}: {outcome:?}");
     }
     assert!(agent.put_latest("receipts.agent-1", Bytes::from("forged")).await.is_err());
+    assert!(agent.put_latest_if("checkpoint", Bytes::from("forged"), 0).await.is_err());
     assert!(matches!(agent.last("events.agent-2").await, Err(ReadError::Unavailable(_))));
     let mut heard = agent.read(1, &[]).await.unwrap();
     let mut receipts = agent.watch_latest("receipts.agent-2").await.unwrap();

@@ -95,6 +95,12 @@ impl EventStream for Odd {
     async fn put_latest(&self, key: &str, value: Bytes) -> Result<(), AppendError> {
         self.stream.put_latest(key, value).await
     }
+    async fn latest(&self, key: &str) -> Result<Option<(Bytes, u64)>, ReadError> {
+        self.stream.latest(key).await
+    }
+    async fn put_latest_if(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, AppendError> {
+        self.stream.put_latest_if(key, value, expected).await
+    }
     async fn watch_latest(&self, key: &str) -> Result<ValueStream, ReadError> {
         self.stream.watch_latest(key).await
     }
