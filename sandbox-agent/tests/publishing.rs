@@ -130,8 +130,13 @@ impl Rig {
         let entry = self.spool.reader().read(seq, 1).unwrap().into_iter().next();
         let hash = entry.map_or(Digest::ZERO, |entry| event_digest(&entry.body));
         let head = v1::AgentHead { agent_id: "a".into(), epoch: self.spool.epoch(), seq, hash: hash.into() };
-        let receipt =
-            v1::Receipt { head: Some(head), checkpoint: Bytes::new(), resend_from, refused: refused.into() };
+        let receipt = v1::Receipt {
+            head: Some(head),
+            resend_from,
+            refused: refused.into(),
+            key_chain: control::key_chain(self.acceptor.ledger_enrolments(), &by.verifying_key()),
+            ..v1::Receipt::default()
+        };
         let signed = control::sign_receipt(by, &receipt).encode_to_vec();
         self.stream.put_latest(&name::receipt_key("a"), signed.into()).await.unwrap();
     }
@@ -147,6 +152,22 @@ async fn everything_recorded_is_accepted_once_and_only_the_ledgers_receipt_confi
     rig.receipt(&rig.ledger, 500, RejectionReason::Unspecified, 0).await;
     eventually(PATIENCE, || async { rig.spool.confirmed_seq() > 0 }).await;
     assert_eq!(rig.spool.confirmed_seq(), 500, "the receipt of another key was ignored");
+}
+
+#[tokio::test]
+async fn a_receipt_of_a_rotated_ledger_key_confirms_and_one_of_a_key_that_nobody_enrolled_does_not() {
+    let mut rig = Rig::start(true, PATIENCE).await;
+    let next = SigningKey::from_bytes(&[8; 32]);
+    let public_key = Bytes::copy_from_slice(next.verifying_key().as_bytes());
+    let (role, holder) = (KeyRole::Ledger.into(), "ledger".to_owned());
+    rig.state(control_record::Kind::KeyEnrolled(v1::KeyEnrolled { role, holder, public_key })).await;
+    rig.record(9).await;
+    rig.accept_until(9).await;
+    // The agent was told the first key only.
+    rig.receipt(&SigningKey::from_bytes(&[9; 32]), 9, RejectionReason::Unspecified, 0).await;
+    rig.receipt(&next, 5, RejectionReason::Unspecified, 0).await;
+    eventually(PATIENCE, || async { rig.spool.confirmed_seq() > 0 }).await;
+    assert_eq!(rig.spool.confirmed_seq(), 5);
 }
 
 #[tokio::test]

@@ -130,6 +130,17 @@ pub struct KeyState {
     pub key: VerifyingKey,
     /// Whether it has been revoked.
     pub revoked: bool,
+    /// Index of the log entry that enrolled it.
+    pub enrolled_at: u64,
+    /// Index of the log entry that revoked it first.
+    pub revoked_at: Option<u64>,
+}
+
+impl KeyState {
+    /// Whether it may sign a tree of so many entries: they enrol it and do not revoke it.
+    pub fn is_valid_at(&self, size: u64) -> bool {
+        self.enrolled_at < size && self.revoked_at.is_none_or(|revoked| revoked >= size)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +179,10 @@ pub struct PartitionHead {
 pub struct Acceptor {
     origin: String,
     keys: Vec<KeyState>,
+    /// Entries taken in so far.
+    entries: u64,
+    /// The records that enrolled further ledger keys.
+    ledger_enrolments: Vec<v1::SignedControl>,
     agents: BTreeMap<String, AgentState>,
     partitions: BTreeMap<String, PartitionHead>,
 }
@@ -186,6 +201,11 @@ impl Acceptor {
     /// Every key that was ever enrolled, in order of enrolment.
     pub fn keys(&self) -> &[KeyState] {
         &self.keys
+    }
+
+    /// The records that enrolled ledger keys after the genesis, in log order, the first of each key: see [`control::key_chain`].
+    pub fn ledger_enrolments(&self) -> &[v1::SignedControl] {
+        &self.ledger_enrolments
     }
 
     /// Whether this very key is enrolled and not revoked.
@@ -432,8 +452,13 @@ impl Acceptor {
     }
 
     /// Takes an entry into the state. Never refuses: what is in the log has been accepted. An entry that no acceptor would have made
-    /// changes nothing.
+    /// changes nothing but the count of entries, by which keys know their place.
     pub fn evolve(&mut self, entry: &v1::Entry) {
+        self.evolve_kind(entry);
+        self.entries += 1;
+    }
+
+    fn evolve_kind(&mut self, entry: &v1::Entry) {
         match &entry.kind {
             Some(Kind::BatchSealed(sealed)) => self.evolve_batch(sealed),
             Some(Kind::BlockSealed(sealed)) => {
@@ -485,14 +510,20 @@ impl Acceptor {
                 self.origin = genesis.origin;
                 self.enrol(KeyRole::Ledger, "ledger", &genesis.ledger_key);
             }
-            ControlKind::KeyEnrolled(key) => self.enrol(key.role(), &key.holder, &key.public_key),
+            ControlKind::KeyEnrolled(key) => {
+                let is_new = self.enrol(key.role(), &key.holder, &key.public_key);
+                if is_new && key.role() == KeyRole::Ledger {
+                    self.ledger_enrolments.push(signed.clone());
+                }
+            }
             ControlKind::KeyRevoked(revoked) => {
                 for key in &mut self.keys {
                     if key.role == revoked.role()
                         && key.holder == revoked.holder
                         && key.key.as_bytes().as_slice() == revoked.public_key
+                        && !key.revoked
                     {
-                        key.revoked = true;
+                        (key.revoked, key.revoked_at) = (true, Some(self.entries));
                     }
                 }
             }
@@ -502,15 +533,18 @@ impl Acceptor {
         }
     }
 
-    fn enrol(&mut self, role: KeyRole, holder: &str, key: &[u8]) {
+    /// Whether it is a key that was not known.
+    fn enrol(&mut self, role: KeyRole, holder: &str, key: &[u8]) -> bool {
         let Ok(key) = control::public_key("public_key", key) else {
-            return;
+            return false;
         };
-        match self.keys.iter_mut().find(|k| k.role == role && k.holder == holder && k.key == key) {
-            // A revoked key stays revoked: whoever leaked it can't be trusted with it again.
-            Some(_) => {}
-            None => self.keys.push(KeyState { role, holder: holder.to_owned(), key, revoked: false }),
+        // A revoked key stays revoked: whoever leaked it can't be trusted with it again.
+        let is_new = !self.keys.iter().any(|k| k.role == role && k.holder == holder && k.key == key);
+        if is_new {
+            let (holder, enrolled_at) = (holder.to_owned(), self.entries);
+            self.keys.push(KeyState { role, holder, key, revoked: false, enrolled_at, revoked_at: None });
         }
+        is_new
     }
 }
 

@@ -12,6 +12,8 @@ use crate::{
 
 /// Longest origin of a log, bytes.
 pub const MAX_ORIGIN_BYTES: usize = 200;
+/// Most rotations that a receipt leads across.
+pub const MAX_KEY_CHAIN: usize = 16;
 
 /// Signs a control record.
 pub fn sign_control(key: &SigningKey, record: &v1::ControlRecord) -> v1::SignedControl {
@@ -113,14 +115,64 @@ pub fn sign_receipt(key: &SigningKey, receipt: &v1::Receipt) -> v1::SignedReceip
     v1::SignedReceipt { receipt, signature }
 }
 
-/// A receipt, if the ledger's key signed it and it is about this agent.
+/// The records that lead from the genesis' key to this one, oldest first: each enrols the key that signed the next. The newest
+/// [`MAX_KEY_CHAIN`] at most. `enrolments` are the log's, in its order.
+pub fn key_chain(enrolments: &[v1::SignedControl], key: &VerifyingKey) -> Vec<v1::SignedControl> {
+    let mut wanted = Bytes::copy_from_slice(key.as_bytes());
+    let mut chain = Vec::new();
+    for signed in enrolments.iter().rev() {
+        if chain.len() < MAX_KEY_CHAIN && enrolled_ledger_key(signed).is_some_and(|key| key == wanted) {
+            wanted = signed.public_key.clone();
+            chain.push(signed.clone());
+        }
+    }
+    chain.reverse();
+    chain
+}
+
+/// The key that a record enrols for a ledger, if that is what it does. Its signature is not looked at.
+fn enrolled_ledger_key(signed: &v1::SignedControl) -> Option<Bytes> {
+    match v1::ControlRecord::decode(signed.record.clone()).ok()?.kind? {
+        Kind::KeyEnrolled(enrolled) if enrolled.role() == KeyRole::Ledger => Some(enrolled.public_key),
+        _ => None,
+    }
+}
+
+/// The keys that a chain leads to from a trusted one.
+fn followed_keys(trusted: &VerifyingKey, chain: &[v1::SignedControl]) -> Result<Vec<VerifyingKey>, Refusal> {
+    if chain.len() > MAX_KEY_CHAIN {
+        return Err(malformed(format!("key_chain has {} records; at most {MAX_KEY_CHAIN}", chain.len())));
+    }
+    let mut keys = vec![*trusted];
+    for signed in chain {
+        // A chain may begin before the key that is trusted; what leads to it is of no interest.
+        if !keys.iter().any(|key| key.as_bytes().as_slice() == signed.public_key) {
+            continue;
+        }
+        if let Kind::KeyEnrolled(enrolled) = open_control(signed)?.kind
+            && enrolled.role() == KeyRole::Ledger
+        {
+            keys.push(public_key("key_chain", &enrolled.public_key)?);
+        }
+    }
+    Ok(keys)
+}
+
+/// A receipt, if the ledger signed it, by the trusted key or by one that its chain leads to from there, and it is about this agent.
+/// Whether a key was revoked since does not stand in a receipt.
 pub fn open_receipt(payload: &Bytes, ledger: &VerifyingKey, agent_id: &str) -> Result<v1::Receipt, Refusal> {
     let signed =
         v1::SignedReceipt::decode(payload.clone()).map_err(|e| malformed(format!("receipt: {e}")))?;
-    if !seal::verifies(ledger, Purpose::Receipt.digest(&signed.receipt), &signed.signature) {
+    let digest = Purpose::Receipt.digest(&signed.receipt);
+    let receipt =
+        v1::Receipt::decode(signed.receipt.clone()).map_err(|e| malformed(format!("receipt: {e}")))?;
+    let is_signed = seal::verifies(ledger, digest, &signed.signature)
+        || followed_keys(ledger, &receipt.key_chain)?
+            .iter()
+            .any(|key| seal::verifies(key, digest, &signed.signature));
+    if !is_signed {
         return Err(Refusal::new(RejectionReason::BadSignature, "the receipt is not the ledger's"));
     }
-    let receipt = v1::Receipt::decode(signed.receipt).map_err(|e| malformed(format!("receipt: {e}")))?;
     if receipt.head.as_ref().is_none_or(|head| head.agent_id != agent_id) {
         return Err(malformed("the receipt is about another agent"));
     }

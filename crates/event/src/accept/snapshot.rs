@@ -13,7 +13,7 @@ use crate::{
     control,
     digest::Digest,
     seal::{self, Refusal},
-    v1::KeyRole,
+    v1::{self, KeyRole},
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -26,6 +26,10 @@ struct Snapshot {
     agents: Vec<Agent>,
     #[prost(message, repeated, tag = "4")]
     partitions: Vec<Partition>,
+    #[prost(uint64, tag = "5")]
+    entries: u64,
+    #[prost(message, repeated, tag = "6")]
+    ledger_enrolments: Vec<v1::SignedControl>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -38,6 +42,10 @@ struct Key {
     public: Bytes,
     #[prost(bool, tag = "4")]
     revoked: bool,
+    #[prost(uint64, tag = "5")]
+    enrolled_at: u64,
+    #[prost(uint64, optional, tag = "6")]
+    revoked_at: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -116,6 +124,8 @@ impl Acceptor {
         Snapshot {
             origin: self.origin.clone(),
             keys: self.keys.iter().map(key).collect(),
+            entries: self.entries,
+            ledger_enrolments: self.ledger_enrolments.clone(),
             agents: Vec::new(),
             partitions: self.partitions.iter().map(partition).collect(),
         }
@@ -149,13 +159,23 @@ impl Acceptor {
     /// The state from a snapshot's bytes.
     pub fn restore(bytes: &[u8]) -> Result<Self, Refusal> {
         let snapshot = Snapshot::decode(bytes).map_err(|e| seal::malformed(format!("snapshot: {e}")))?;
-        let mut acceptor = Self { origin: snapshot.origin, ..Self::default() };
+        if snapshot.entries == 0 && !snapshot.keys.is_empty() {
+            return Err(seal::malformed("snapshot: it is from before keys knew their place"));
+        }
+        let mut acceptor = Self {
+            origin: snapshot.origin,
+            entries: snapshot.entries,
+            ledger_enrolments: snapshot.ledger_enrolments,
+            ..Self::default()
+        };
         for key in snapshot.keys {
             acceptor.keys.push(KeyState {
                 role: KeyRole::try_from(key.role).map_err(|_| seal::malformed("snapshot: role"))?,
                 holder: key.holder,
                 key: control::public_key("snapshot: key", &key.public)?,
                 revoked: key.revoked,
+                enrolled_at: key.enrolled_at,
+                revoked_at: key.revoked_at,
             });
         }
         // What counts on from here can't overflow.
@@ -192,6 +212,8 @@ fn key(key: &KeyState) -> Key {
         holder: key.holder.clone(),
         public: Bytes::copy_from_slice(key.key.as_bytes()),
         revoked: key.revoked,
+        enrolled_at: key.enrolled_at,
+        revoked_at: key.revoked_at,
     }
 }
 

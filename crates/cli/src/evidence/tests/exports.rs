@@ -154,6 +154,12 @@ impl LedgerService for Ledger {
     async fn revoke_key(&self, _: Request<v1::RevokeKeyRequest>) -> Answer<v1::RevokeKeyResponse> {
         none()
     }
+    async fn rotate_ledger_key(
+        &self,
+        _: Request<v1::RotateLedgerKeyRequest>,
+    ) -> Answer<v1::RotateLedgerKeyResponse> {
+        none()
+    }
     async fn list_keys(&self, _: Request<v1::ListKeysRequest>) -> Answer<v1::ListKeysResponse> {
         none()
     }
