@@ -231,7 +231,7 @@ impl Lane {
             fault: Mutex::default(),
         });
         let verifier: VerifierKey = service.verifier_key().parse()?;
-        let key = *service.public_key();
+        let key = service.public_key();
         let policy =
             Policy { origin: ORIGIN.to_owned(), log_keys: vec![verifier], witnesses: Vec::new(), quorum: 0 };
         let (watched, of, id) = (stream.clone(), shared.clone(), agent.id().to_owned());

@@ -1,7 +1,7 @@
-//! Ed25519 key files: made once, readable by their owner only, never replaced.
+//! Ed25519 key files: made once, readable by their owner only, replaced only by another whole key.
 //!
 //! One line of text: a tag that says what it is, and the 32-byte seed in base64. Left out: encryption at rest,
-//! rotation (a new path is a new key), hardware keys.
+//! when to rotate, hardware keys.
 //! Invariant: a path that exists holds a whole key; a crash or a race at creation leaves either it or nothing.
 
 use std::fs::{File, OpenOptions, Permissions};
@@ -95,6 +95,13 @@ pub fn create(path: impl AsRef<Path>) -> Result<SigningKey, KeyError> {
     std::fs::remove_file(&staged).map_err(failed)?;
     linked.and_then(|()| sync_directory(path)).map_err(failed)?;
     Ok(SigningKey::from_bytes(&seed))
+}
+
+/// Puts the key at `next` in the place of the one at `path`, at once and durably: `path` holds the old key or the new, never none.
+pub fn put_in_place(next: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<(), KeyError> {
+    let (next, path) = (next.as_ref(), path.as_ref());
+    let failed = |source| KeyError::Io { path: path.to_owned(), source };
+    std::fs::rename(next, path).and_then(|()| sync_directory(path)).map_err(failed)
 }
 
 /// Replaces the file at `path` as a whole, durably: readers see the old content or the new.

@@ -86,7 +86,7 @@ impl Parts {
             spool: Arc::clone(&spool),
             stream: connect(broker).await,
             key: agent_key,
-            ledger_key: *ledger.public_key(),
+            ledger_key: ledger.public_key(),
             resend_after: Duration::from_secs(1),
         };
         tokio::spawn(publisher.run(watch::Sender::new(Progress::default())));

@@ -387,7 +387,9 @@ async fn of_those_that_swap_a_latest_value_at_once_one_wins(backend: Backend) {
         let tries = (0..12).map(|i| {
             let stream = Arc::clone(&stream);
             let value = Bytes::from(format!("{round}/{i}"));
-            tokio::spawn(async move { (value.clone(), stream.put_latest_if("checkpoint", value, last).await) })
+            tokio::spawn(
+                async move { (value.clone(), stream.put_latest_if("checkpoint", value, last).await) },
+            )
         });
         let outcomes: Vec<_> = join_all(tries).await.into_iter().map(Result::unwrap).collect();
         let won: Vec<_> =

@@ -1,13 +1,12 @@
 //! Control records that the ledger writes: enrolment, revocation, durability.
 //!
-//! Left out: deciding whether one counts, which is the acceptor's. Invariant: every one is signed by the ledger's key.
+//! Left out: deciding whether one counts, which is the acceptor's. Invariant: every one is signed by the ledger's key of that moment.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ed25519_dalek::{SigningKey, VerifyingKey};
 use exchequer_event::{
     control::{sign_control, topic},
     name::control_subject,
@@ -18,6 +17,7 @@ use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    key::LedgerKey,
     options::Enrolment,
     standing::{Part, Standing},
 };
@@ -33,28 +33,30 @@ const SELF: &str = "ledger";
 #[derive(Clone, Debug)]
 pub(crate) struct ControlWriter {
     stream: Arc<dyn EventStream>,
-    key: SigningKey,
+    key: LedgerKey,
 }
 
 impl ControlWriter {
-    pub(crate) fn new(stream: Arc<dyn EventStream>, key: SigningKey) -> Self {
+    pub(crate) fn new(stream: Arc<dyn EventStream>, key: LedgerKey) -> Self {
         Self { stream, key }
-    }
-
-    /// The key that signs.
-    pub(crate) fn public_key(&self) -> VerifyingKey {
-        self.key.verifying_key()
     }
 
     /// A record as it is appended.
     pub(crate) fn message(&self, actor: &str, kind: Kind) -> Message {
         let subject = control_subject(topic(&kind));
         let record = v1::ControlRecord { time_unix_ms: unix_ms(), actor: actor.to_owned(), kind: Some(kind) };
-        Message::new(subject, sign_control(&self.key, &record).encode_to_vec())
+        Message::new(subject, sign_control(&self.key.current().signing, &record).encode_to_vec())
     }
 
     /// Appends a record on behalf of an actor; its stream sequence.
     pub(crate) async fn append(&self, actor: &str, kind: Kind) -> Result<u64, AppendError> {
+        // The key is not replaced between the signature and the stream's answer: what an old key signed comes before its revocation.
+        let _unchanged = self.key.unchanged().await;
+        if self.key.is_retired() {
+            return Err(AppendError::Unavailable(
+                "the ledger's key was revoked; it needs the new one".into(),
+            ));
+        }
         let mut message = self.message(actor, kind);
         exchequer_telemetry::inject(&mut message.headers);
         self.stream.append(message).await
@@ -62,11 +64,36 @@ impl ControlWriter {
 
     /// Appends until it succeeds. Doing so twice is harmless: both records state the same.
     async fn insist(&self, kind: Kind, shutdown: &CancellationToken) {
-        while let Err(error) = self.append(SELF, kind.clone()).await {
+        self.insist_for(SELF, &kind, shutdown).await;
+    }
+
+    /// As [`Self::insist`], on behalf of an actor; whether it is in the stream.
+    pub(crate) async fn insist_for(&self, actor: &str, kind: &Kind, shutdown: &CancellationToken) -> bool {
+        while let Err(error) = self.append(actor, kind.clone()).await {
             tracing::warn!(%error, "a control record could not be appended; trying again");
             if pause(RETRY, shutdown).await {
-                return;
+                return false;
             }
+        }
+        true
+    }
+
+    /// Waits until the log holds the stream as it is now; whether it does.
+    pub(crate) async fn caught_up(&self, standing: &Standing, shutdown: &CancellationToken) -> bool {
+        if !read(standing, shutdown).await {
+            return false;
+        }
+        let tip = loop {
+            match self.stream.tip().await {
+                Ok(tip) => break tip,
+                Err(_) if pause(RETRY, shutdown).await => return false,
+                Err(_) => {}
+            }
+        };
+        let mut changed = standing.changed.subscribe();
+        tokio::select! {
+            () = shutdown.cancelled() => false,
+            caught_up = changed.wait_for(|position| position.cursor >= tip) => caught_up.is_ok(),
         }
     }
 
@@ -80,20 +107,8 @@ impl ControlWriter {
         if keys.is_empty() {
             return;
         }
-        if !read(&standing, &shutdown).await {
+        if !self.caught_up(&standing, &shutdown).await {
             return;
-        }
-        let tip = loop {
-            match self.stream.tip().await {
-                Ok(tip) => break tip,
-                Err(_) if pause(RETRY, &shutdown).await => return,
-                Err(_) => {}
-            }
-        };
-        let mut changed = standing.changed.subscribe();
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            caught_up = changed.wait_for(|position| position.cursor >= tip) => if caught_up.is_err() { return },
         }
         let known = standing.keys();
         for Enrolment { role, holder, key } in keys {

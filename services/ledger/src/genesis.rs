@@ -1,11 +1,11 @@
 //! The first record of the log: written to an empty stream, compared with everywhere else.
 //!
-//! Left out: rotation of the ledger's key. Invariant: a ledger runs only over a stream and a log whose genesis names its own origin
-//! and its own key.
+//! Left out: whether the key may still sign, which the signer asks each time. Invariant: a ledger runs only over a stream and a log
+//! whose genesis names its own origin, and whose control records, from there on, enrol its own key.
 
 use ed25519_dalek::VerifyingKey;
 use exchequer_event::{
-    accept::{Acceptor, Incoming, Outcome},
+    accept::{Acceptor, Incoming, KeyState},
     v1::{self, KeyRole, control_record::Kind},
 };
 use exchequer_stream::{AppendError, EventStream, ReadError};
@@ -14,6 +14,7 @@ use futures::StreamExt as _;
 use crate::control::ControlWriter;
 
 const SUBJECT: &str = "control.genesis";
+const KEYS: &str = "control.keys";
 
 /// The stream or the log is not this ledger's.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +28,9 @@ pub enum GenesisError {
         configured: String,
     },
     /// Another key's.
-    #[error("the genesis of `{origin}` names another ledger key than this ledger's {key}")]
+    #[error("the log `{origin}` has not enrolled this ledger's key {key}")]
     Key {
-        /// Origin of the genesis.
+        /// Origin of the log.
         origin: String,
         /// This ledger's key in hex.
         key: String,
@@ -51,14 +52,22 @@ pub(crate) async fn ensure(
     origin: &str,
     key: &VerifyingKey,
 ) -> Result<(), GenesisError> {
-    if !acceptor.origin().is_empty() {
-        return check(acceptor, origin, key);
-    }
     loop {
-        let last = stream.last(SUBJECT).await?.map_or(0, |record| record.seq);
-        if let Some(found) = find(stream, cursor, last).await? {
-            return check(&found, origin, key);
+        let mut last = 0;
+        for subject in [SUBJECT, KEYS] {
+            last = last.max(stream.last(subject).await?.map_or(0, |record| record.seq));
         }
+        // The key may have been enrolled by what is in the stream and not in the log yet.
+        let is_known = holds(acceptor, origin, key)?;
+        let found = if is_known { acceptor.clone() } else { fold(stream, acceptor, cursor, last).await? };
+        if !found.origin().is_empty() {
+            return if holds(&found, origin, key)? {
+                Ok(())
+            } else {
+                Err(GenesisError::Key { origin: origin.to_owned(), key: hex::encode(key.as_bytes()) })
+            };
+        }
+        let last = stream.last(SUBJECT).await?.map_or(0, |record| record.seq);
         let genesis = v1::Genesis { origin: origin.to_owned(), ledger_key: key.as_bytes().to_vec().into() };
         match stream.append(control.message("ledger", Kind::Genesis(genesis)).expecting(last)).await {
             // Somebody else's came first, or perhaps ours is there: what stands there is read in the next round.
@@ -68,50 +77,55 @@ pub(crate) async fn ensure(
     }
 }
 
-/// Whether the first genesis up to `last` is of this origin and key, if there is one.
+/// Whether the first genesis up to `last`, if there is one, is of this origin and names a ledger key that the log holds.
 pub(crate) async fn compare(
     stream: &dyn EventStream,
     last: u64,
     origin: &str,
-    key: VerifyingKey,
+    keys: &[KeyState],
 ) -> Result<(), GenesisError> {
     let newest = stream.last(SUBJECT).await?.map_or(0, |record| record.seq);
-    match find(stream, 0, newest.min(last)).await? {
-        Some(found) => check(&found, origin, &key),
-        None => Ok(()),
+    let found = fold(stream, &Acceptor::new(), 0, newest.min(last)).await?;
+    let Some(first) = found.keys().first() else { return Ok(()) };
+    if holds(&found, origin, &first.key)?
+        && keys.iter().any(|known| known.role == KeyRole::Ledger && known.key == first.key)
+    {
+        return Ok(());
     }
+    let own = keys.iter().find(|known| known.role == KeyRole::Ledger);
+    let key = own.map_or_else(String::new, |own| hex::encode(own.key.as_bytes()));
+    Err(GenesisError::Key { origin: origin.to_owned(), key })
 }
 
-/// The state after the first genesis that an acceptor takes, if there is one up to `last`.
-async fn find(stream: &dyn EventStream, cursor: u64, last: u64) -> Result<Option<Acceptor>, ReadError> {
+/// The state after the genesis and key records behind the cursor, up to `last`.
+async fn fold(
+    stream: &dyn EventStream,
+    acceptor: &Acceptor,
+    cursor: u64,
+    last: u64,
+) -> Result<Acceptor, ReadError> {
+    let mut found = acceptor.clone();
     if last <= cursor {
-        return Ok(None);
+        return Ok(found);
     }
-    let mut records = stream.read(cursor + 1, &[SUBJECT]).await?;
-    let mut first = Acceptor::new();
+    let mut records = stream.read(cursor + 1, &[SUBJECT, KEYS]).await?;
     while let Some(record) = records.next().await {
         let record = record?;
         let message =
             Incoming { stream_seq: record.seq, subject: &record.subject, payload: record.payload.clone() };
-        let decided = first.decide(&message);
-        decided.entries.iter().for_each(|entry| first.evolve(entry));
-        if decided.outcome == Outcome::Control {
-            return Ok(Some(first));
-        }
+        found.decide(&message).entries.iter().for_each(|entry| found.evolve(entry));
         if record.seq >= last {
-            return Ok(None);
+            return Ok(found);
         }
     }
-    Err(ReadError::Unavailable("the stream ended before its last genesis".to_owned()))
+    Err(ReadError::Unavailable("the stream ended before its last control record".to_owned()))
 }
 
-fn check(acceptor: &Acceptor, origin: &str, key: &VerifyingKey) -> Result<(), GenesisError> {
-    let found = acceptor.origin().to_owned();
-    if found != origin {
-        return Err(GenesisError::Origin { found, configured: origin.to_owned() });
+/// Whether the log is of this origin and has enrolled the key, revoked since or not. An empty one is of none.
+fn holds(acceptor: &Acceptor, origin: &str, key: &VerifyingKey) -> Result<bool, GenesisError> {
+    let found = acceptor.origin();
+    if !found.is_empty() && found != origin {
+        return Err(GenesisError::Origin { found: found.to_owned(), configured: origin.to_owned() });
     }
-    if acceptor.may_sign(KeyRole::Ledger, "ledger", key) {
-        return Ok(());
-    }
-    Err(GenesisError::Key { origin: found, key: hex::encode(key.as_bytes()) })
+    Ok(acceptor.keys().iter().any(|known| known.role == KeyRole::Ledger && known.key == *key))
 }

@@ -8,7 +8,7 @@ mod tail;
 
 pub(crate) use tail::Tails;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use exchequer_auth::Caller;
@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     control::ControlWriter,
     index::Index,
+    key::{LedgerKey, rotate::Rotation},
     query::{self, BadFilter, PageToken, Query},
     standing::{Published, Standing},
     store::{LogReader, StoreError},
@@ -38,6 +39,8 @@ pub(crate) const MAX_REQUEST_BYTES: usize = name::MAX_BATCH_BYTES + 16 * 1024;
 pub(crate) const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 /// Longest reason of a revocation, bytes.
 const MAX_REASON_BYTES: usize = 512;
+/// A rotation that takes longer goes on without its caller.
+const ROTATION_WITHIN: Duration = Duration::from_secs(30);
 
 /// The ledger's gRPC service.
 #[derive(Clone, Debug)]
@@ -47,7 +50,8 @@ pub(crate) struct Grpc {
     pub(crate) standing: Arc<Standing>,
     pub(crate) stream: Arc<dyn EventStream>,
     pub(crate) control: ControlWriter,
-    pub(crate) verifier_key: String,
+    pub(crate) key: LedgerKey,
+    pub(crate) rotation: Rotation,
     pub(crate) tails: Tails,
     pub(crate) shutdown: CancellationToken,
 }
@@ -210,7 +214,7 @@ impl LedgerService for Grpc {
         if published.note.is_empty() {
             return Err(Status::unavailable("no checkpoint has been signed yet"));
         }
-        let verifier_key = self.verifier_key.clone();
+        let verifier_key = self.key.current().verifier_key.clone();
         Ok(Response::new(v1::GetCheckpointResponse { checkpoint: published.note, verifier_key }))
     }
 
@@ -299,7 +303,7 @@ impl LedgerService for Grpc {
         let caller = caller(&request)?;
         caller.may_administer()?;
         let v1::RevokeKeyRequest { role, holder, public_key, reason } = request.into_inner();
-        // The ledger's own key can't revoke itself: nobody could sign anything afterwards.
+        // The ledger's own key can't revoke itself: nobody could sign anything afterwards. It is rotated.
         let roles = [KeyRole::Agent, KeyRole::Metering];
         let (role, key) = Self::key_fields(role, &holder, &public_key, &roles)?;
         if reason.len() > MAX_REASON_BYTES {
@@ -316,6 +320,33 @@ impl LedgerService for Grpc {
         let revoked = v1::KeyRevoked { role: role.into(), holder, public_key, reason };
         let appended = self.control.append(&caller.subject, Kind::KeyRevoked(revoked)).await;
         Ok(Response::new(v1::RevokeKeyResponse { stream_seq: appended.map_err(fault::append)? }))
+    }
+
+    async fn rotate_ledger_key(
+        &self,
+        request: Request<v1::RotateLedgerKeyRequest>,
+    ) -> Result<Response<v1::RotateLedgerKeyResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.may_administer()?;
+        let v1::RotateLedgerKeyRequest { keep_old, reason } = request.into_inner();
+        if reason.len() > MAX_REASON_BYTES {
+            return Err(fault::field("reason", format!("must be at most {MAX_REASON_BYTES} bytes")));
+        }
+        let rotation = self.rotation.clone();
+        // In a task of its own: a caller that goes away does not leave it half done.
+        let rotating = tokio::spawn(async move { rotation.rotate(&caller.subject, keep_old, reason).await });
+        let outcome = tokio::time::timeout(ROTATION_WITHIN, rotating).await.map_err(|_| {
+            Status::deadline_exceeded(
+                "the rotation is not finished and goes on; ListKeys shows how far it is",
+            )
+        })?;
+        let rotated = outcome.map_err(|error| Status::internal(error.to_string()))?.map_err(fault::rotate)?;
+        Ok(Response::new(v1::RotateLedgerKeyResponse {
+            public_key: Bytes::copy_from_slice(rotated.public.as_bytes()),
+            verifier_key: rotated.verifier_key,
+            replaced_key: Bytes::copy_from_slice(rotated.replaced.as_bytes()),
+            revoked: rotated.revoked,
+        }))
     }
 
     async fn list_keys(

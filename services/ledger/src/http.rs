@@ -19,6 +19,7 @@ use exchequer_tlog::{BundleId, TileId};
 use flate2::{Compression, write::GzEncoder};
 
 use crate::{
+    key::LedgerKey,
     standing::Standing,
     store::{LogReader, StoreError},
 };
@@ -35,7 +36,7 @@ const TAG_CONTEXT: &str = "exchequer.v1 entity tag";
 pub(crate) struct Files {
     pub(crate) reader: LogReader,
     pub(crate) standing: Arc<Standing>,
-    pub(crate) verifier_key: String,
+    pub(crate) key: LedgerKey,
     pub(crate) public_entries: bool,
 }
 
@@ -144,7 +145,7 @@ async fn checkpoint(State(files): State<Files>, headers: HeaderMap) -> Response 
 }
 
 async fn verifier_key(State(files): State<Files>, headers: HeaderMap) -> Response {
-    File::text(format!("{}\n", files.verifier_key).into()).answer(&Wanted::of(&headers))
+    File::text(format!("{}\n", files.key.current().verifier_key).into()).answer(&Wanted::of(&headers))
 }
 
 /// What a path asks for.

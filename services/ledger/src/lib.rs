@@ -7,7 +7,7 @@
 //!
 //! Left out: listening, authentication (the layer in front of it puts the caller into each request), export.
 //! Invariant: what is published is durable, is a prefix of what any replica of the same stream builds, and was compared with the
-//! checkpoint before it.
+//! checkpoint before it, whichever replica published that.
 
 mod control;
 mod genesis;
@@ -16,6 +16,7 @@ mod http;
 mod index;
 mod ingest;
 mod integrate;
+mod key;
 mod metrics;
 mod options;
 mod query;

@@ -143,7 +143,7 @@ impl Refill<'_> {
             step = step.saturating_mul(STEP_GROWTH);
         }
         if first == 1 && tip > 0 {
-            match genesis::compare(self.stream, tip, &self.origin, self.control.public_key()).await {
+            match genesis::compare(self.stream, tip, &self.origin, &self.standing.keys()).await {
                 Ok(()) => {}
                 Err(error @ (GenesisError::Origin { .. } | GenesisError::Key { .. })) => {
                     return Err(Unfit::OtherLog(error));

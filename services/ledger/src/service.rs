@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use exchequer_event::{
 };
 use exchequer_stream::EventStream;
 use exchequer_telemetry::Readiness;
-use exchequer_tlog::{NoteSigner, SignedCheckpoint};
+use exchequer_tlog::SignedCheckpoint;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -32,9 +32,10 @@ use crate::{
     index::{self, Index},
     ingest::{self, Pipeline},
     integrate::{AgentOutcome, head_of},
+    key::{LedgerKey, rotate::Rotation},
     metrics::Metrics,
     options::Options,
-    sign::{Signer, unix_s},
+    sign::{Signer, agree::Agreement, unix_s},
     snapshot::{Snapshots, for_each_entry},
     standing::{Published, Standing},
     store::{self, Disk, LogReader, OpenError, Opened, Quorum, StoreError},
@@ -87,7 +88,7 @@ pub struct Service {
     grpc: Grpc,
     files: http::Files,
     standing: Arc<Standing>,
-    key: VerifyingKey,
+    key: LedgerKey,
     shutdown: CancellationToken,
     signer_shutdown: CancellationToken,
     ingest: tokio::task::JoinHandle<()>,
@@ -120,7 +121,7 @@ impl Service {
             let lock = lock(&data)?;
             let key = keys::load_or_create(&key_file)?;
             let instance = instance_name(&data).map_err(unusable)?;
-            recover(&data, &origin, &key, quorum, lock).map(|recovered| (key, instance, recovered))
+            recover(&data, &origin, quorum, lock).map(|recovered| (key, instance, recovered))
         })
         .await
         .map_err(|error| StartError::Data { path: options.data.clone(), reason: error.to_string() })??;
@@ -140,8 +141,9 @@ impl Service {
         let witnesses = Witnesses::new(&options.witnesses, options.witness_quorum)
             .map_err(|error| StartError::Witnesses(error.to_string()))?;
 
+        let key = LedgerKey::new(&options.origin, options.key_file.clone(), key).map_err(OpenError::from)?;
         let control = ControlWriter::new(stream.clone(), key.clone());
-        let (cursor, public) = (writer.position().cursor, key.verifying_key());
+        let (cursor, public) = (writer.position().cursor, key.current().public());
         genesis::ensure(&*stream, &acceptor, cursor, &control, &options.origin, &public).await?;
 
         let published =
@@ -149,8 +151,6 @@ impl Service {
         let standing = Arc::new(Standing::new(&acceptor, writer.position().clone(), published));
         standing.owe(owed);
         let metrics = Metrics::new(Arc::downgrade(&standing));
-        let verifier_key =
-            NoteSigner::new(&*options.origin, key.clone()).map_err(OpenError::from)?.verifier().to_string();
         let (shutdown, signer_shutdown) = (CancellationToken::new(), CancellationToken::new());
         let (blocks, received) = mpsc::channel(WAITING_BLOCKS);
         let pipeline = Pipeline {
@@ -165,21 +165,32 @@ impl Service {
             metrics: metrics.clone(),
             _lock: lock.clone(),
         };
-        let signer = Signer {
-            checkpoints,
+        let agreement = Agreement {
+            checkpoints: Arc::new(Mutex::new(checkpoints)),
             witnesses,
             reader: reader.clone(),
             standing: standing.clone(),
             stream: stream.clone(),
-            key,
+            key: key.clone(),
+            origin: options.origin.clone(),
+            metrics: metrics.clone(),
+            _lock: lock.clone(),
+        };
+        let rotation =
+            Rotation::new(key.clone(), &instance, control.clone(), standing.clone(), shutdown.clone());
+        let signer = Signer {
+            agreement,
+            standing: standing.clone(),
+            stream: stream.clone(),
+            key: key.clone(),
             holder: instance,
             interval: options.checkpoint_interval,
             metrics: metrics.clone(),
-            _lock: lock.clone(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(index::run(index.clone(), reader.clone(), standing.clone(), received, shutdown.clone()));
         tasks.spawn(control.clone().enrol(options.enroll.clone(), standing.clone(), shutdown.clone()));
+        tasks.spawn(rotation.clone().resume());
         tasks.spawn(control.clone().watch_durability(standing.clone(), shutdown.clone()));
         tasks.spawn(ingest::watch_lag(stream.clone(), standing.clone(), metrics, shutdown.clone()));
         Ok(Self {
@@ -191,18 +202,19 @@ impl Service {
                 standing: standing.clone(),
                 stream,
                 control,
-                verifier_key: verifier_key.clone(),
+                key: key.clone(),
+                rotation,
                 tails: Tails::default(),
                 shutdown: shutdown.clone(),
             },
             files: http::Files {
                 reader,
                 standing: standing.clone(),
-                verifier_key,
+                key: key.clone(),
                 public_entries: options.public_entries,
             },
             standing,
-            key: public,
+            key,
             shutdown,
             signer_shutdown,
             tasks,
@@ -233,14 +245,14 @@ impl Service {
         self.standing.durability_fault()
     }
 
-    /// The log's verifier key (a vkey of C2SP signed-note), with which checkpoints are verified.
-    pub fn verifier_key(&self) -> &str {
-        &self.files.verifier_key
+    /// The log's verifier key at this moment (a vkey of C2SP signed-note), with which new checkpoints are verified.
+    pub fn verifier_key(&self) -> String {
+        self.key.current().verifier_key.clone()
     }
 
     /// The Ed25519 public key behind it, with which receipts and control records are verified.
-    pub fn public_key(&self) -> &VerifyingKey {
-        &self.key
+    pub fn public_key(&self) -> VerifyingKey {
+        self.key.current().public()
     }
 
     /// The newest signed checkpoint; empty before the first.
@@ -288,18 +300,15 @@ pub(crate) fn lock(data: &Path) -> Result<Arc<File>, StartError> {
     }
 }
 
-fn recover(
-    data: &Path,
-    origin: &str,
-    key: &ed25519_dalek::SigningKey,
-    quorum: Quorum,
-    lock: Arc<File>,
-) -> Result<Recovered, StartError> {
-    let opened = store::open(Arc::new(Disk), data, origin, key, quorum)?;
-    let (mut snapshots, index) = open_derived(data, &opened.reader)?;
-    let (acceptor, snapshot_size) = snapshots.acceptor(&opened.reader)?;
-    let covered =
-        opened.checkpoints.published().map_or(0, |signed: &SignedCheckpoint| signed.checkpoint().size());
+fn recover(data: &Path, origin: &str, quorum: Quorum, lock: Arc<File>) -> Result<Recovered, StartError> {
+    let tree = store::open(Arc::new(Disk), data, origin)?;
+    let (mut snapshots, index) = open_derived(data, &tree.reader)?;
+    let (acceptor, snapshot_size) = snapshots.acceptor(&tree.reader)?;
+    let opened = tree.with_keys(acceptor.keys(), quorum)?;
+    let covered = opened
+        .checkpoints
+        .published()
+        .map_or(u64::MAX, |signed: &SignedCheckpoint| signed.checkpoint().size());
     let since = opened.checkpoints.previous_size().min(covered);
     let owed = owed_receipts(&opened.reader, &acceptor, since)?;
     Ok(Recovered { opened, acceptor, snapshot_size, snapshots, index, lock, owed })

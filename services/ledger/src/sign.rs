@@ -1,33 +1,39 @@
 //! Signing: while this ledger holds the stream's lease, it signs a checkpoint when the tree grew, has it cosigned, publishes it, and
-//! then tells the agents.
+//! then tells the agents. While another holds it, this one follows what is published.
 //!
-//! Left out: comparing with the checkpoint before, which the store does. Invariant: nothing is signed without the lease; nothing is
-//! published without the quorum of witnesses; a receipt names no head that its checkpoint does not cover.
+//! Left out: agreeing on what is published ([`agree`]), which does not rely on the lease. Invariant: nothing is signed without the lease,
+//! or by a key that the log does not let sign; a receipt names no head that its checkpoint does not cover.
+
+pub(crate) mod agree;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
-use exchequer_event::{control::sign_receipt, name::receipt_key, v1};
+use exchequer_event::{
+    control::{key_chain, sign_receipt},
+    name::receipt_key,
+    v1,
+};
 use exchequer_stream::{AppendError, EventStream, Lease, LeaseError, LeaseOutcome};
-use exchequer_tlog::SignedCheckpoint;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt, stream};
 use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::agree::Agreement;
 use crate::{
-    control::pause,
     integrate::AgentOutcome,
+    key::{Current, LedgerKey},
     metrics::Metrics,
-    standing::{Due, Part, Published, Standing},
-    store::{CheckpointLog, LogReader, Position, SignError},
-    witness::client::Witnesses,
+    standing::{Part, Standing},
+    store::SignError,
 };
 
 const LEASE: &str = "ledger-signer";
@@ -36,6 +42,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// With less than this left of the lease, nothing is signed any more.
 const LEASE_MARGIN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
+/// A ledger that does not sign looks at least so often at what is published.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// Receipts in flight at once.
 const CONCURRENT_RECEIPTS: usize = 32;
 /// Receipts that take longer are tried again with the next checkpoint; the lease has to be renewed in between.
@@ -44,81 +52,118 @@ const RECEIPTS_WITHIN: Duration = Duration::from_secs(3);
 /// The signing part of a ledger.
 #[derive(Debug)]
 pub(crate) struct Signer {
-    pub(crate) checkpoints: CheckpointLog,
-    pub(crate) witnesses: Witnesses,
-    pub(crate) reader: LogReader,
+    pub(crate) agreement: Agreement,
     pub(crate) standing: Arc<Standing>,
     pub(crate) stream: Arc<dyn EventStream>,
-    pub(crate) key: SigningKey,
+    pub(crate) key: LedgerKey,
     pub(crate) holder: String,
     pub(crate) interval: Duration,
     pub(crate) metrics: Metrics,
-    /// As the pipeline's: a signature may outlive the service that was dropped.
-    pub(crate) _lock: Arc<File>,
 }
 
-/// How a turn at the lease ended.
+/// How a turn, at the lease or beside it, ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Shutdown,
-    Lost,
+    Again,
     Forked,
 }
 
 impl Signer {
     /// Runs until the shutdown, or until a fork is found.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         loop {
-            let wait = match self.stream.acquire_lease(LEASE, &self.holder, LEASE_TTL).await {
-                Ok(LeaseOutcome::Held(lease)) => {
-                    self.standing.report(Part::Sign, None);
-                    self.standing.lead(Some(lease.clone()));
-                    let (returned, ended) = self.hold(lease, &shutdown).await;
-                    self = returned;
-                    self.standing.lead(None);
-                    match ended {
-                        Ended::Shutdown | Ended::Forked => return,
-                        Ended::Lost => RETRY,
-                    }
-                }
-                Ok(LeaseOutcome::HeldBy { holder, expires_in }) => {
-                    self.standing
-                        .report(Part::Sign, Some(format!("standing by: {holder} holds the signing lease")));
-                    expires_in.clamp(Duration::from_millis(100), LEASE_TTL)
-                }
-                Err(error) => {
-                    self.standing.report(Part::Sign, Some(error.to_string()));
-                    RETRY
-                }
-            };
-            if pause(wait, &shutdown).await {
-                return;
+            let ended = self.turn(&shutdown).await;
+            match ended {
+                Ended::Again => {}
+                Ended::Shutdown | Ended::Forked => return,
             }
         }
     }
 
+    /// Signs if nobody else does and the key may, and follows for a while otherwise.
+    async fn turn(&self, shutdown: &CancellationToken) -> Ended {
+        let changed = self.standing.changed.subscribe();
+        if let Err(fault) = self.key.check(&self.standing).await {
+            self.standing.report(Part::Sign, Some(fault));
+            return self.stand_by(RETRY, Some(changed), shutdown).await;
+        }
+        let wait = match self.stream.acquire_lease(LEASE, &self.holder, LEASE_TTL).await {
+            Ok(LeaseOutcome::Held(lease)) => {
+                self.standing.report(Part::Sign, None);
+                self.standing.lead(Some(lease.clone()));
+                let ended = self.hold(lease, shutdown).await;
+                self.standing.lead(None);
+                match ended {
+                    Ended::Again => RETRY,
+                    ended => return ended,
+                }
+            }
+            Ok(LeaseOutcome::HeldBy { holder, expires_in }) => {
+                self.standing
+                    .report(Part::Sign, Some(format!("standing by: {holder} holds the signing lease")));
+                expires_in.clamp(Duration::from_millis(100), LEASE_TTL)
+            }
+            Err(error) => {
+                self.standing.report(Part::Sign, Some(error.to_string()));
+                RETRY
+            }
+        };
+        self.stand_by(wait, None, shutdown).await
+    }
+
+    /// Follows what is published, for so long or until the log `changed`.
+    async fn stand_by(
+        &self,
+        wait: Duration,
+        mut changed: Option<tokio::sync::watch::Receiver<crate::store::Position>>,
+        shutdown: &CancellationToken,
+    ) -> Ended {
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            if let Err(error) = self.agreement.follow().await {
+                self.standing.report(Part::Sign, Some(error.to_string()));
+                if error.is_fork() {
+                    return Ended::Forked;
+                }
+            }
+            let next = until.min(Instant::now() + self.interval.min(FOLLOW_EVERY));
+            let has_changed = async {
+                match &mut changed {
+                    Some(changed) => drop(changed.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return Ended::Shutdown,
+                () = tokio::time::sleep_until(next) => {}
+                () = has_changed => return Ended::Again,
+            }
+        }
+        Ended::Again
+    }
+
     /// Signs and renews for as long as the lease is held.
-    async fn hold(mut self, mut lease: Lease, shutdown: &CancellationToken) -> (Self, Ended) {
+    async fn hold(&self, mut lease: Lease, shutdown: &CancellationToken) -> Ended {
         let mut changed = self.standing.changed.subscribe();
         let mut sign_at = Instant::now();
         let mut renew_at = Instant::now() + RENEW_EVERY;
+        // What others published last is looked at even if there is nothing to sign.
+        let mut is_first = true;
         loop {
             if lease.remaining().is_zero() {
                 self.standing.report(Part::Sign, Some("the signing lease ran out".to_owned()));
-                return (self, Ended::Lost);
+                return Ended::Again;
             }
             changed.borrow_and_update();
-            let is_due = self.standing.is_due();
+            let is_due = is_first || self.standing.is_due();
             tokio::select! {
                 () = shutdown.cancelled() => {
-                    let (returned, outcome) = self.sign(&lease).await;
-                    self = returned;
-                    if let Err(error) = outcome {
-                        tracing::error!(%error, "the last checkpoint could not be signed");
+                    if let Err(error) = self.sign(&lease).await {
+                        tracing::error!(%error, "the last checkpoint could not be published");
                     }
-                    if let Err(error) = self.stream.release_lease(lease).await {
-                        tracing::debug!(%error, "the signing lease could not be given back");
-                    }
-                    return (self, Ended::Shutdown);
+                    self.give_back(lease).await;
+                    return Ended::Shutdown;
                 }
                 () = tokio::time::sleep_until(renew_at) => {
                     renew_at = Instant::now() + RENEW_EVERY;
@@ -130,86 +175,47 @@ impl Signer {
                         Err(LeaseError::Unavailable(_)) => renew_at = Instant::now() + RETRY,
                         Err(error) => {
                             self.standing.report(Part::Sign, Some(error.to_string()));
-                            return (self, Ended::Lost);
+                            return Ended::Again;
                         }
                     }
                 }
-                woken = changed.changed(), if !is_due => if woken.is_err() { return (self, Ended::Shutdown) },
+                woken = changed.changed(), if !is_due => if woken.is_err() { return Ended::Shutdown },
                 () = tokio::time::sleep_until(sign_at), if is_due => {
                     sign_at = Instant::now() + self.interval;
-                    let (returned, outcome) = self.sign(&lease).await;
-                    self = returned;
-                    let fault = outcome.as_ref().err().map(ToString::to_string);
-                    self.standing.report(Part::Sign, fault);
-                    if matches!(outcome, Err(SignError::Fork { .. })) {
-                        return (self, Ended::Forked);
+                    let outcome = self.sign(&lease).await;
+                    is_first = is_first && outcome.is_err();
+                    self.standing.report(Part::Sign, outcome.as_ref().err().map(ToString::to_string));
+                    match outcome {
+                        Err(error) if error.is_fork() => {
+                            self.give_back(lease).await;
+                            return Ended::Forked;
+                        }
+                        // Whoever has the key that may sign gets the lease.
+                        Err(SignError::Key { .. }) if self.key.check(&self.standing).await.is_err() => {
+                            self.give_back(lease).await;
+                            return Ended::Again;
+                        }
+                        _ => {}
                     }
                 }
             }
         }
     }
 
-    /// Signs the committed tree if it grew, publishes the checkpoint, then the receipts.
-    async fn sign(mut self, lease: &Lease) -> (Self, Result<(), SignError>) {
-        if lease.remaining() < LEASE_MARGIN || !self.standing.is_due() {
-            return (self, Ok(()));
+    async fn give_back(&self, lease: Lease) {
+        if let Err(error) = self.stream.release_lease(lease).await {
+            tracing::debug!(%error, "the signing lease could not be given back");
         }
-        let Due { position, receipts } = self.standing.take_due(&self.reader);
-        if position.size > self.standing.published.borrow().size {
-            let outcome;
-            (self, outcome) = self.publish(position).await;
-            if let Err(error) = outcome {
-                self.standing.give_back(receipts);
-                return (self, Err(error));
-            }
+    }
+
+    /// Publishes the committed tree if it grew, then the receipts.
+    async fn sign(&self, lease: &Lease) -> Result<(), SignError> {
+        if lease.remaining() < LEASE_MARGIN {
+            return Ok(());
         }
+        let receipts = self.agreement.publish().await?;
         self.send_receipts(receipts).await;
-        (self, Ok(()))
-    }
-
-    /// Signs the tree at a position, has it cosigned and publishes it.
-    async fn publish(mut self, position: Position) -> (Self, Result<(), SignError>) {
-        let signed;
-        (self, signed) =
-            self.blocking(move |signer| signer.checkpoints.sign(&signer.reader, &position, unix_s())).await;
-        let mut signed = match signed {
-            Ok(signed) => signed,
-            Err(error) => return (self, Err(error)),
-        };
-        if let Err(error) = self.cosign(&mut signed).await {
-            return (self, Err(error));
-        }
-        self.blocking(move |signer| signer.publish_signed(&signed)).await
-    }
-
-    /// Adds the cosignatures of the witnesses; an error if they are too few to publish it.
-    async fn cosign(&self, signed: &mut SignedCheckpoint) -> Result<(), SignError> {
-        let Some(cosigning) = self.witnesses.cosign(signed, &self.reader).await else { return Ok(()) };
-        self.metrics.cosigned(&cosigning);
-        let (size, needed, got) = (signed.checkpoint().size(), cosigning.needed, cosigning.by.len());
-        self.standing.report_witnesses(cosigning);
-        if got < needed { Err(SignError::Quorum { size, needed, got }) } else { Ok(()) }
-    }
-
-    fn publish_signed(&mut self, signed: &SignedCheckpoint) -> Result<(), SignError> {
-        self.checkpoints.publish(signed)?;
-        self.reader.published(signed.checkpoint().size());
-        self.standing.published.send_replace(Published::new(signed, unix_s()));
-        self.metrics.signed();
-        self.reader.remove_superseded()?;
         Ok(())
-    }
-
-    /// Does work that waits for the disk.
-    async fn blocking<T: Send + 'static>(
-        mut self,
-        work: impl FnOnce(&mut Self) -> T + Send + 'static,
-    ) -> (Self, T) {
-        let working = tokio::task::spawn_blocking(move || {
-            let outcome = work(&mut self);
-            (self, outcome)
-        });
-        working.await.expect("signing does not panic")
     }
 
     async fn send_receipts(&self, receipts: BTreeMap<String, AgentOutcome>) {
@@ -217,12 +223,14 @@ impl Signer {
         if receipts.is_empty() || checkpoint.is_empty() {
             return self.standing.give_back(receipts);
         }
+        let key = self.key.current();
+        let chain = key_chain(&self.standing.ledger_enrolments(), &key.public());
         let mut waiting = receipts.clone();
         let mut sent = 0;
         let sending = async {
             let mut outcomes = stream::iter(receipts)
                 .map(|(agent_id, outcome)| {
-                    let put = self.send_receipt(outcome, checkpoint.clone());
+                    let put = self.send_receipt(&key, outcome, checkpoint.clone(), chain.clone());
                     async move { (agent_id, put.await) }
                 })
                 .buffer_unordered(CONCURRENT_RECEIPTS);
@@ -243,17 +251,24 @@ impl Signer {
         self.standing.give_back(waiting);
     }
 
-    async fn send_receipt(&self, outcome: AgentOutcome, checkpoint: Bytes) -> Result<(), AppendError> {
+    async fn send_receipt(
+        &self,
+        key: &Current,
+        outcome: AgentOutcome,
+        checkpoint: Bytes,
+        key_chain: Vec<v1::SignedControl>,
+    ) -> Result<(), AppendError> {
         let AgentOutcome { head, refused } = outcome;
-        let key = receipt_key(&head.agent_id);
+        let name = receipt_key(&head.agent_id);
         let receipt = v1::Receipt {
             resend_from: refused.map_or(0, |_| head.seq + 1),
             refused: refused.map_or(0, Into::into),
             head: Some(head),
             checkpoint,
+            key_chain,
         };
-        let signed = sign_receipt(&self.key, &receipt);
-        self.stream.put_latest(&key, signed.encode_to_vec().into()).await
+        let signed = sign_receipt(&key.signing, &receipt);
+        self.stream.put_latest(&name, signed.encode_to_vec().into()).await
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Published {
     pub(crate) size: u64,
     /// The signed note; empty before the first.
     pub(crate) note: Bytes,
-    /// When it was signed or taken up at the start, seconds since the Unix epoch.
+    /// When it was signed or taken up here, seconds since the Unix epoch.
     pub(crate) unix_s: u64,
 }
 
@@ -47,6 +47,8 @@ impl Published {
 #[derive(Debug)]
 pub(crate) struct Due {
     pub(crate) position: Position,
+    /// Every key that the log holds at that position.
+    pub(crate) keys: Arc<[KeyState]>,
     pub(crate) receipts: BTreeMap<String, AgentOutcome>,
 }
 
@@ -75,6 +77,7 @@ struct Inner {
     position: Position,
     heads: BTreeMap<String, v1::AgentHead>,
     keys: Arc<[KeyState]>,
+    ledger_enrolments: Vec<v1::SignedControl>,
     due: BTreeMap<String, AgentOutcome>,
     health: Health,
     /// The signing lease, while it is held.
@@ -100,6 +103,7 @@ impl Standing {
             position: position.clone(),
             heads,
             keys: acceptor.keys().into(),
+            ledger_enrolments: acceptor.ledger_enrolments().to_vec(),
             due: BTreeMap::new(),
             health: Health {
                 ingest: Some("the stream has not been read yet".to_owned()),
@@ -127,6 +131,7 @@ impl Standing {
         inner.position.clone_from(&position);
         if integrated.keys_changed {
             inner.keys = acceptor.keys().into();
+            inner.ledger_enrolments = acceptor.ledger_enrolments().to_vec();
         }
         for (agent_id, outcome) in &integrated.agents {
             if outcome.head.seq > 0 {
@@ -144,6 +149,7 @@ impl Standing {
         let mut inner = self.lock();
         inner.position.clone_from(&position);
         inner.keys = acceptor.keys().into();
+        inner.ledger_enrolments = acceptor.ledger_enrolments().to_vec();
         inner.heads = acceptor.heads().map(|head| (head.agent_id.clone(), head)).collect();
         Self::add_due(&mut inner, acceptor.heads().map(outcome).collect());
         drop(inner);
@@ -187,7 +193,24 @@ impl Standing {
     pub(crate) fn take_due(&self, reader: &LogReader) -> Due {
         let mut inner = self.lock();
         reader.pin(inner.position.size);
-        Due { position: inner.position.clone(), receipts: std::mem::take(&mut inner.due) }
+        let (position, keys) = (inner.position.clone(), inner.keys.clone());
+        Due { position, keys, receipts: std::mem::take(&mut inner.due) }
+    }
+
+    /// Where the log stands, and every key that it holds there.
+    pub(crate) fn at(&self) -> (Position, Arc<[KeyState]>) {
+        let inner = self.lock();
+        (inner.position.clone(), inner.keys.clone())
+    }
+
+    /// The records that enrolled ledger keys after the genesis.
+    pub(crate) fn ledger_enrolments(&self) -> Vec<v1::SignedControl> {
+        self.lock().ledger_enrolments.clone()
+    }
+
+    /// Why nothing is signed here, if so.
+    pub(crate) fn sign_fault(&self) -> Option<String> {
+        self.lock().health.sign.clone()
     }
 
     /// How far an agent's events are.

@@ -24,7 +24,7 @@ mod write;
 #[cfg(test)]
 pub(crate) mod faults;
 
-pub(crate) use checkpoints::{CheckpointLog, Quorum, SignError};
+pub(crate) use checkpoints::{CheckpointLog, LogKeys, LogSigner, Quorum, SignError};
 pub(crate) use files::Disk;
 pub use open::OpenError;
 pub(crate) use open::{Opened, open};

@@ -99,8 +99,9 @@ impl Latest {
         let name = key.to_owned();
         let written = self.locked(move |mut locked| {
             let dir = locked.dir.clone();
-            let unreadable =
-                |e: io::Error| AppendError::Unavailable(format!("cannot read the latest value of {name}: {e}"));
+            let unreadable = |e: io::Error| {
+                AppendError::Unavailable(format!("cannot read the latest value of {name}: {e}"))
+            };
             let slot = locked.slot(&name).map_err(unreadable)?;
             let revision = slot.present.borrow().as_ref().map_or(0, |(_, revision)| *revision);
             if expected.is_some_and(|expected| expected != revision) {
@@ -152,5 +153,33 @@ impl Latest {
         let closed =
             futures::stream::once(async { Err(ReadError::Unavailable("the stream was closed".into())) });
         Ok(changes.chain(closed).boxed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_value_from_before_there_were_revisions_has_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("old"), b"\n\x05value").unwrap();
+        let latest = Latest::new(dir.path().to_owned());
+        assert_eq!(latest.get("old").await, Ok(Some((Bytes::from_static(b"\n\x05value"), 1))));
+        assert_eq!(latest.put("old", Bytes::from_static(b"new"), Some(1)).await, Ok(2));
+        assert_eq!(latest.get("old").await, Ok(Some((Bytes::from_static(b"new"), 2))));
+    }
+
+    #[tokio::test]
+    async fn after_a_write_whose_outcome_is_unknown_the_disk_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let latest = Latest::new(dir.path().to_owned());
+        assert_eq!(latest.put("k", Bytes::from_static(b"1"), Some(0)).await, Ok(1));
+        // The staged file can't be written.
+        std::fs::create_dir(dir.path().join(".k.tmp")).unwrap();
+        let unknown = latest.put("k", Bytes::from_static(b"2"), Some(1)).await;
+        assert!(matches!(unknown, Err(AppendError::Unknown(_))), "{unknown:?}");
+        std::fs::write(dir.path().join("k"), b"revision 2\n2").unwrap();
+        assert_eq!(latest.get("k").await, Ok(Some((Bytes::from_static(b"2"), 2))));
     }
 }

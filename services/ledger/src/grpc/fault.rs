@@ -13,7 +13,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::store::StoreError;
+use crate::{key::rotate::RotateError, store::StoreError};
 
 /// `INVALID_ARGUMENT` for one field.
 pub(super) fn field(field: &str, reason: impl Into<String>) -> Status {
@@ -40,6 +40,21 @@ pub(super) fn append(error: AppendError) -> Status {
         }
         AppendError::Full(_) => Status::resource_exhausted(text),
         AppendError::TooLarge { .. } | AppendError::Invalid(_) => Status::invalid_argument(text),
+    }
+}
+
+/// Why the ledger's key was not rotated.
+pub(super) fn rotate(error: RotateError) -> Status {
+    let text = error.to_string();
+    match error {
+        RotateError::NotSigning(_) | RotateError::Revoked => Status::failed_precondition(text),
+        RotateError::InProgress => Status::aborted(text),
+        RotateError::Append(error) => append(error),
+        RotateError::Stopped => Status::unavailable(text),
+        RotateError::File(_) | RotateError::Note { .. } | RotateError::Key(_) => {
+            tracing::error!(error = text, "the ledger's key can't be rotated");
+            Status::internal("the ledger's key files can't be written")
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Pipeline, run};
 use crate::{
     control::ControlWriter,
+    key::LedgerKey,
     metrics::Metrics,
     snapshot::Snapshots,
     standing::{Published, Standing},
@@ -37,7 +38,11 @@ async fn a_failed_commit_is_tried_again_on_a_quiet_stream() {
         snapshots: Snapshots::open(&db).unwrap(),
         blocks,
         standing: standing.clone(),
-        control: ControlWriter::new(stream.clone(), SigningKey::from_bytes(&[1; 32])),
+        control: ControlWriter::new(
+            stream.clone(),
+            LedgerKey::new("test.example/log", "ledger.key".into(), SigningKey::from_bytes(&[1; 32]))
+                .unwrap(),
+        ),
         metrics: Metrics::new(Arc::downgrade(&standing)),
         _lock: Arc::new(tempfile::tempfile().unwrap()),
     };

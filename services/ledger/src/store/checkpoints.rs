@@ -1,19 +1,24 @@
-//! Checkpoints: compared with the one before, signed, kept for good, then, once enough witnesses cosigned them, published.
+//! Checkpoints: compared with the one before, signed or taken up, kept for good, then, once enough witnesses cosigned them, published.
 //!
-//! Every checkpoint is appended to `DATA/checkpoints/<n>`, in a frame each, when it is signed and again when it was cosigned, before it
-//! becomes `log/checkpoint`. Left out: when to sign and who may; asking the witnesses. Invariant: no checkpoint is signed of which the
-//! one before is not a prefix, and none is published without its quorum.
+//! Every checkpoint is appended to `DATA/checkpoints/<n>`, in a frame each, when it is signed and again when it was cosigned, or when it
+//! was taken up from others, before it becomes `log/checkpoint`. Left out: when to sign and who may; asking the witnesses; agreeing with
+//! others on what is published. Invariant: no checkpoint is signed of which the one before is not a prefix, and none of the own is
+//! published without its quorum; each was signed by a ledger key that the log had enrolled, and not revoked, in that tree.
 
 use std::{path::PathBuf, sync::Arc};
 
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use exchequer_event::{accept::KeyState, v1::KeyRole};
+use exchequer_stream::{AppendError, ReadError};
 use exchequer_tlog::{
-    Checkpoint, CheckpointError, Cosigner, Hash, NoteSigner, Policy, ProofInvalid, SignedCheckpoint,
-    TrustError, VerifierKey, consistency_proof, verify_consistency,
+    Checkpoint, CheckpointError, Cosigner, Hash, KeyError, NoteSigner, Policy, ProofInvalid, SignatureKind,
+    SignedCheckpoint, TrustError, VerifierKey, consistency_proof, verify_consistency,
 };
 
 use super::{
     files::Files,
     frame::{encode_frame, find_frame, split_frame},
+    open::{OpenError, check_not_beyond},
     read::{LogReader, StoreError},
     state::Position,
     write::{Places, swap_in},
@@ -38,9 +43,39 @@ pub(crate) enum SignError {
         /// What does not hold.
         reason: ProofInvalid,
     },
+    /// What others published is of another tree. Nothing may ever be signed beside it.
+    #[error(
+        "the published checkpoint of {size} entries has the root {published}, this log has {computed}: it is forked"
+    )]
+    Forked {
+        /// Size that was published.
+        size: u64,
+        /// Root that was published.
+        published: Hash,
+        /// Root by the tiles.
+        computed: Hash,
+    },
     /// The origin makes no checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// What stands where checkpoints are published is none.
+    #[error("what the stream holds as the newest checkpoint is none: {0}")]
+    NoCheckpoint(CheckpointError),
+    /// What was published is signed by no key that may.
+    #[error("the published checkpoint can't be trusted: {0}")]
+    Foreign(#[from] TrustError),
+    /// The key was revoked, or is not enrolled yet.
+    #[error("the ledger's key may not sign a tree of {size} entries")]
+    Key {
+        /// Size that was to be signed.
+        size: u64,
+    },
+    /// What is published can't be read.
+    #[error("the published checkpoint can't be read: {0}")]
+    Read(#[from] ReadError),
+    /// The stream takes no checkpoint.
+    #[error("the checkpoint can't be published: {0}")]
+    Append(#[from] AppendError),
     /// It has not the cosignatures without which it is not published.
     #[error(
         "a tree of {size} entries is signed and not published: {got} witnesses cosigned it, {needed} have to"
@@ -54,8 +89,18 @@ pub(crate) enum SignError {
         got: usize,
     },
     /// It was to be published, and its signatures don't hold.
-    #[error(transparent)]
+    #[error("the own checkpoint can't be published: {0}")]
     Untrusted(TrustError),
+    /// Somebody else published each time.
+    #[error("others publish checkpoints at the same time")]
+    Contended,
+}
+
+impl SignError {
+    /// Whether there are two trees: nothing may be signed any more.
+    pub(crate) fn is_fork(&self) -> bool {
+        matches!(self, Self::Fork { .. } | Self::Forked { .. })
+    }
 }
 
 /// The cosignatures without which no checkpoint is published.
@@ -67,18 +112,73 @@ pub(crate) struct Quorum {
     pub(crate) needed: usize,
 }
 
+/// A key as it signs checkpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct LogSigner {
+    note: NoteSigner,
+    cosigner: Cosigner,
+}
+
+impl LogSigner {
+    /// The signer of the log of this origin.
+    pub(crate) fn new(origin: &str, key: &SigningKey) -> Result<Self, KeyError> {
+        Ok(Self {
+            note: NoteSigner::new(origin, key.clone())?,
+            cosigner: Cosigner::new(origin, key.clone())?,
+        })
+    }
+
+    /// The verifier key of what it signs.
+    pub(crate) fn verifier(&self) -> &VerifierKey {
+        self.note.verifier()
+    }
+}
+
+/// The log's own keys, each with the sizes that it may sign.
+#[derive(Clone, Debug)]
+pub(crate) struct LogKeys {
+    origin: String,
+    keys: Vec<KeyState>,
+}
+
+impl LogKeys {
+    /// The ledger keys among these.
+    pub(crate) fn new(origin: &str, keys: &[KeyState]) -> Self {
+        let keys = keys.iter().filter(|key| key.role == KeyRole::Ledger).cloned().collect();
+        Self { origin: origin.to_owned(), keys }
+    }
+
+    fn valid_at(&self, size: u64) -> impl Iterator<Item = &VerifyingKey> {
+        self.keys.iter().filter(move |key| key.is_valid_at(size)).map(|key| &key.key)
+    }
+
+    /// Whether the key may sign a tree of this size.
+    pub(crate) fn may_sign(&self, key: &VerifyingKey, size: u64) -> bool {
+        self.valid_at(size).any(|valid| valid == key)
+    }
+
+    /// The policy under which a checkpoint of this size is trusted.
+    pub(super) fn policy(&self, size: u64) -> Policy {
+        let key = |key: &VerifyingKey| VerifierKey::new(&*self.origin, SignatureKind::Ed25519, *key).ok();
+        let log_keys = self.valid_at(size).filter_map(key).collect();
+        Policy { origin: self.origin.clone(), log_keys, witnesses: Vec::new(), quorum: 0 }
+    }
+
+    /// The policy under which a checkpoint of this size is published.
+    fn publishing(&self, size: u64, quorum: &Quorum) -> Policy {
+        Policy { witnesses: quorum.witnesses.clone(), quorum: quorum.needed, ..self.policy(size) }
+    }
+}
+
 /// The checkpoints of one log.
 #[derive(Debug)]
 pub(crate) struct CheckpointLog {
     files: Arc<dyn Files>,
     places: Places,
-    signer: NoteSigner,
-    cosigner: Cosigner,
-    /// What is published is the log's own and has its quorum.
-    policy: Policy,
+    quorum: Quorum,
     segment: u64,
     segment_len: u64,
-    /// The newest that was signed.
+    /// The newest that was signed or taken up.
     last: Option<SignedCheckpoint>,
     published: Option<SignedCheckpoint>,
     previous_size: u64,
@@ -89,9 +189,9 @@ pub(crate) struct CheckpointLog {
 pub(super) struct History {
     pub(super) segment: u64,
     pub(super) segment_len: u64,
-    /// The newest that was signed.
+    /// The newest that was signed or taken up.
     pub(super) last: Option<SignedCheckpoint>,
-    /// The last two trees at most whose checkpoints have their quorum, the newest last.
+    /// Of the trees up to what is served, the last two at most whose checkpoints have their quorum, the newest last.
     pub(super) publishable: Vec<SignedCheckpoint>,
 }
 
@@ -99,26 +199,25 @@ impl CheckpointLog {
     pub(super) fn new(
         files: Arc<dyn Files>,
         places: Places,
-        (signer, cosigner): (NoteSigner, Cosigner),
-        policy: Policy,
+        quorum: Quorum,
         history: History,
+        published: Option<SignedCheckpoint>,
     ) -> Self {
         let History { segment, segment_len, last, publishable } = history;
-        let mut newest = publishable.into_iter().rev();
-        let published = newest.next();
-        let previous_size = newest.next().map_or(0, |signed| signed.checkpoint().size());
-        Self { files, places, signer, cosigner, policy, segment, segment_len, last, published, previous_size }
+        let sizes = publishable.iter().map(|signed| signed.checkpoint().size());
+        let size = published.as_ref().map_or(u64::MAX, |published| published.checkpoint().size());
+        // Where it is not known which was the newest, the older of two was published for sure.
+        let previous_size = match published {
+            Some(_) => sizes.rev().find(|previous| *previous < size).unwrap_or(0),
+            None => sizes.min().unwrap_or(0),
+        };
+        Self { files, places, quorum, segment, segment_len, last, published, previous_size }
     }
 
-    /// The newest checkpoint that was signed, published or not.
+    /// The newest checkpoint that is kept, published or not.
     #[cfg(test)]
     pub(crate) fn last(&self) -> Option<&SignedCheckpoint> {
         self.last.as_ref()
-    }
-
-    /// The newest checkpoint that was published.
-    pub(crate) fn published(&self) -> Option<&SignedCheckpoint> {
-        self.published.as_ref()
     }
 
     /// Size of the tree of the checkpoint that was published before the newest one; 0 if there is none.
@@ -126,43 +225,81 @@ impl CheckpointLog {
         self.previous_size
     }
 
-    /// Signs the tree at a position that is committed, with a cosignature at `now_unix_s`, and keeps the checkpoint. The newest one, if
-    /// it is of that tree, is not signed again.
+    /// The newest one that was published.
+    pub(crate) fn published(&self) -> Option<&SignedCheckpoint> {
+        self.published.as_ref()
+    }
+
+    /// Signs the tree at a position that is committed, with a cosignature at `now_unix_s`, and keeps the checkpoint. One of this very
+    /// size that is kept already is as good as a new one.
     pub(crate) fn sign(
         &mut self,
         reader: &LogReader,
         position: &Position,
+        signer: &LogSigner,
         now_unix_s: u64,
     ) -> Result<SignedCheckpoint, SignError> {
-        let checkpoint = Checkpoint::new(self.signer.verifier().name(), position.size, position.root)?;
         if let Some(last) = &self.last {
-            if *last.checkpoint() == checkpoint {
+            check_continues(reader, last.checkpoint(), position.size, &position.root)?;
+            if last.checkpoint().size() == position.size {
                 return Ok(last.clone());
             }
-            check_continues(reader, last.checkpoint(), position.size, &position.root)?;
         }
-        let mut signed = checkpoint.sign(&self.signer);
-        signed.add(checkpoint.cosign(&self.cosigner, now_unix_s)).map_err(CheckpointError::from)?;
+        let checkpoint = Checkpoint::new(signer.verifier().name(), position.size, position.root)?;
+        let mut signed = checkpoint.sign(&signer.note);
+        signed.add(checkpoint.cosign(&signer.cosigner, now_unix_s)).map_err(CheckpointError::from)?;
         self.keep(&signed)?;
-        self.last = Some(signed.clone());
         Ok(signed)
     }
 
-    /// Publishes the newest signed checkpoint, to which witnesses may have added cosignatures: those are kept first.
-    pub(crate) fn publish(&mut self, signed: &SignedCheckpoint) -> Result<(), SignError> {
-        signed.verify(&self.policy).map_err(|error| match error {
-            TrustError::Quorum { needed, got } => {
-                SignError::Quorum { size: signed.checkpoint().size(), needed, got }
-            }
+    /// Keeps the newest signed checkpoint with what witnesses added to it; an error if they are too few to publish it.
+    pub(crate) fn settle(&mut self, signed: &SignedCheckpoint, keys: &LogKeys) -> Result<(), SignError> {
+        let size = signed.checkpoint().size();
+        signed.verify(&keys.publishing(size, &self.quorum)).map_err(|error| match error {
+            TrustError::Quorum { needed, got } => SignError::Quorum { size, needed, got },
             error => SignError::Untrusted(error),
         })?;
         if self.last.as_ref() != Some(signed) {
             self.keep(signed)?;
-            self.last = Some(signed.clone());
         }
+        Ok(())
+    }
+
+    /// Checks a checkpoint that somebody else published, of a tree that is committed here, and keeps it unless a newer one is.
+    pub(crate) fn take_up(
+        &mut self,
+        reader: &LogReader,
+        signed: &SignedCheckpoint,
+        keys: &LogKeys,
+    ) -> Result<(), SignError> {
+        let (size, published) = (signed.checkpoint().size(), *signed.checkpoint().root());
+        signed.verify(&keys.policy(size))?;
+        let computed = reader.root(size)?;
+        if computed != published {
+            return Err(SignError::Forked { size, published, computed });
+        }
+        let newest = self.last.as_ref().map_or(0, |last| last.checkpoint().size());
+        if size >= newest && self.last.as_ref() != Some(signed) {
+            self.keep(signed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a kept checkpoint the log's `checkpoint`, with the partial files of just its size beside it.
+    pub(crate) fn publish(
+        &mut self,
+        reader: &LogReader,
+        signed: &SignedCheckpoint,
+    ) -> Result<(), StoreError> {
+        let size = signed.checkpoint().size();
+        reader.pin(size);
+        reader.lay_out(size, &self.places.staging)?;
         self.swap(signed)?;
-        self.previous_size = self.published.as_ref().map_or(0, |published| published.checkpoint().size());
-        self.published = Some(signed.clone());
+        reader.published(size);
+        let before = self.published.replace(signed.clone()).map_or(0, |before| before.checkpoint().size());
+        if before < size {
+            self.previous_size = before;
+        }
         Ok(())
     }
 
@@ -179,6 +316,7 @@ impl CheckpointLog {
             self.files.sync_dir(dir).map_err(StoreError::io(dir))?;
         }
         self.segment_len += frame.len() as u64;
+        self.last = Some(signed.clone());
         Ok(())
     }
 
@@ -200,28 +338,18 @@ fn check_continues(reader: &LogReader, last: &Checkpoint, size: u64, root: &Hash
     verify_consistency(signed, last.root(), size, root, &proof).map_err(fork)
 }
 
-/// The policy under which the ledger's own checkpoints are trusted.
-pub(super) fn own_policy(signer: &NoteSigner) -> Policy {
-    let key = signer.verifier().clone();
-    Policy { origin: key.name().to_owned(), log_keys: vec![key], witnesses: Vec::new(), quorum: 0 }
-}
-
-/// The policy under which they are published.
-pub(super) fn publishing_policy(signer: &NoteSigner, quorum: Quorum) -> Policy {
-    Policy { witnesses: quorum.witnesses, quorum: quorum.needed, ..own_policy(signer) }
-}
-
 fn segment_path(places: &Places, segment: u64) -> PathBuf {
     places.history.join(format!("{segment:08}"))
 }
 
-/// Reads the end of the history: two segments at least, and more if fewer than two trees in them have their quorum. A tail that a crash
-/// cut is left out and overwritten later; a broken frame before it is an error.
+/// Reads the end of the history of a log of so many entries, of which so many are served: two segments at least, and more if fewer than two trees in them have their
+/// quorum. A tail that a crash cut is left out and overwritten later; a broken frame before it is an error.
 pub(super) fn read_history(
     files: &dyn Files,
     places: &Places,
-    (own, publishing): (&Policy, &Policy),
-) -> Result<History, HistoryError> {
+    (keys, quorum): (&LogKeys, &Quorum),
+    (tree_size, served_size): (u64, u64),
+) -> Result<History, OpenError> {
     let dir = &places.history;
     let mut segments: Vec<u64> =
         files.list(dir).map_err(StoreError::io(dir))?.iter().filter_map(|name| name.parse().ok()).collect();
@@ -237,7 +365,8 @@ pub(super) fn read_history(
         let mut notes = Vec::new();
         while let Some((note, tail)) = split_frame(rest) {
             let signed = SignedCheckpoint::parse(note).map_err(StoreError::checkpoint(&path))?;
-            signed.verify(own)?;
+            check_not_beyond(&signed, tree_size)?;
+            signed.verify(&keys.policy(signed.checkpoint().size()))?;
             notes.push(signed);
             rest = tail;
         }
@@ -256,22 +385,17 @@ pub(super) fn read_history(
                 break;
             }
             // Of one tree, the last says most: it has the cosignatures.
-            let is_other = |held: &SignedCheckpoint| held.checkpoint().size() > signed.checkpoint().size();
-            if history.publishable.first().is_none_or(is_other) && signed.verify(publishing).is_ok() {
+            let size = signed.checkpoint().size();
+            let is_other = |held: &SignedCheckpoint| held.checkpoint().size() > size;
+            if size <= served_size
+                && history.publishable.first().is_none_or(is_other)
+                && signed.verify(&keys.publishing(size, quorum)).is_ok()
+            {
                 history.publishable.insert(0, signed);
             }
         }
     }
     Ok(history)
-}
-
-/// The history can't be relied on.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HistoryError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Trust(#[from] TrustError),
 }
 
 impl StoreError {

@@ -11,20 +11,18 @@ mod order;
 mod space;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
-use exchequer_event::digest::Digest;
+use exchequer_event::{accept::KeyState, digest::Digest, v1::KeyRole};
 use exchequer_tlog::{Cosigner, EMPTY_ROOT, Hash, SignedCheckpoint, leaf_hash, node_hash};
 
 use self::memory::{Fault, Tree};
-use super::{
-    CheckpointLog, LogReader, OpenError, Opened, Position, Quorum, SignError, files::Files as _, open,
-};
+use super::{LogKeys, LogSigner, OpenError, Opened, Position, Quorum, SignError, files::Files as _, open};
 
 pub(crate) use self::memory::Shared;
 
@@ -59,18 +57,30 @@ pub(crate) fn reopen(files: &Shared) -> Result<Opened, OpenError> {
 }
 
 fn reopen_with(files: &Shared, quorum: Quorum) -> Result<Opened, OpenError> {
-    open(Arc::new(files.clone()), Path::new("/data"), ORIGIN, &key(), quorum)
+    open(Arc::new(files.clone()), Path::new("/data"), ORIGIN)?.with_keys(&[key_state()], quorum)
 }
 
-/// Signs at a position and publishes at once, as without witnesses.
-fn sign_and_publish(
-    checkpoints: &mut CheckpointLog,
-    reader: &LogReader,
-    position: &Position,
-) -> Result<SignedCheckpoint, SignError> {
-    let signed = checkpoints.sign(reader, position, 1)?;
-    checkpoints.publish(&signed)?;
-    Ok(signed)
+/// The key as a log that has it from its first entry on.
+fn key_state() -> KeyState {
+    let (holder, key) = ("ledger".to_owned(), key().verifying_key());
+    KeyState { role: KeyRole::Ledger, holder, key, revoked: false, enrolled_at: 0, revoked_at: None }
+}
+
+fn keys(states: &[KeyState]) -> LogKeys {
+    LogKeys::new(ORIGIN, states)
+}
+
+fn sign(opened: &mut Opened, position: &Position) -> Result<SignedCheckpoint, SignError> {
+    let signer = LogSigner::new(ORIGIN, &key()).unwrap();
+    opened.checkpoints.sign(&opened.reader, position, &signer, 1)
+}
+
+/// Signs at a position and publishes at once, as without witnesses and others.
+fn publish(opened: &mut Opened, position: &Position) -> Result<u64, SignError> {
+    let signed = sign(opened, position)?;
+    opened.checkpoints.settle(&signed, &keys(&[key_state()]))?;
+    opened.checkpoints.publish(&opened.reader, &signed)?;
+    Ok(signed.checkpoint().size())
 }
 
 fn entry(index: u64) -> Bytes {
@@ -111,11 +121,10 @@ fn work(opened: &mut Opened, published: &mut Vec<u64>, until: u64) -> bool {
         if cursor.is_multiple_of(2) || opened.writer.position().size == until {
             let position = opened.writer.position().clone();
             opened.reader.pin(position.size);
-            match sign_and_publish(&mut opened.checkpoints, &opened.reader, &position) {
-                Ok(signed) => published.push(signed.checkpoint().size()),
+            match publish(opened, &position) {
+                Ok(size) => published.push(size),
                 Err(_) => return false,
             }
-            opened.reader.published(position.size);
             if opened.reader.remove_superseded().is_err() {
                 return false;
             }
@@ -184,7 +193,7 @@ fn what_is_signed_after_a_failed_commit_outlasts_a_power_loss() {
         // No commit comes in between that would sync what the failed one did not.
         let position = opened.writer.position().clone();
         if position.size > 0 {
-            sign_and_publish(&mut opened.checkpoints, &opened.reader, &position).unwrap();
+            publish(&mut opened, &position).unwrap();
         }
         files.cut_power();
         let opened = reopen(&files).unwrap_or_else(|error| panic!("fault at {at}: {error}"));
@@ -233,7 +242,8 @@ fn a_checkpoint_of_another_tree_is_never_signed_over() {
     assert!(matches!(reopen(&other), Err(OpenError::Fork { signed: 255, .. })));
     let mut signing = reopen(&one).unwrap();
     let position = opened.writer.position().clone();
-    let refused = signing.checkpoints.sign(&opened.reader, &position, 1).unwrap_err();
+    signing.reader = opened.reader;
+    let refused = publish(&mut signing, &position).unwrap_err();
     assert!(matches!(refused, SignError::Fork { signed: 300, size: 400, .. }), "{refused}");
 }
 
@@ -249,50 +259,101 @@ fn what_was_signed_and_lacks_its_quorum_is_published_by_no_restart() {
     // 300 entries were published before there was a witness: that stands.
     assert!(work(&mut reopen(&files).unwrap(), &mut Vec::new(), 300));
     let mut opened = reopen_with(&files, quorum.clone()).unwrap();
-    let sign = |opened: &mut Opened, size: u64| {
+    let grow = |opened: &mut Opened, size: u64| {
         let entries: Vec<_> = (opened.writer.position().size..size).map(entry).collect();
         let cursor = opened.writer.position().cursor + 1;
         opened.writer.commit(&entries, cursor, Digest([1; 32])).unwrap();
         let position = opened.writer.position().clone();
-        opened.checkpoints.sign(&opened.reader, &position, 1).unwrap()
+        sign(opened, &position).unwrap()
     };
-    let mut signed = sign(&mut opened, 400);
+    let known = keys(&[key_state()]);
+    let mut signed = grow(&mut opened, 400);
     assert!(matches!(
-        opened.checkpoints.publish(&signed),
+        opened.checkpoints.settle(&signed, &known),
         Err(SignError::Quorum { size: 400, needed: 1, got: 0 })
     ));
     signed.add(signed.checkpoint().cosign(&witness, 2)).unwrap();
-    opened.checkpoints.publish(&signed).unwrap();
-    sign(&mut opened, 450);
-    sign(&mut opened, 500);
-    // Served is what was cosigned last, also if its copy was lost; 500 entries were signed and nothing else may be signed there.
-    for _ in 0..2 {
-        let opened = reopen_with(&files, quorum.clone()).unwrap();
-        let size = |signed: Option<&SignedCheckpoint>| signed.unwrap().checkpoint().size();
-        assert_eq!((size(opened.checkpoints.published()), served(&files)), (400, 400));
-        assert_eq!(size(opened.checkpoints.last()), 500);
-        files.with(|memory| memory.seen.remove(Path::new("/data/log/checkpoint")));
-    }
-    // A crash between keeping the cosigned note and publishing it.
+    opened.checkpoints.settle(&signed, &known).unwrap();
+    opened.checkpoints.publish(&opened.reader, &signed).unwrap();
+    grow(&mut opened, 450);
+    grow(&mut opened, 500);
+    // Served is what was cosigned last; 500 entries were signed and nothing else may be signed there.
     let mut opened = reopen_with(&files, quorum.clone()).unwrap();
+    let size = |signed: Option<&SignedCheckpoint>| signed.unwrap().checkpoint().size();
+    assert_eq!((size(opened.checkpoints.published()), served(&files)), (400, 400));
+    assert_eq!(size(opened.checkpoints.last()), 500);
+    // A crash between keeping the cosigned note and publishing it: whether others published meanwhile is looked at first.
     let mut signed = opened.checkpoints.last().unwrap().clone();
     signed.add(signed.checkpoint().cosign(&witness, 3)).unwrap();
-    opened.checkpoints.keep(&signed).unwrap();
-    assert_eq!(served(&files), 400);
+    opened.checkpoints.settle(&signed, &known).unwrap();
+    let mut opened = reopen_with(&files, quorum.clone()).unwrap();
+    assert_eq!((served(&files), opened.checkpoints.last()), (400, Some(&signed)));
+    opened.checkpoints.publish(&opened.reader, &signed).unwrap();
     let opened = reopen_with(&files, quorum).unwrap();
     assert_eq!((served(&files), opened.checkpoints.previous_size()), (500, 400));
-    assert_eq!(opened.checkpoints.published(), Some(&signed));
 }
 
 #[test]
-fn a_checkpoint_lost_from_either_place_is_restored_from_the_other() {
+fn a_checkpoint_lost_from_the_history_is_restored_and_one_lost_from_the_log_is_published_anew() {
     let files = Shared::default();
     assert!(work(&mut reopen(&files).unwrap(), &mut Vec::new(), 300));
-    let gone: BTreeSet<_> = ["/data/log/checkpoint", "/data/checkpoints/00000000"].map(PathBuf::from).into();
-    for path in gone {
-        files.with(|memory| memory.seen.remove(&path));
-        let opened = reopen(&files).unwrap();
-        assert_eq!(opened.checkpoints.last().unwrap().checkpoint().size(), 300);
-        assert!(files.read(&path).is_ok(), "{} was not restored", path.display());
+    let [served, history] = ["/data/log/checkpoint", "/data/checkpoints/00000000"].map(PathBuf::from);
+    files.with(|memory| memory.seen.remove(&history));
+    let opened = reopen(&files).unwrap();
+    assert_eq!(opened.checkpoints.last().unwrap().checkpoint().size(), 300);
+    assert!(files.read(&history).is_ok(), "it was not restored");
+    let note = files.with(|memory| memory.seen.remove(&served)).unwrap();
+    let mut opened = reopen(&files).unwrap();
+    assert!(opened.checkpoints.published().is_none() && files.read(&served).is_err());
+    let position = opened.writer.position().clone();
+    assert_eq!(publish(&mut opened, &position).unwrap(), 300);
+    assert_eq!(files.read(&served).unwrap(), note, "the kept one, not a second of the same size");
+}
+
+#[test]
+fn a_checkpoint_that_was_kept_and_not_published_stays_so_until_it_is_agreed_upon() {
+    let files = Shared::default();
+    let mut opened = reopen(&files).unwrap();
+    assert!(work(&mut opened, &mut Vec::new(), 300));
+    opened.writer.commit(&[entry(300)], 9, Digest([1; 32])).unwrap();
+    let position = opened.writer.position().clone();
+    let signer = LogSigner::new(ORIGIN, &key()).unwrap();
+    opened.checkpoints.sign(&opened.reader, &position, &signer, 1).unwrap();
+    let opened = reopen(&files).unwrap();
+    let size = |signed: Option<&SignedCheckpoint>| signed.unwrap().checkpoint().size();
+    assert_eq!((size(opened.checkpoints.published()), size(opened.checkpoints.last())), (300, 301));
+    assert_eq!(opened.checkpoints.previous_size(), 255);
+}
+
+#[test]
+fn what_another_published_is_taken_up_with_its_files_if_it_is_of_this_tree_and_signed_by_its_key() {
+    let (one, other) = (Shared::default(), Shared::default());
+    let mut ours = reopen(&one).unwrap();
+    // This log never was of 300 entries.
+    let entries: Vec<_> = (0..700).map(entry).collect();
+    ours.writer.commit(&entries, 1, Digest([1; 32])).unwrap();
+    let mut theirs = reopen(&other).unwrap();
+    assert!(work(&mut theirs, &mut Vec::new(), 300));
+    let signed = theirs.checkpoints.last().unwrap().clone();
+    let revoked = KeyState { revoked: true, revoked_at: Some(299), ..key_state() };
+    let refused = ours.checkpoints.take_up(&ours.reader, &signed, &keys(&[revoked])).unwrap_err();
+    assert!(matches!(refused, SignError::Foreign(_)), "{refused}");
+    let revoked_later = KeyState { revoked: true, revoked_at: Some(300), ..key_state() };
+    ours.checkpoints.take_up(&ours.reader, &signed, &keys(&[revoked_later])).unwrap();
+    ours.checkpoints.publish(&ours.reader, &signed).unwrap();
+    let mut ours = reopen(&one).unwrap();
+    assert_eq!(ours.checkpoints.published(), Some(&signed));
+    for (path, bytes) in tiles(&other) {
+        assert_eq!(files_at(&one, &path), Some(bytes), "{}", path.display());
     }
+    let mut forked = reopen(&Shared::default()).unwrap();
+    forked.writer.commit(&(1000..1300).map(entry).collect::<Vec<_>>(), 1, Digest([1; 32])).unwrap();
+    assert!(work(&mut forked, &mut Vec::new(), 400));
+    let signed = forked.checkpoints.last().unwrap().clone();
+    let refused = ours.checkpoints.take_up(&ours.reader, &signed, &keys(&[key_state()])).unwrap_err();
+    assert!(refused.is_fork(), "{refused}");
+}
+
+fn files_at(files: &Shared, path: &Path) -> Option<Vec<u8>> {
+    files.with(|memory| memory.seen.get(path).cloned())
 }

@@ -5,17 +5,14 @@
 
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
-use ed25519_dalek::SigningKey;
+use exchequer_event::accept::KeyState;
 use exchequer_tlog::{
-    BundleEdge, BundleId, Cosigner, Hash, KeyError, LEVELS, NoteSigner, Policy, RightEdge, SignedCheckpoint,
-    TILE_WIDTH, TileId, TrustError,
+    BundleEdge, BundleId, Hash, KeyError, LEVELS, RightEdge, SignedCheckpoint, TILE_WIDTH, TileId, TrustError,
 };
 
 use super::{
     MAX_INTEGRATION_BUNDLES,
-    checkpoints::{
-        CheckpointLog, History, HistoryError, Quorum, own_policy, publishing_policy, read_history,
-    },
+    checkpoints::{CheckpointLog, History, LogKeys, Quorum, read_history},
     files::Files,
     read::{LogReader, Sizes, StoreError, partial_paths},
     state::Position,
@@ -76,15 +73,6 @@ pub enum OpenError {
     },
 }
 
-impl From<HistoryError> for OpenError {
-    fn from(error: HistoryError) -> Self {
-        match error {
-            HistoryError::Store(error) => error.into(),
-            HistoryError::Trust(error) => error.into(),
-        }
-    }
-}
-
 /// An opened log.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -93,14 +81,18 @@ pub(crate) struct Opened {
     pub(crate) checkpoints: CheckpointLog,
 }
 
-/// Opens the log in a data directory, beginning an empty one if there is none. What was signed and lacks the quorum stays unpublished.
-pub(crate) fn open(
+/// A tree that was found to be the one that its state names. What was signed over it is yet to be compared.
+#[derive(Debug)]
+pub(crate) struct OpenedTree {
     files: Arc<dyn Files>,
-    data: &Path,
-    origin: &str,
-    key: &SigningKey,
-    quorum: Quorum,
-) -> Result<Opened, OpenError> {
+    places: Places,
+    sizes: Arc<Sizes>,
+    writer: LogWriter,
+    pub(crate) reader: LogReader,
+}
+
+/// Opens the tree in a data directory, beginning an empty one if there is none.
+pub(crate) fn open(files: Arc<dyn Files>, data: &Path, origin: &str) -> Result<OpenedTree, OpenError> {
     let places = Places::new(data);
     for dir in [&places.log, &places.staging, &places.history] {
         files.create_dirs(dir).map_err(StoreError::io(dir))?;
@@ -112,80 +104,89 @@ pub(crate) fn open(
     let sizes = Arc::new(Sizes::default());
     let writer = LogWriter::load(files.clone(), places.clone(), sizes.clone(), origin.to_owned())?;
     let reader = LogReader::new(files.clone(), places.log.clone(), sizes.clone());
-
-    let signer = NoteSigner::new(origin, key.clone())?;
-    let cosigner = Cosigner::new(origin, key.clone())?;
-    let (policy, publishing) = (own_policy(&signer), publishing_policy(&signer, quorum));
-    let history = read_history(&*files, &places, (&policy, &publishing))?;
-    let served = match files.read(&places.checkpoint) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(StoreError::io(&places.checkpoint)(error).into()),
-        Ok(bytes) => match read_served(&bytes, &places.checkpoint, &policy) {
-            // Only the history is truth; a served copy that is damaged is replaced from it below.
-            Err(_) if history.last.is_some() => None,
-            served => Some(served?),
-        },
-    };
-    for signed in history.publishable.iter().chain(&history.last).chain(&served) {
-        check_covered(&reader, signed, writer.position.size)?;
-    }
-    let checkpoints = recover_checkpoints(files, places, (signer, cosigner), publishing, history, served)?;
-    sizes.publish(checkpoints.published().map_or(0, |signed| signed.checkpoint().size()));
-    writer.remove_surplus(checkpoints.previous_size())?;
-    Ok(Opened { writer, reader, checkpoints })
+    Ok(OpenedTree { files, places, sizes, writer, reader })
 }
 
-/// The checkpoint as it is served, if it is the ledger's own.
-fn read_served(bytes: &[u8], path: &Path, policy: &Policy) -> Result<SignedCheckpoint, OpenError> {
+impl OpenedTree {
+    /// Opens the checkpoints, each of which has to be signed by one of the keys that the log holds, at its size. What was signed and is
+    /// not published stays so.
+    pub(crate) fn with_keys(self, keys: &[KeyState], quorum: Quorum) -> Result<Opened, OpenError> {
+        let Self { files, places, sizes, writer, reader } = self;
+        let keys = LogKeys::new(&writer.origin, keys);
+        let size = writer.position.size;
+        let (served, damaged) = match files.read(&places.checkpoint) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
+            Err(error) => return Err(StoreError::io(&places.checkpoint)(error).into()),
+            Ok(bytes) => match read_served(&bytes, &places.checkpoint, &keys) {
+                Ok(served) => (Some(served), None),
+                Err(error) => (None, Some(error)),
+            },
+        };
+        let served_size = served.as_ref().map_or(u64::MAX, |served| served.checkpoint().size());
+        let history = read_history(&*files, &places, (&keys, &quorum), (size, served_size))?;
+        let is_damaged = match damaged {
+            Some(error) if history.last.is_none() => return Err(error),
+            damaged => damaged.is_some(),
+        };
+        for signed in history.publishable.iter().chain(&history.last).chain(&served) {
+            check_not_beyond(signed, size)?;
+            check_covered(&reader, signed)?;
+        }
+        let checkpoints = recover_checkpoints(files, places, quorum, history, (served, is_damaged))?;
+        let published = checkpoints.published().map_or(0, |signed| signed.checkpoint().size());
+        sizes.publish(published);
+        writer.remove_surplus(checkpoints.previous_size().min(published))?;
+        Ok(Opened { writer, reader, checkpoints })
+    }
+}
+
+/// Whether the state counts as many entries as the checkpoint.
+pub(super) fn check_not_beyond(signed: &SignedCheckpoint, size: u64) -> Result<(), OpenError> {
+    let signed = signed.checkpoint().size();
+    if signed > size { Err(OpenError::Beyond { signed, size }) } else { Ok(()) }
+}
+
+/// The checkpoint as it is served, if it is the log's own.
+fn read_served(bytes: &[u8], path: &Path, keys: &LogKeys) -> Result<SignedCheckpoint, OpenError> {
     let served = SignedCheckpoint::parse(bytes).map_err(StoreError::checkpoint(path))?;
-    served.verify(policy)?;
+    served.verify(&keys.policy(served.checkpoint().size()))?;
     Ok(served)
 }
 
 /// Whether the log holds what the checkpoint covers.
-fn check_covered(reader: &LogReader, signed: &SignedCheckpoint, size: u64) -> Result<(), OpenError> {
+fn check_covered(reader: &LogReader, signed: &SignedCheckpoint) -> Result<(), OpenError> {
     let (signed, expected) = (signed.checkpoint().size(), *signed.checkpoint().root());
-    if signed > size {
-        return Err(OpenError::Beyond { signed, size });
-    }
     let computed = reader.root(signed)?;
     if computed == expected { Ok(()) } else { Err(OpenError::Fork { signed, expected, computed }) }
 }
 
-/// The history and the served file say the same again. What was signed and has no quorum is not published here: the witnesses are asked
-/// again once the log runs.
+/// The history holds what is served. A checkpoint that is kept and not served is not published here: whether it may be is agreed upon
+/// with the others first.
 fn recover_checkpoints(
     files: Arc<dyn Files>,
     places: Places,
-    signers: (NoteSigner, Cosigner),
-    publishing: Policy,
-    mut history: History,
-    served: Option<SignedCheckpoint>,
+    quorum: Quorum,
+    history: History,
+    (served, is_damaged): (Option<SignedCheckpoint>, bool),
 ) -> Result<CheckpointLog, OpenError> {
     let size = |signed: &SignedCheckpoint| signed.checkpoint().size();
+    let kept = history.last.as_ref().map(size);
     // A checkpoint that was served but is not in the history: the history lost its end. It is verified, so it is kept again.
-    let lost = served.clone().filter(|served| history.last.as_ref().map(size) < Some(size(served)));
-    if lost.is_some() {
-        history.last.clone_from(&lost);
+    let lost = served.clone().filter(|served| kept.is_none_or(|kept| size(served) > kept));
+    // What is served is in the history as it was published. A copy of another content decayed, in signatures that nobody verified here
+    // or altogether; what is in its place then is the newest that may be published.
+    let newest = history.publishable.last().cloned();
+    let is_other = |newest: &SignedCheckpoint| match &served {
+        Some(served) => size(served) == size(newest) && served != newest,
+        None => is_damaged,
+    };
+    let whole = newest.filter(is_other);
+    let mut checkpoints = CheckpointLog::new(files, places, quorum, history, whole.clone().or(served));
+    if let Some(whole) = &whole {
+        checkpoints.swap(whole)?;
     }
-    // What is served has been published, whatever quorum is asked for today.
-    let publishable = history.publishable.last().map(size);
-    // Also one of the same size with other signatures: what nobody verified here may be damaged.
-    let is_behind = history.publishable.last().is_some_and(|newest| {
-        served.as_ref().is_none_or(|served| size(served) <= size(newest) && served != newest)
-    });
-    if let Some(served) = served.filter(|served| publishable < Some(size(served))) {
-        history.publishable.push(served);
-    }
-    if history.publishable.len() > 2 {
-        history.publishable.remove(0);
-    }
-    let mut checkpoints = CheckpointLog::new(files, places, signers, publishing, history);
     if let Some(lost) = &lost {
         checkpoints.keep(lost)?;
-    }
-    if let (true, Some(published)) = (is_behind, checkpoints.published()) {
-        checkpoints.swap(published)?;
     }
     Ok(checkpoints)
 }

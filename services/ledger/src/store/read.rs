@@ -16,7 +16,7 @@ use exchequer_tlog::{
     TileError, TileId, TileReader, TreeReadError, decode_bundle, decode_tile, leaf_hash, push_entry,
 };
 
-use super::files::Files;
+use super::{files::Files, write::swap_in_as};
 
 const WIDTH: u64 = TILE_WIDTH as u64;
 /// A partial file can be superseded between learning its name and opening it; more often than this it is not.
@@ -159,14 +159,28 @@ impl Sizes {
     }
 }
 
-/// Paths of the partial files of a log of this size.
-pub(super) fn partial_paths(size: u64) -> impl Iterator<Item = String> {
-    let bundle = BundleId::in_tree(size / WIDTH, size).map(|id| id.to_string());
+/// A partial file.
+enum PartialId {
+    Bundle(BundleId),
+    Tile(TileId),
+}
+
+/// The partial files of a log of this size.
+fn partial_ids(size: u64) -> impl Iterator<Item = PartialId> {
+    let bundle = BundleId::in_tree(size / WIDTH, size).map(PartialId::Bundle);
     let tiles = (0..LEVELS).filter_map(move |level| {
         let index = size.checked_shr(8 * u32::from(level) + 8).unwrap_or(0);
-        TileId::in_tree(level, index, size).map(|id| id.to_string())
+        TileId::in_tree(level, index, size).map(PartialId::Tile)
     });
     bundle.into_iter().chain(tiles)
+}
+
+/// Their paths.
+pub(super) fn partial_paths(size: u64) -> impl Iterator<Item = String> {
+    partial_ids(size).map(|id| match id {
+        PartialId::Bundle(id) => id.to_string(),
+        PartialId::Tile(id) => id.to_string(),
+    })
 }
 
 /// Reads the log's files.
@@ -185,6 +199,42 @@ impl LogReader {
     /// Keeps the files of a size that is about to be signed, until [`Self::published`].
     pub(crate) fn pin(&self, size: u64) {
         self.sizes.pin(size);
+    }
+
+    /// Writes the partial files of a size, those that are not there: what others publish was committed here among other sizes. The
+    /// size is pinned meanwhile.
+    pub(super) fn lay_out(&self, size: u64, staging: &Path) -> Result<(), StoreError> {
+        let mut new = Vec::new();
+        for id in partial_ids(size) {
+            let (name, bytes): (String, _) = match id {
+                PartialId::Bundle(id) => {
+                    (id.to_string(), self.missing(&id.to_string(), || self.bundle_bytes(id))?)
+                }
+                PartialId::Tile(id) => {
+                    (id.to_string(), self.missing(&id.to_string(), || self.tile_bytes(id))?)
+                }
+            };
+            if let Some(bytes) = bytes {
+                let path = self.log.join(name);
+                if let Some(dir) = path.parent() {
+                    self.files.create_dirs(dir).map_err(StoreError::io(dir))?;
+                }
+                new.push((path, bytes));
+            }
+        }
+        swap_in_as("again-", &*self.files, staging, new)
+    }
+
+    /// What a file has to hold that is not there.
+    fn missing(
+        &self,
+        name: &str,
+        bytes: impl FnOnce() -> Result<Vec<u8>, StoreError>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.log.join(name);
+        let (Some(dir), Some(file)) = (path.parent(), path.file_name()) else { return Ok(None) };
+        let there = self.files.list(dir).map_err(StoreError::io(dir))?;
+        if there.iter().any(|there| file == there.as_str()) { Ok(None) } else { bytes().map(Some) }
     }
 
     /// A checkpoint of this size was published.

@@ -52,12 +52,25 @@ pub(super) fn swap_in(
     staging: &Path,
     new: impl IntoIterator<Item = (PathBuf, Vec<u8>)>,
 ) -> Result<(), StoreError> {
+    swap_in_as("", files, staging, new)
+}
+
+/// As [`swap_in`]; whoever swaps in files of the same name at the same time has to name them differently in staging.
+pub(super) fn swap_in_as(
+    staged_as: &str,
+    files: &dyn Files,
+    staging: &Path,
+    new: impl IntoIterator<Item = (PathBuf, Vec<u8>)>,
+) -> Result<(), StoreError> {
     let mut staged = Vec::new();
     let mut targets = Vec::new();
     for (count, (target, bytes)) in new.into_iter().enumerate() {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        staged.push(NewFile { path: staging.join(format!("{count}-{name}")), bytes });
+        staged.push(NewFile { path: staging.join(format!("{staged_as}{count}-{name}")), bytes });
         targets.push(target);
+    }
+    if staged.is_empty() {
+        return Ok(());
     }
     files.write(&staged).map_err(StoreError::io(staging))?;
     let mut dirs = BTreeSet::new();

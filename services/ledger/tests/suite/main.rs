@@ -1,8 +1,10 @@
 //! The ledger as a whole, over the embedded stream and over a real nats-server.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod ha;
 mod http;
 mod integrate;
+mod keys;
 mod pipeline;
 mod refill;
 mod rpc;

@@ -148,7 +148,7 @@ async fn events_that_the_broker_lost_before_the_ledger_read_them_come_again() {
     let world = World::over(temp_dir(), connect(&server, true).await, &[&agent]).await;
     world.take(&mut agent, "acme", 2).await;
     let World { dir, stream, service, options, .. } = world;
-    let (key, vkey) = (*service.public_key(), service.verifier_key().to_owned());
+    let (key, vkey) = (service.public_key(), service.verifier_key());
     service.stop().await;
     let copy = server.copy_store();
     for _ in 0..3 {
@@ -247,7 +247,7 @@ async fn a_ledger_that_is_killed_again_and_again_while_it_puts_messages_back_com
     entries_reach(&world, size + 400 * 3).await;
     let before = world.log().entries;
     let World { dir, stream, service, options, .. } = world;
-    let (key, vkey) = (*service.public_key(), service.verifier_key().to_owned());
+    let (key, vkey) = (service.public_key(), service.verifier_key());
     service.stop().await;
     let tip = stream.tip().await.unwrap();
     server.restart_from(copy.path());
@@ -284,7 +284,7 @@ async fn others_in_lost_places(taken: usize) {
     everything(&world, &mut agent).await;
     let before = world.log().entries;
     let World { dir, stream, service, options, .. } = world;
-    let (key, vkey) = (*service.public_key(), service.verifier_key().to_owned());
+    let (key, vkey) = (service.public_key(), service.verifier_key());
     service.stop().await;
     let tip = stream.tip().await.unwrap();
     server.restart_from(copy.path());
@@ -338,7 +338,7 @@ async fn a_stream_that_was_lost_as_a_whole_is_filled_again_from_the_log() {
     everything(&world, &mut agent).await;
     let (before, tip) = (world.log().entries, world.stream.tip().await.unwrap());
     let World { dir, stream, service, options, .. } = world;
-    let vkey = service.verifier_key().to_owned();
+    let vkey = service.verifier_key();
     service.stop().await;
     drop(stream);
     server.restart_from(temp_dir().path());

@@ -133,11 +133,11 @@ impl World {
     }
 
     pub async fn receipt(&self, agent: &str, wanted: impl Fn(&v1::Receipt) -> bool) -> v1::Receipt {
-        receipt(&self.stream, self.service.public_key(), agent, wanted).await
+        receipt(&self.stream, &self.service.public_key(), agent, wanted).await
     }
 
     pub fn log(&self) -> Log {
-        Log::read(&self.options.data, self.service.verifier_key())
+        Log::read(&self.options.data, &self.service.verifier_key())
     }
 }
 
@@ -223,6 +223,10 @@ impl Log {
             .map(|event| (event.agent_id, event.epoch, event.seq))
             .collect()
     }
+}
+
+pub fn leaf_hashes(entries: &[Bytes]) -> Vec<Hash> {
+    entries.iter().map(|entry| leaf_hash(entry)).collect()
 }
 
 pub fn naive_root(leaves: &[Hash]) -> Hash {

@@ -151,7 +151,7 @@ async fn nothing_is_published_and_nobody_is_told_before_the_quorum_has_cosigned(
     assert!(is_silent(&service).await);
 
     down.is_up.store(true, Ordering::SeqCst);
-    let key = *service.public_key();
+    let key = service.public_key();
     let receipt =
         receipt(&stream, &key, "a1", |receipt| receipt.head.as_ref().unwrap().seq == agent.seq()).await;
     let both = BTreeSet::from(["w.example/up".to_owned(), "w.example/down".to_owned()]);

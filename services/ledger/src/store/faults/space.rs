@@ -52,8 +52,8 @@ fn when_the_disk_is_full_nothing_is_lost_and_the_same_process_goes_on_once_there
 fn a_log_that_cannot_be_opened_for_want_of_space_opens_when_there_is_some() {
     let whole = Shared::default();
     assert!(work(&mut reopen(&whole).unwrap(), &mut Vec::new(), UNTIL));
-    // The served checkpoint has to be restored, which takes space.
-    whole.with(|memory| memory.seen.remove(std::path::Path::new("/data/log/checkpoint")));
+    // The served checkpoint is damaged and has to be restored, which takes space.
+    whole.with(|memory| memory.seen.insert("/data/log/checkpoint".into(), b"nothing".to_vec()));
     let operations = whole.operations();
     let refused = (operations..operations + 20).filter(|at| {
         let files = Shared::default();
