@@ -2,7 +2,14 @@
 //!
 //! Left out: what is asked (the verbs). Invariant: the token of a data directory is sent only to the addresses of that directory.
 
-use std::{collections::BTreeMap, error::Error as _, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    error::Error as _,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use exchequer_auth::BearerToken;
@@ -37,6 +44,25 @@ pub struct ClientFile {
     pub token: Option<String>,
     /// The log's verifier key.
     pub verifier_key: String,
+}
+
+impl ClientFile {
+    /// Replaces the file as a whole; it holds a token, so it is its owner's only.
+    pub fn write(&self, file: &Path) -> anyhow::Result<()> {
+        let staged = file.with_extension("new");
+        let written = || -> io::Result<()> {
+            match std::fs::remove_file(&staged) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut new =
+                std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+            serde_json::to_writer_pretty(&mut new, self)?;
+            new.write_all(b"\n")?;
+            std::fs::rename(&staged, file)
+        };
+        written().with_context(|| format!("writing {}", file.display()))
+    }
 }
 
 /// How services are found.
@@ -122,6 +148,16 @@ impl Connection {
         }
         let Some(file) = self.file()? else { return Ok(None) };
         Ok(Some(file.verifier_key.parse().context("verifier_key of client.json")?))
+    }
+
+    /// Notes the log's new key in the data directory, where its addresses are used: the next `verify` needs it.
+    pub fn note_verifier_key(&self, key: &str) -> anyhow::Result<()> {
+        match self.file()? {
+            Some(file) if self.grpc.is_none() && self.http.is_none() => {
+                ClientFile { verifier_key: key.to_owned(), ..file }.write(&self.data.join(CLIENT_FILE))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The ledger.

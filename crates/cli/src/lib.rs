@@ -71,7 +71,7 @@ enum Verb {
     Witness(witness::Arguments),
     /// Mint a token with the data directory's own issuer
     Token(token::Token),
-    /// Make a service's key file if it is not there, and print its public key
+    /// Make a service's key file if it is not there, and print its public key; or replace the ledger's key
     Key(token::Key),
 }
 
@@ -98,7 +98,7 @@ pub fn main() -> ExitCode {
             Verb::Agent(agents) => agents.run().await,
             Verb::Witness(arguments) => witness::run(arguments).await,
             Verb::Token(token) => token.run(),
-            Verb::Key(key) => key.run(),
+            Verb::Key(key) => key.run().await,
         }
     });
     match outcome {

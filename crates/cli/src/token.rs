@@ -6,11 +6,14 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use exchequer_auth::{Grant, Role, keys};
+use exchequer_event::v1;
 use exchequer_tlog::{SignatureKind, VerifierKey};
 use serde_json::json;
 
 use crate::{
     assembly,
+    client::Connection,
+    describe,
     print::{self, Format},
 };
 
@@ -77,25 +80,77 @@ impl Token {
     }
 }
 
-/// Make a service's key file if it is not there, and print its public key
+/// Make a service's key file if it is not there, and print its public key; or replace the ledger's key
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
 Examples:
   exchequer key agent.key > agent.pub        for [[ledger.enroll]] public_key_file, or `exchequer agent enroll --key`
-  exchequer key ledger.key --origin example.org/log        the verifier key, for agent.ledger_verifier_key")]
+  exchequer key ledger.key --origin example.org/log        the verifier key, for agent.ledger_verifier_key
+  exchequer key rotate-ledger --reason 'a year old'"
+)]
 pub struct Key {
+    #[command(subcommand)]
+    verb: Option<KeyVerb>,
     /// The key file
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    #[arg(value_name = "FILE", required = true)]
+    file: Option<PathBuf>,
     /// Print the verifier key of a log of this origin instead
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
 }
 
+#[derive(clap::Subcommand)]
+enum KeyVerb {
+    /// Replace the ledger's key by a new one, which the ledger makes, enrols and signs with; print the new verifier key
+    #[command(after_help = "\
+The old key is revoked in the log; checkpoints that it signed stay verifiable, and agents follow by themselves. Hand the new
+verifier key to auditors, and its key file to every other ledger of this log (see docs/operations.md).")]
+    RotateLedger(RotateLedger),
+}
+
+/// Arguments of `key rotate-ledger`.
+#[derive(clap::Args)]
+struct RotateLedger {
+    /// Do not revoke the old key: other ledgers of this log sign with it until they have the new one
+    #[arg(long)]
+    keep_old: bool,
+    /// Why, for the record of the revocation
+    #[arg(long, value_name = "TEXT", default_value = "rotated")]
+    reason: String,
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl RotateLedger {
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        let request = v1::RotateLedgerKeyRequest { keep_old: self.keep_old, reason: self.reason };
+        let answer = self.connection.ledger().await?.rotate_ledger_key(request).await?.into_inner();
+        self.connection.note_verifier_key(&answer.verifier_key)?;
+        match self.format {
+            Format::Json => print::json(&describe::to_json("RotateLedgerKeyResponse", &answer))?,
+            Format::Text => {
+                print::text(&answer.verifier_key)?;
+                let state = if answer.revoked { "is revoked" } else { "stays enrolled" };
+                print::remark(&format!("the old key {} {state}", hex::encode(&answer.replaced_key)));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
 impl Key {
     /// Runs it.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        let key = keys::load_or_create(&self.file)?.verifying_key();
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        if let Some(KeyVerb::RotateLedger(rotate)) = self.verb {
+            return rotate.run().await;
+        }
+        let file = self.file.context("FILE is missing")?;
+        let key = keys::load_or_create(&file)?.verifying_key();
         match self.origin {
             Some(origin) => {
                 print::text(

@@ -6,7 +6,6 @@
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -115,7 +114,7 @@ async fn announce(assembly: &Assembly, data: &Path, allow_degraded: bool) -> any
         verifier_key: assembly.verifier_key.to_string(),
     };
     let file = data.join(CLIENT_FILE);
-    write_private(&file, &client)?;
+    client.write(&file)?;
 
     let mut out = io::stdout().lock();
     writeln!(out, "Exchequer is up; Ctrl-C stops it.")?;
@@ -153,20 +152,4 @@ async fn announce(assembly: &Assembly, data: &Path, allow_degraded: bool) -> any
     writeln!(out, "  exchequer budget set{named} --scope acme cpu_ms=60000 invocations=100")?;
     writeln!(out, "  exchequer run{named} --tenant acme -- echo hello")?;
     Ok(out.flush()?)
-}
-
-/// Replaces the file as a whole, so that nobody reads half of it.
-fn write_private(file: &Path, client: &ClientFile) -> anyhow::Result<()> {
-    let staged = file.with_extension("new");
-    let written = || -> io::Result<()> {
-        match std::fs::remove_file(&staged) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut new = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
-        serde_json::to_writer_pretty(&mut new, client)?;
-        new.write_all(b"\n")?;
-        std::fs::rename(&staged, file)
-    };
-    written().with_context(|| format!("writing {}", file.display()))
 }
