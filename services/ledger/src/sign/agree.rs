@@ -1,9 +1,9 @@
 //! Agreement on the newest checkpoint: one value of the stream holds it, and whoever publishes swaps it there for the one that it has
 //! compared itself with.
 //!
-//! The order is: what is published is read, verified and taken up → the own tree is signed and the checkpoint kept → the witnesses cosign
-//! it, and it is kept so → it is swapped in → only then anybody sees it. Two that sign at the same time, each believing to hold the lease, can't both swap; the other reads again.
-//! Who does not sign takes up what is published as soon as it has that tree, so that every ledger serves the same files.
+//! The order is: what is published is read, verified and taken up → the own tree is signed and the checkpoint kept → the witnesses
+//! cosign it, and it is kept so → it is swapped in → only then anybody sees it. Two that sign at the same time, each believing to hold
+//! the lease, can't both swap; the other reads again. Who does not sign takes up what is published as soon as it has that tree, so that every ledger serves the same files.
 //!
 //! Left out: the lease, which only saves work. Invariant: the published checkpoints of all ledgers of a log are one sequence, each of
 //! which has the one before as its prefix, and a ledger that finds another tree published never signs again.
