@@ -98,7 +98,7 @@ impl Agent {
             tokio::task::spawn_blocking(move || Spool::open(&dir, &id, limit, max_concurrent, min_epoch))
                 .await?;
         let (spool, lost) = opened?;
-        let spool = Arc::new(spool);
+        let spool = Arc::new(spool.with_payload_keys(options.payload_keys.clone()));
         // Before anything is recorded: a full spool has to drain first.
         let (report, mut progress) = watch::channel(Progress::default());
         let publisher = Publisher {

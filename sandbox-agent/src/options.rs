@@ -1,13 +1,17 @@
 //! The agent's configuration: section `[agent]`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::btree_map::Entry, path::PathBuf, time::Duration};
 
 use ed25519_dalek::VerifyingKey;
+use exchequer_auth::payload_keys;
 use exchequer_config::Reader;
-use exchequer_event::v1;
+use exchequer_event::{name, payload::PayloadKey, v1};
 use exchequer_tlog::VerifierKey;
 
-use crate::{sandbox, spool};
+use crate::{
+    sandbox,
+    spool::{self, PayloadKeys},
+};
 
 /// Largest number of concurrent executions that can be configured.
 pub const MAX_CONCURRENT: usize = 4096;
@@ -57,6 +61,8 @@ pub struct Options {
     pub hold_margin: Duration,
     /// How long receipts may stay away before unconfirmed events are published again.
     pub resend_after: Duration,
+    /// Keys under which the payloads of tenants' events are encrypted; those of other tenants are recorded in clear.
+    pub payload_keys: PayloadKeys,
     /// Limits of an execution that asks for none.
     pub default_limits: v1::Limits,
     /// Largest limits that may be asked for.
@@ -91,6 +97,7 @@ impl Options {
             Duration::from_secs(10),
             Duration::from_millis(100)..=Duration::from_secs(300),
         );
+        let payload_keys = payload_keys(reader);
         let engine = sandbox::Limits::default();
         let default_limits = limits(
             reader,
@@ -136,11 +143,39 @@ impl Options {
             max_concurrent,
             hold_margin,
             resend_after,
+            payload_keys,
             default_limits,
             max_limits,
             helper: PathBuf::from("/proc/self/exe"),
         })
     }
+}
+
+/// `[[agent.confidential]]`. A key that can't be read is a fault: what was to be encrypted is never written in clear.
+fn payload_keys(reader: &mut Reader) -> PayloadKeys {
+    let mut keys = PayloadKeys::new();
+    for table in reader.tables("agent.confidential") {
+        let (tenant_key, file_key) = (format!("{table}.tenant"), format!("{table}.key_file"));
+        let tenant = reader.required::<String>(&tenant_key);
+        let key = match reader.required::<PathBuf>(&file_key).map(payload_keys::load) {
+            Some(Err(error)) => {
+                reader.fault(&file_key, error.to_string());
+                None
+            }
+            loaded => loaded.and_then(Result::ok),
+        };
+        let Some(tenant) = tenant else { continue };
+        if !name::is_tenant(&tenant) {
+            reader.fault(&tenant_key, "has to be 1 to 64 of [A-Za-z0-9._-]");
+            continue;
+        }
+        match (keys.entry(tenant), key) {
+            (Entry::Occupied(_), _) => reader.fault(&tenant_key, "has a key already"),
+            (Entry::Vacant(place), Some(key)) => drop(place.insert(PayloadKey::new(&key))),
+            (Entry::Vacant(_), None) => {}
+        }
+    }
+    keys
 }
 
 fn limits(reader: &mut Reader, section: &str, default: &v1::Limits) -> v1::Limits {

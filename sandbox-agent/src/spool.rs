@@ -4,6 +4,8 @@
 //! [`Spool::record`] returns when the event is on disk; concurrent records share a sync. An execution that was admitted and has no
 //! outcome when the spool is opened was lost with the agent's last life, and is reported so.
 //!
+//! Payloads of tenants that have a payload key are encrypted before anything is written: the disk, the stream and the log get the same bytes.
+//!
 //! Left out: signing and publishing ([`publish`](crate::publish)). Invariant: what was recorded is kept until a receipt covers it,
 //! and an admission until its outcome is covered too.
 
@@ -19,6 +21,7 @@ use std::{
 use exchequer_event::{
     digest::Digest,
     name::{self, MAX_EVENT_BYTES},
+    payload::{Once, PayloadKey},
     seal,
     v1::{self, event::Kind},
 };
@@ -86,6 +89,9 @@ pub enum RecordError {
     /// An event is too large for a record.
     #[error("an event of {0} bytes is above the limit of {MAX_EVENT_BYTES}")]
     TooLarge(usize),
+    /// The system gives no randomness to encrypt with.
+    #[error("a payload can't be encrypted: {0}")]
+    Randomness(getrandom::Error),
     /// The journal refused.
     #[error("the spool can't record: {0}")]
     Journal(#[from] AppendError),
@@ -142,6 +148,9 @@ struct Confirmed {
     open: BTreeMap<String, u64>,
 }
 
+/// Payload keys by tenant.
+pub type PayloadKeys = BTreeMap<String, PayloadKey>;
+
 /// Headers of a stream message: name and value.
 pub type Headers = Vec<(String, String)>;
 
@@ -151,6 +160,7 @@ pub struct Spool {
     agent_id: String,
     epoch: u64,
     limit: u64,
+    payload_keys: PayloadKeys,
     journal: Journal,
     /// The last event that was handed to the journal: the link of the next. Held while an event is encoded and queued.
     head: tokio::sync::Mutex<(u64, Digest)>,
@@ -213,6 +223,7 @@ impl Spool {
             agent_id: agent_id.to_owned(),
             epoch,
             limit,
+            payload_keys: PayloadKeys::new(),
             journal,
             head: tokio::sync::Mutex::new(head),
             confirmed: Mutex::new(confirmed),
@@ -220,6 +231,11 @@ impl Spool {
             traces: Mutex::default(),
         };
         Ok((spool, open.into_values().map(|(_, lost)| lost).collect()))
+    }
+
+    /// The same, encrypting the payloads of these tenants from here on.
+    pub fn with_payload_keys(self, payload_keys: PayloadKeys) -> Self {
+        Self { payload_keys, ..self }
     }
 
     /// The agent.
@@ -273,7 +289,12 @@ impl Spool {
             tenant,
             execution_id: execution_id.clone(),
             skill,
+            confidential: None,
             kind: Some(kind),
+        };
+        let event = match self.payload_keys.get(&event.tenant) {
+            Some(key) => key.conceal(event, &once().map_err(RecordError::Randomness)?),
+            None => event,
         };
         let bytes = Bytes::from(event.encode_to_vec());
         if bytes.len() > MAX_EVENT_BYTES {
@@ -393,6 +414,13 @@ impl Spool {
     fn confirmed(&self) -> MutexGuard<'_, Confirmed> {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn once() -> Result<Once, getrandom::Error> {
+    let mut once = Once { nonce: Default::default(), salt: Default::default() };
+    getrandom::fill(&mut once.nonce)?;
+    getrandom::fill(&mut once.salt)?;
+    Ok(once)
 }
 
 /// The wall clock, in milliseconds since the Unix epoch.

@@ -1,4 +1,4 @@
-//! Ed25519 key files: made once, readable by their owner only, replaced only by another whole key.
+//! Key files: made once, readable by their owner only, replaced only by another whole key.
 //!
 //! One line of text: a tag that says what it is, and the 32-byte seed in base64. Left out: encryption at rest,
 //! when to rotate, hardware keys.
@@ -13,7 +13,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 
-const TAG: &str = "exchequer-ed25519-seed-v1";
+/// A sort of key file.
+pub(crate) struct Sort {
+    /// What its line begins with.
+    pub(crate) tag: &'static str,
+    /// What it is called.
+    pub(crate) name: &'static str,
+}
+
+const ED25519: Sort = Sort { tag: "exchequer-ed25519-seed-v1", name: "an Ed25519 key file" };
 /// Far above the 70 bytes of a key file, far below anything harmful.
 const MAX_FILE_BYTES: u64 = 1024;
 
@@ -37,10 +45,12 @@ pub enum KeyError {
         mode: u32,
     },
     /// The file is not a key file.
-    #[error("{path} is not an Ed25519 key file of this system")]
+    #[error("{path} is not {expected} of this system")]
     Malformed {
         /// The file's path.
         path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
     },
     /// The system has no randomness to make a key from.
     #[error("no randomness for a new key: {0}")]
@@ -62,7 +72,11 @@ pub fn load_or_create(path: impl AsRef<Path>) -> Result<SigningKey, KeyError> {
 
 /// Loads the key at `path`; refuses a file that group or others may touch.
 pub fn load(path: impl AsRef<Path>) -> Result<SigningKey, KeyError> {
-    let path = path.as_ref();
+    load_secret(path.as_ref(), &ED25519).map(|seed| SigningKey::from_bytes(&seed))
+}
+
+/// The secret in a key file of this sort.
+pub(crate) fn load_secret(path: &Path, sort: &Sort) -> Result<[u8; 32], KeyError> {
     let failed = |source| KeyError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     // Of the opened file, not of the path, so that what was checked is what is read.
@@ -71,30 +85,33 @@ pub fn load(path: impl AsRef<Path>) -> Result<SigningKey, KeyError> {
         return Err(KeyError::Exposed { path: path.to_owned(), mode });
     }
     let mut text = String::new();
-    let malformed = || KeyError::Malformed { path: path.to_owned() };
+    let malformed = || KeyError::Malformed { path: path.to_owned(), expected: sort.name };
     match file.take(MAX_FILE_BYTES).read_to_string(&mut text) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(malformed()),
         outcome => outcome.map_err(failed)?,
     };
-    let seed = text.trim_end().strip_prefix(TAG).and_then(|rest| rest.strip_prefix(' '));
+    let seed = text.trim_end().strip_prefix(sort.tag).and_then(|rest| rest.strip_prefix(' '));
     let seed = seed.and_then(|seed| STANDARD.decode(seed).ok()).ok_or_else(malformed)?;
-    let seed = <[u8; 32]>::try_from(seed).map_err(|_| malformed())?;
-    Ok(SigningKey::from_bytes(&seed))
+    <[u8; 32]>::try_from(seed).map_err(|_| malformed())
 }
 
 /// Makes a new key at `path`, mode 0600; fails with `AlreadyExists` if something is there.
 pub fn create(path: impl AsRef<Path>) -> Result<SigningKey, KeyError> {
-    let path = path.as_ref();
+    create_secret(path.as_ref(), &ED25519).map(|seed| SigningKey::from_bytes(&seed))
+}
+
+/// Makes a key file of this sort with a random secret.
+pub(crate) fn create_secret(path: &Path, sort: &Sort) -> Result<[u8; 32], KeyError> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| KeyError::Randomness(error.to_string()))?;
-    let line = format!("{TAG} {}\n", STANDARD.encode(seed));
+    let line = format!("{} {}\n", sort.tag, STANDARD.encode(seed));
     let failed = |source| KeyError::Io { path: path.to_owned(), source };
     let staged = stage(path, line.as_bytes(), 0o600).map_err(failed)?;
     // A link, unlike a rename, never replaces what is there.
     let linked = std::fs::hard_link(&staged, path);
     std::fs::remove_file(&staged).map_err(failed)?;
     linked.and_then(|()| sync_directory(path)).map_err(failed)?;
-    Ok(SigningKey::from_bytes(&seed))
+    Ok(seed)
 }
 
 /// Puts the key at `next` in the place of the one at `path`, at once and durably: `path` holds the old key or the new, never none.
@@ -126,7 +143,7 @@ fn stage(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     Ok(staged)
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }

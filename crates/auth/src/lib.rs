@@ -2,7 +2,8 @@
 //!
 //! A [`Verifier`] turns a bearer token into a [`Caller`]; [`AuthLayer`] does so for every request of a tonic server or
 //! an axum router; the services then ask the caller what it [may](Caller) do. An [`Issuer`] makes tokens where no
-//! identity provider exists, and [`BearerToken`] sends them. [`keys`] holds the Ed25519 key files of all services.
+//! identity provider exists, and [`BearerToken`] sends them. [`keys`] holds the Ed25519 key files of all services,
+//! [`payload_keys`] those under which tenants' payloads are encrypted.
 //!
 //! Left out: sessions, refresh tokens, revocation of single tokens (keep them short-lived; remove the key to revoke
 //! all), and any way around verification.
@@ -15,6 +16,7 @@ mod issuer;
 mod jwks;
 pub mod keys;
 mod layer;
+pub mod payload_keys;
 mod source;
 mod verify;
 

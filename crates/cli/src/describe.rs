@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 
 use exchequer_event::{
-    entry,
+    entry, payload,
     v1::{self, budget_event, control_record, entry::Kind, event},
 };
 use prost::{Message, bytes::Bytes};
@@ -138,7 +138,11 @@ fn happened(decoded: &v1::Entry) -> String {
             Err(_) => "unreadable seal".to_owned(),
         },
         Some(Kind::Event(bytes)) => match v1::Event::decode(bytes.clone()) {
-            Ok(event) => event.kind.as_ref().map_or_else(|| "nothing".to_owned(), event_text),
+            Ok(event) => match (&event.kind, payload::key_id(&event)) {
+                (Some(kind), Some(id)) => format!("confidential (key {id}): {}", public_text(kind)),
+                (Some(kind), None) => event_text(kind),
+                (None, _) => "nothing".to_owned(),
+            },
             Err(_) => "unreadable event".to_owned(),
         },
         Some(Kind::BlockSealed(sealed)) => match v1::BlockSeal::decode(sealed.seal.clone()) {
@@ -211,6 +215,20 @@ fn event_text(kind: &event::Kind) -> String {
     }
 }
 
+/// What is left to say of an event whose payload is not open.
+fn public_text(kind: &event::Kind) -> String {
+    match kind {
+        event::Kind::ExecutionAdmitted(admitted) => {
+            format!("admitted under {}: {}", admitted.scope, controls_text(&admitted.controls))
+        }
+        event::Kind::ExecutionDenied(denied) => {
+            let gate = denied.gate().as_str_name().trim_start_matches("DENIAL_GATE_").to_lowercase();
+            format!("denied by {gate}")
+        }
+        other => event_text(other),
+    }
+}
+
 /// How an execution ended, in words.
 pub fn ending(finished: &v1::ExecutionFinished) -> String {
     use v1::ExitCause::{
@@ -225,6 +243,7 @@ pub fn ending(finished: &v1::ExecutionFinished) -> String {
         CpuLimit => "killed at its CPU limit".to_owned(),
         OutputLimit => "killed at its output limit".to_owned(),
         Cancelled => "cancelled".to_owned(),
+        LaunchFailed if finished.detail.is_empty() => "could not be launched".to_owned(),
         LaunchFailed => format!("could not be launched: {}", finished.detail),
         Lost => "lost with the agent that ran it".to_owned(),
         Unspecified => "ended in an unknown way".to_owned(),

@@ -17,6 +17,7 @@ mod demo;
 mod describe;
 pub mod evidence;
 mod log;
+mod payload;
 mod print;
 mod run;
 mod token;
@@ -73,6 +74,9 @@ enum Verb {
     Token(token::Token),
     /// Make a service's key file if it is not there, and print its public key; or replace the ledger's key
     Key(token::Key),
+    /// Make, show and erase the keys under which tenants' payloads are encrypted
+    #[command(subcommand)]
+    PayloadKey(payload::PayloadKey),
 }
 
 /// Runs the verb that the program's arguments name. The first thing of a `main`: no thread may exist yet.
@@ -99,6 +103,7 @@ pub fn main() -> ExitCode {
             Verb::Witness(arguments) => witness::run(arguments).await,
             Verb::Token(token) => token.run(),
             Verb::Key(key) => key.run().await,
+            Verb::PayloadKey(key) => key.run(),
         }
     });
     match outcome {

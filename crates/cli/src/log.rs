@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::{
     client::{Connection, Refused},
     describe, evidence,
+    payload::{self, Opener, Reveal},
     print::{self, Format},
 };
 
@@ -33,6 +34,7 @@ Examples:
   exchequer log show --tenant acme --since 10m
   exchequer log show --execution 0198c9f2-… --format json
   exchequer log show --skill sum-up --event-kind execution-finished
+  exchequer log show --tenant acme --payload-key acme.key
   exchequer log show --kind control --all")]
     Show(Show),
     /// Show new entries as checkpoints cover them
@@ -134,6 +136,18 @@ pub struct Show {
     /// One entry, by index
     #[arg(long, value_name = "N")]
     index: Option<u64>,
+    #[command(flatten)]
+    reveal: Reveal,
+    /// Check the opening (in hex, as --format json shows it to who has the key) that this file holds against the entry's commitment, and
+    /// show the payload: nothing else of the tenant's is needed
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "index",
+        conflicts_with = "payload_key",
+        help_heading = "Confidential payloads"
+    )]
+    opening: Option<PathBuf>,
     /// Stop after so many
     #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "all")]
     limit: u64,
@@ -157,6 +171,8 @@ pub struct Tail {
     /// Stop after so many entries
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    #[command(flatten)]
+    reveal: Reveal,
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
@@ -209,19 +225,36 @@ impl Log {
     }
 }
 
-fn show_entry(entry: &v1::LogEntry, format: Format) -> std::io::Result<()> {
-    match format {
-        Format::Text => print::text(&describe::line(entry)),
-        Format::Json => print::json(&describe::to_json("LogEntry", entry)),
+fn show_entry(entry: &v1::LogEntry, format: Format, opener: &Opener) -> anyhow::Result<()> {
+    match (opener.open(entry)?, format) {
+        (None, Format::Text) => print::text(&describe::line(entry))?,
+        (None, Format::Json) => print::json(&describe::to_json("LogEntry", entry))?,
+        (Some(opened), Format::Text) => {
+            let event = v1::Event { confidential: None, ..opened.event };
+            print::text(&format!(
+                "{} (confidential, opened)",
+                describe::line(&payload::with_event(entry, &event))
+            ))?;
+        }
+        (Some(opened), Format::Json) => {
+            let mut json = describe::to_json("LogEntry", &payload::with_event(entry, &opened.event));
+            json["entry"]["event"]["confidential"]["opening"] = json!(hex::encode(&opened.plaintext));
+            print::json(&json)?;
+        }
     }
+    Ok(())
 }
 
 impl Show {
     async fn run(self) -> anyhow::Result<()> {
+        let mut opener = self.reveal.opener()?;
+        if let Some(file) = &self.opening {
+            opener = opener.with_opening(file)?;
+        }
         let mut client = self.connection.ledger().await?;
         if let Some(index) = self.index {
             let answer = client.get_entry(v1::GetEntryRequest { index }).await?.into_inner();
-            return Ok(show_entry(&answer.entry.context("the ledger answered no entry")?, self.format)?);
+            return show_entry(&answer.entry.context("the ledger answered no entry")?, self.format, &opener);
         }
         let filter = self.filter.wire();
         let mut left = if self.all { u64::MAX } else { self.limit };
@@ -231,7 +264,7 @@ impl Show {
             let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size, page_token };
             let page = client.list_entries(request).await?.into_inner();
             for entry in &page.entries {
-                show_entry(entry, self.format)?;
+                show_entry(entry, self.format, &opener)?;
             }
             left = left.saturating_sub(page.entries.len() as u64);
             page_token = page.next_page_token;
@@ -246,6 +279,7 @@ impl Show {
 
 impl Tail {
     async fn run(self) -> anyhow::Result<()> {
+        let opener = self.reveal.opener()?;
         let mut client = self.connection.ledger().await?;
         let from_index = match self.from {
             Some(index) => index,
@@ -263,7 +297,7 @@ impl Tail {
                 bail!(Refused("the ledger ended the answer".to_owned()));
             };
             if let Some(entry) = &answer.entry {
-                show_entry(entry, self.format)?;
+                show_entry(entry, self.format, &opener)?;
                 shown += 1;
             }
         }

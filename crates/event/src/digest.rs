@@ -73,9 +73,15 @@ pub enum Purpose {
     Result,
     /// A request under an idempotency key.
     Request,
+    /// A payload key: its first half is the key's public id.
+    PayloadKey,
+    /// Which event a payload belongs to: the associated data of its encryption.
+    PayloadPlace,
+    /// A payload with its salt: what the log commits to.
+    PayloadCommitment,
 }
 
-const CONTEXTS: [(Purpose, &str); 12] = [
+const CONTEXTS: [(Purpose, &str); 15] = [
     (Purpose::Event, "exchequer.v1 event"),
     (Purpose::DecisionRun, "exchequer.v1 decision run"),
     (Purpose::TreeNode, "exchequer.v1 tree node"),
@@ -88,10 +94,13 @@ const CONTEXTS: [(Purpose, &str); 12] = [
     (Purpose::Output, "exchequer.v1 execution output"),
     (Purpose::Result, "exchequer.v1 execution result"),
     (Purpose::Request, "exchequer.v1 request"),
+    (Purpose::PayloadKey, "exchequer.v1 payload key"),
+    (Purpose::PayloadPlace, "exchequer.v1 payload place"),
+    (Purpose::PayloadCommitment, "exchequer.v1 payload commitment"),
 ];
 
 // Deriving the context key costs as much as hashing a short event, so it is done once.
-static KEYS: LazyLock<[ContextKey; 12]> =
+static KEYS: LazyLock<[ContextKey; 15]> =
     LazyLock::new(|| CONTEXTS.map(|(_, context)| hash_derive_key_context(context)));
 
 impl Purpose {

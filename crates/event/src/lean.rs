@@ -7,7 +7,7 @@
 use exchequer_proto::shape::{self, Field, Shape};
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-use crate::name;
+use crate::{name, payload};
 
 /// What an event says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
     let mut event = Event { agent_id: &[], epoch: 0, seq: 0, prev_hash: &[] };
     let (mut tenant, mut execution_id, mut skill, mut has_kind): (&[u8], &[u8], &[u8], _) =
         (&[], &[], &[], false);
+    let (mut confidential, mut is_usual) = (None, true);
     walk(&shape::EVENT, bytes, |number, value| match (number, value) {
         (1, Value::Bytes(bytes)) => event.agent_id = bytes,
         (2, Value::Number(number)) => event.epoch = number,
@@ -31,6 +32,8 @@ pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
         (6, Value::Bytes(bytes)) => tenant = bytes,
         (7, Value::Bytes(bytes)) => execution_id = bytes,
         (8, Value::Bytes(bytes)) => skill = bytes,
+        // A second one is merged with the first by the decoder.
+        (9, Value::Bytes(bytes)) => is_usual &= confidential.replace(bytes).is_none(),
         (16.., _) => has_kind = true,
         _ => {}
     })?;
@@ -39,10 +42,24 @@ pub(crate) fn event(bytes: &[u8]) -> Option<Event<'_>> {
         Some(text.is_empty() || is_name(text))
     };
     let is_sound = has_kind
+        && is_usual
+        && confidential.is_none_or(is_confidential)
         && named(tenant, name::is_tenant)?
         && named(execution_id, name::is_uuid)?
         && named(skill, name::is_skill)?;
     is_sound.then_some(event)
+}
+
+/// Whether the lengths of an encrypted payload are what they have to be.
+fn is_confidential(bytes: &[u8]) -> bool {
+    let mut fields: [&[u8]; 5] = [&[]; 5];
+    let walked = walk(&shape::CONFIDENTIAL, bytes, |number, value| {
+        if let (1..=4, Value::Bytes(bytes)) = (number, value) {
+            fields[number as usize] = bytes;
+        }
+    });
+    let [_, key_id, nonce, ciphertext, commitment] = fields;
+    walked.is_some() && payload::check_lengths(key_id, nonce, ciphertext, commitment).is_ok()
 }
 
 /// Whether this is a decision run that [`decode_run`](crate::seal::decode_run) accepts. False says nothing.

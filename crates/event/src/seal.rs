@@ -14,7 +14,7 @@ use crate::{
         self, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_BLOCK_BYTES, MAX_BLOCK_ITEMS, MAX_EVENT_BYTES,
         MAX_ITEM_BYTES, MAX_SEAL_BYTES,
     },
-    tree,
+    payload, tree,
     v1::{self, RejectionReason},
 };
 
@@ -274,6 +274,10 @@ pub fn decode_event(bytes: &Bytes) -> Result<v1::Event, Refusal> {
     }
     if !event.skill.is_empty() && !name::is_skill(&event.skill) {
         return Err(malformed("skill is not a skill's name"));
+    }
+    if let Some(confidential) = &event.confidential {
+        let v1::Confidential { key_id, nonce, ciphertext, commitment } = confidential;
+        payload::check_lengths(key_id, nonce, ciphertext, commitment).map_err(malformed)?;
     }
     Ok(event)
 }

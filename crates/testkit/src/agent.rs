@@ -121,6 +121,7 @@ impl SimAgent {
             tenant: tenant.to_owned(),
             execution_id: execution_id.to_owned(),
             skill: if execution_id.is_empty() { String::new() } else { self.skill.clone() },
+            confidential: None,
             kind: Some(kind),
         };
         let bytes = Bytes::from(event.encode_to_vec());

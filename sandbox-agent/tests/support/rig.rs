@@ -21,7 +21,10 @@ use exchequer_event::v1::{
 use exchequer_stream::{EventStream, LocalStream};
 use exchequer_telemetry::TraceLayer;
 use prost::Message;
-use sandbox_agent::{Agent, Options, Peers, spool::Spool};
+use sandbox_agent::{
+    Agent, Options, Peers,
+    spool::{PayloadKeys, Spool},
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -284,6 +287,7 @@ fn options(dir: &Path) -> Options {
         max_concurrent: 8,
         hold_margin: Duration::from_secs(60),
         resend_after: Duration::from_secs(1),
+        payload_keys: PayloadKeys::new(),
         default_limits: v1::Limits {
             cpu_ms: 5_000,
             wall_ms: 10_000,

@@ -55,6 +55,12 @@ fn events() -> Vec<v1::Event> {
         tenant: if seq % 2 == 0 { "acme".into() } else { String::new() },
         execution_id: if seq % 2 == 0 { UUID.into() } else { String::new() },
         skill: if seq % 2 == 0 { "python.sum".into() } else { String::new() },
+        confidential: (seq % 4 == 2).then(|| v1::Confidential {
+            key_id: vec![1; 16].into(),
+            nonce: vec![2; 24].into(),
+            ciphertext: vec![3; 200].into(),
+            commitment: vec![4; 32].into(),
+        }),
         kind: Some(kind),
     };
     (300..).zip(kinds).map(event).collect()
@@ -145,6 +151,15 @@ fn what_the_decoder_refuses_is_not_read() {
     assert!(!check_event(&with(|event| event.kind = None)));
     assert!(!check_event(&with(|event| event.tenant = "a/b".into())));
     assert!(!check_event(&with(|event| event.execution_id = "x".into())));
+    for field in 0..4 {
+        assert!(!check_event(&with_confidential(&whole, |parts| parts[field].truncate(15))), "{field}");
+        assert!(
+            !check_event(&with_confidential(&whole, |parts| parts[field].push(0))) || field == 2,
+            "{field}"
+        );
+    }
+    let twice = [whole.encode_to_vec(), whole.encode_to_vec()].concat();
+    assert!(!check_event(&twice), "two payloads are one to the decoder");
     let bytes = whole.encode_to_vec();
     let followed = |tail: &[u8]| check_event(&[&bytes, tail].concat());
     assert!(followed(&[]) && followed(&[0x10, 5]), "of two epochs the last counts");
@@ -154,6 +169,15 @@ fn what_the_decoder_refuses_is_not_read() {
     }
     let entry = v1::Entry { stream_seq: 1, kind: Some(Kind::Event(bytes.into())) }.encode_to_vec();
     assert!(!check_record(&entry, 19) && !check_record(&[], 17) && !check_record(&[0x08, 1], 17));
+}
+
+fn with_confidential(event: &v1::Event, change: impl FnOnce(&mut [Vec<u8>; 4])) -> Vec<u8> {
+    let was = event.confidential.clone().unwrap();
+    let mut parts = [was.key_id, was.nonce, was.ciphertext, was.commitment].map(|part| part.to_vec());
+    change(&mut parts);
+    let [key_id, nonce, ciphertext, commitment] = parts.map(Bytes::from);
+    let confidential = Some(v1::Confidential { key_id, nonce, ciphertext, commitment });
+    v1::Event { confidential, ..event.clone() }.encode_to_vec()
 }
 
 fn broken(bytes: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
