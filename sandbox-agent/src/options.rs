@@ -171,7 +171,9 @@ fn payload_keys(reader: &mut Reader) -> PayloadKeys {
         }
         match (keys.entry(tenant), key) {
             (Entry::Occupied(_), _) => reader.fault(&tenant_key, "has a key already"),
-            (Entry::Vacant(place), Some(key)) => drop(place.insert(PayloadKey::new(&key))),
+            (Entry::Vacant(place), Some(key)) => {
+                place.insert(PayloadKey::new(&key));
+            }
             (Entry::Vacant(_), None) => {}
         }
     }

@@ -47,6 +47,14 @@ fn holds(event: &v1::Event, needle: &str) -> bool {
     event.encode_to_vec().windows(needle.len()).any(|window| window == needle.as_bytes())
 }
 
+fn is_admitted(kind: &Kind) -> bool {
+    matches!(kind, Kind::ExecutionAdmitted(_))
+}
+
+fn is_finished(kind: &Kind) -> bool {
+    matches!(kind, Kind::ExecutionFinished(_))
+}
+
 fn opened(event: &v1::Event) -> Kind {
     key().open(event).unwrap().event.kind.unwrap()
 }
@@ -65,10 +73,6 @@ async fn one_tenants_payload_is_encrypted_and_anothers_is_not() {
             events.iter().find(|event| event.tenant == tenant && wanted(event.kind.as_ref().unwrap()));
         found.unwrap_or_else(|| panic!("{tenant}: {events:?}"))
     };
-    let (is_admitted, is_finished): (fn(&Kind) -> bool, fn(&Kind) -> bool) = (
-        |kind| matches!(kind, Kind::ExecutionAdmitted(_)),
-        |kind| matches!(kind, Kind::ExecutionFinished(_)),
-    );
 
     let admitted = of("acme", is_admitted);
     for secret in ["needle", "/bin/echo", "caller"] {
