@@ -75,6 +75,7 @@ impl Agent {
             tenant,
             execution_id: self.execution_id.clone(),
             skill: "load.test".to_owned(),
+            confidential: None,
             kind: None,
         };
         let short = |event: &v1::Event| self.event_bytes.saturating_sub(event.encoded_len());
