@@ -141,7 +141,9 @@ fn a_tenants_payloads_are_opened_with_its_key_and_by_nobody_once_it_is_erased() 
     // Without its key the agent does not start, rather than write in clear.
     let (_, data) = up.stop();
     let config = data.path().join("config.toml");
-    let arguments = ["up", "--data", data.path().to_str().unwrap(), "--config", config.to_str().unwrap()];
+    // What a start finds, too; but should it find nothing, this ends all the same.
+    let arguments =
+        ["up", "--check", "--data", data.path().to_str().unwrap(), "--config", config.to_str().unwrap()];
     let said = exchequer(arguments);
     assert_eq!(said.status, 2, "{}{}", said.stdout, said.stderr);
     assert!(said.stderr.contains("agent.confidential[0].key_file"), "{}", said.stderr);
