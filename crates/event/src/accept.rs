@@ -232,6 +232,13 @@ impl Acceptor {
         self.agents.keys().filter_map(|agent_id| self.head(agent_id))
     }
 
+    /// Digest of an agent's event, if it is among those that are compared.
+    pub(crate) fn recorded(&self, agent_id: &str, epoch: u64, seq: u64) -> Option<Digest> {
+        let agent = self.agents.get(agent_id).filter(|agent| agent.epoch == epoch)?;
+        let oldest = agent.seq + 1 - agent.recent.len() as u64;
+        agent.recent.get(usize::try_from(seq.checked_sub(oldest)?).ok()?).copied()
+    }
+
     /// Where a partition's chain stands.
     pub fn partition(&self, partition: &str) -> PartitionHead {
         self.partitions.get(partition).cloned().unwrap_or_default()

@@ -297,7 +297,7 @@ pub(crate) fn judge_batch_message(acceptor: &Acceptor, entries: &[v1::Entry]) ->
     }
 }
 
-/// Whether an equivocation shows two events in one place, the offered one under its agent's signature.
+/// Whether an equivocation shows two events in one place: the one that the log holds, and the offered one under its agent's signature.
 pub(crate) fn judge_equivocation(
     acceptor: &Acceptor,
     equivocation: &v1::Equivocation,
@@ -316,9 +316,11 @@ pub(crate) fn judge_equivocation(
     let digests = sealed_digests(&equivocation.offered_event_digests, seal.count, root)?;
     let place = equivocation.seq.checked_sub(seal.first_seq).and_then(|place| usize::try_from(place).ok());
     let offered = place.and_then(|place| digests.get(place)).copied();
+    let recorded = acceptor.recorded(&equivocation.agent_id, equivocation.epoch, equivocation.seq);
     if offered != Some(seal::event_digest(&equivocation.offered_event))
         || offered.is_none_or(|digest| digest.0 != *equivocation.offered_digest)
         || equivocation.offered_digest == equivocation.recorded_digest
+        || recorded.is_none_or(|digest| digest.0 != *equivocation.recorded_digest)
         || seal.agent_id != equivocation.agent_id
         || seal.epoch != equivocation.epoch
     {

@@ -159,10 +159,13 @@ fn a_ledger_key_can_not_make_up_events() {
     story.refused(GARBAGE, GARBAGE, entries.iter().map(moved).collect(), Reason::WrongChain);
     // Evidence that shows nothing.
     let decoded = v1::Entry::decode(story.entries(EQUIVOCATION)[0].clone()).unwrap();
-    let Some(Kind::Equivocation(mut evidence)) = decoded.kind else { panic!("no evidence") };
-    evidence.recorded_digest = evidence.offered_digest.clone();
-    let hollow = v1::Entry { stream_seq: EQUIVOCATION, kind: Some(Kind::Equivocation(evidence)) };
-    story.refused(EQUIVOCATION, EQUIVOCATION, vec![hollow.encode_to_vec().into()], Reason::SealMismatch);
+    let Some(Kind::Equivocation(evidence)) = decoded.kind else { panic!("no evidence") };
+    // Neither one event twice, nor an honest event beside one that the log never held.
+    for recorded_digest in [evidence.offered_digest.clone(), vec![7; 32].into()] {
+        let hollow = v1::Equivocation { recorded_digest, ..evidence.clone() };
+        let hollow = v1::Entry { stream_seq: EQUIVOCATION, kind: Some(Kind::Equivocation(hollow)) };
+        story.refused(EQUIVOCATION, EQUIVOCATION, vec![hollow.encode_to_vec().into()], Reason::SealMismatch);
+    }
 }
 
 #[test]
