@@ -1,39 +1,31 @@
-//! `exchequer verify` and `exchequer export`: evidence, checked and carried away.
+//! `exchequer verify`: evidence, checked.
 //!
 //! Left out: the checks themselves (`evidence`). Invariant: the exit status is the verdict's.
 
-use std::{
-    io::{self, IsTerminal as _, Write as _},
-    num::NonZeroUsize,
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use exchequer_tlog::WitnessPolicy;
 
 use crate::{
-    client::{Connection, Refused},
+    client::Connection,
     evidence::{
-        export::{self, ExportError, Request},
-        pack::Scope,
         report::Verdict,
         saved::{MAX_SAVED, read_saved},
         state::Verified,
         verify::{self, Target, Trust},
     },
     print::{self, Format},
+    progress::Shown,
 };
 
-/// How often progress is shown.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
-
-/// Verify an evidence pack, a log directory or a log at a URL; name what was changed
+/// Verify an evidence pack, exported lines or segments, a log directory or a log at a URL; name what was changed
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   exchequer verify acme.pack --key exchequer.local/log+1a2b3c4d+AQ…
+  exchequer verify acme.ndjson                                       with acme.ndjson.proof beside it
+  exchequer verify segments/                                          what `export --follow` wrote: each segment, and no gap
   exchequer verify .exchequer/ledger
   exchequer verify http://127.0.0.1:7480
   exchequer verify /backup/log --checkpoint yesterday.checkpoint      the log must continue what was signed yesterday
@@ -105,7 +97,7 @@ impl Verify {
                 .connection
                 .http_url()
                 .is_ok_and(|own| own.trim_end_matches('/') == url.trim_end_matches('/')),
-            Target::Directory(_) | Target::Pack(_) => false,
+            Target::Directory(_) | Target::Pack(_) | Target::Lines { .. } => false,
         };
         let witnesses = self.witnesses()?;
         let logs = witnesses.as_ref().map_or(&[][..], WitnessPolicy::logs);
@@ -143,113 +135,5 @@ impl Verify {
             verified.write(&path).with_context(|| format!("--save {}", path.display()))?;
         }
         Ok(ExitCode::from(report.verdict.exit_code()))
-    }
-}
-
-/// Write an evidence pack: entries with proofs, and how to verify them without this program
-#[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  exchequer export --tenant acme --out acme.pack
-  exchequer export --range 0..500 --out first.pack")]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["tenant", "range"]))]
-pub struct Export {
-    /// Everything that belongs to this tenant
-    #[arg(long, value_name = "TENANT")]
-    tenant: Option<String>,
-    /// Every entry from FIRST up to, not including, END
-    #[arg(long, value_name = "FIRST..END", value_parser = range)]
-    range: Option<(u64, u64)>,
-    /// The pack's path; a file that is there is replaced
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// The log's verifier key, or a file that holds it
-    #[arg(long, value_name = "VKEY")]
-    key: Option<String>,
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-fn range(text: &str) -> Result<(u64, u64), String> {
-    let (first, end) = text.split_once("..").ok_or("expected FIRST..END")?;
-    let number = |text: &str| text.parse::<u64>().map_err(|error| format!("`{text}`: {error}"));
-    Ok((number(first)?, number(end)?))
-}
-
-impl Export {
-    /// Runs it.
-    pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let scope = match (self.tenant, self.range) {
-            (Some(tenant), _) => Scope::Tenant(tenant),
-            (None, Some((first, end))) => Scope::Range { first, end },
-            (None, None) => bail!("--tenant or --range is required"),
-        };
-        let key = match &self.key {
-            Some(key) => Some(verify::read_key(key).map_err(anyhow::Error::msg)?),
-            None => self.connection.verifier_key()?,
-        };
-        let client = self.connection.ledger().await?;
-        let mut shown = Shown::new("exported");
-        let request = Request { scope, key, out: self.out.clone() };
-        let exported =
-            export::export(client, request, |progress| shown.update(progress.done, progress.total)).await;
-        drop(shown);
-        let exported = match exported {
-            Ok(exported) => exported,
-            Err(ExportError::Ledger(status)) => return Err((*status).into()),
-            Err(error @ (ExportError::Answers(_) | ExportError::Unverified(_))) => {
-                bail!(Refused(error.to_string()))
-            }
-            Err(error) => return Err(error.into()),
-        };
-        match self.format {
-            Format::Json => print::json(&serde_json::json!({
-                "out": self.out,
-                "bytes": exported.bytes,
-                "manifest": exported.manifest,
-                "report": exported.report,
-            }))?,
-            Format::Text => print::text(&format!(
-                "{}: {} entries of {} with their proofs, {} bytes, verified\ncheck it anywhere: exchequer verify {} --key {}",
-                self.out.display(),
-                exported.manifest.entries,
-                exported.manifest.origin,
-                exported.bytes,
-                self.out.display(),
-                exported.manifest.log_key
-            ))?,
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Progress on a terminal's standard error.
-struct Shown {
-    what: &'static str,
-    last: Option<Instant>,
-    is_terminal: bool,
-}
-
-impl Shown {
-    fn new(what: &'static str) -> Self {
-        Self { what, last: None, is_terminal: io::stderr().is_terminal() }
-    }
-
-    fn update(&mut self, done: u64, total: u64) {
-        if self.is_terminal && self.last.is_none_or(|last| last.elapsed() >= PROGRESS_PERIOD) {
-            self.last = Some(Instant::now());
-            // Progress that can't be shown is no reason to stop.
-            let _ = write!(io::stderr(), "\r{} {done} of {total} entries\x1b[K", self.what);
-        }
-    }
-}
-
-impl Drop for Shown {
-    fn drop(&mut self) {
-        if self.last.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
     }
 }

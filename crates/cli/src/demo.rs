@@ -356,12 +356,15 @@ impl Demo {
         let pack = self.evidence.join("evidence.tar");
         let key = self.assembly()?.verifier_key.clone();
         let request = export::Request {
-            scope: Scope::Tenant(self.tenant.clone()),
+            scope: Some(Scope::Tenant(self.tenant.clone())),
+            time: None,
+            format: export::Format::Native,
             key: Some(key.clone()),
+            continues: None,
             out: pack.clone(),
         };
         let exported = export(self.ledger()?, request, |_| {}).await?;
-        note(format!("exported {} entries of {} to a pack", exported.manifest.entries, self.tenant));
+        note(format!("exported {} entries of {} to a pack", exported.entries, self.tenant));
         // A copy of the log, and then nothing is left to ask: what follows is offline.
         files::copy_dir(&self.options.ledger.data.join("log"), &self.evidence.join("log"))?;
         if let Some(assembly) = self.assembly.take() {

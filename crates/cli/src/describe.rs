@@ -408,7 +408,7 @@ mod tests {
             ..v1::Event::default()
         };
         let entry = v1::Entry { stream_seq: 3, kind: Some(Kind::Event(event.encode_to_vec().into())) };
-        let logged = v1::LogEntry { index: 9, entry: entry.encode_to_vec().into() };
+        let logged = v1::LogEntry { index: 9, entry: entry.encode_to_vec().into(), ..Default::default() };
         let json = to_json("LogEntry", &logged);
         assert_eq!(json["index"], 9);
         let inner = &json["entry"]["event"];

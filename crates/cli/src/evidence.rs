@@ -1,12 +1,15 @@
 //! Evidence: checking a log, and carrying a part of it away so that somebody else can check it.
 //!
-//! - [`verify`](verify::verify) checks an evidence pack, a log directory or a log behind a URL, and says which entry is wrong.
-//! - [`export`](export::export) writes an evidence pack: one tar file with entries, proofs, keys and how to verify them.
+//! - [`verify`](verify::verify) checks an evidence pack, evidence in lines, a directory of segments, a log directory or a log behind a
+//!   URL, and says which entry is wrong.
+//! - [`export`](export::export) writes an evidence pack (one tar file with entries, proofs, keys and how to verify them) or lines of
+//!   JSON; [`follow`](export::follow::follow) writes one segment after the other.
 //!
 //! Left out: talking to people. Invariant: a report says [`Holds`](report::Verdict::Holds) only if every byte that the signed tree
 //! covers was read and every check was made.
 
 pub mod export;
+pub mod lines;
 pub mod pack;
 pub mod report;
 pub mod saved;
@@ -19,6 +22,8 @@ mod log;
 mod mismatch;
 mod pack_check;
 mod records;
+mod segments;
+mod selection;
 mod signatures;
 mod source;
 mod tree;

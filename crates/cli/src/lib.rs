@@ -16,9 +16,11 @@ mod client;
 mod demo;
 mod describe;
 pub mod evidence;
+mod export;
 mod log;
 mod payload;
 mod print;
+mod progress;
 mod run;
 mod token;
 mod up;
@@ -61,10 +63,10 @@ enum Verb {
     /// Read, follow and prove the audit log
     #[command(subcommand)]
     Log(log::Log),
-    /// Verify an evidence pack, a log directory or a log at a URL; name what was changed
+    /// Verify an evidence pack, exported lines or segments, a log directory or a log at a URL; name what was changed
     Verify(check::Verify),
-    /// Write an evidence pack: entries with proofs, and how to verify them without this program
-    Export(check::Export),
+    /// Write evidence: entries with proofs, and how to verify them without this program
+    Export(export::Export),
     /// Enrol, revoke and list keys; ask what an agent enforces
     #[command(subcommand)]
     Agent(agents::Agents),

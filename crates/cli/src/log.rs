@@ -102,6 +102,7 @@ impl Filter {
             until_unix_ms: before(self.until),
             skill: self.skill,
             event_kinds: self.event_kind.into_iter().map(i32::from).collect(),
+            ..Default::default()
         }
     }
 }
@@ -261,7 +262,12 @@ impl Show {
         let mut page_token = String::new();
         while left > 0 {
             let page_size = u32::try_from(left).unwrap_or(PAGE).min(PAGE);
-            let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size, page_token };
+            let request = v1::ListEntriesRequest {
+                filter: Some(filter.clone()),
+                page_size,
+                page_token,
+                ..Default::default()
+            };
             let page = client.list_entries(request).await?.into_inner();
             for entry in &page.entries {
                 show_entry(entry, self.format, &opener)?;

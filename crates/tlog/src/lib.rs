@@ -16,6 +16,7 @@ mod hash;
 mod key;
 mod note;
 mod proof;
+mod range;
 mod tile;
 mod tlog_proof;
 mod tree;
@@ -39,6 +40,7 @@ pub use proof::{
     MAX_PROOF_HASHES, ProofError, ProofInvalid, Prover, consistency_proof, inclusion_proof,
     verify_consistency, verify_inclusion,
 };
+pub use range::RangeCheck;
 pub use tile::{
     LEVELS, PathError, TILE_BYTES, TILE_WIDTH, TileError, TileId, decode_tile, encode_tile, partial_width,
     tiles_between, tiles_for_size,

@@ -153,7 +153,7 @@ impl<R: TileReader> Prover<R> {
 }
 
 /// The largest power of two below `leaves`, which are at least 2.
-fn split(leaves: u64) -> u64 {
+pub(crate) fn split(leaves: u64) -> u64 {
     1 << (leaves - 1).ilog2()
 }
 

@@ -4,6 +4,7 @@
 //! the newest signed checkpoint is shown.
 
 mod fault;
+mod list;
 mod tail;
 
 pub(crate) use tail::Tails;
@@ -26,13 +27,11 @@ use crate::{
     control::ControlWriter,
     index::Index,
     key::{LedgerKey, rotate::Rotation},
-    query::{self, BadFilter, PageToken, Query},
+    query::{self, BadFilter, Query},
     standing::{Published, Standing},
     store::{LogReader, StoreError},
 };
 
-const DEFAULT_PAGE: u32 = 100;
-const MAX_PAGE: u32 = 1000;
 /// Largest request: a batch and its framing.
 pub(crate) const MAX_REQUEST_BYTES: usize = name::MAX_BATCH_BYTES + 16 * 1024;
 /// Largest answer: a page of entries and one entry more.
@@ -160,7 +159,9 @@ impl LedgerService for Grpc {
         let bytes = entries.into_iter().next().ok_or_else(|| Status::data_loss("the entry is missing"))?;
         let decoded = entry::decode(&bytes).map_err(|refusal| Status::data_loss(refusal.to_string()))?;
         query::check_visible(&caller, &entry::facets(&decoded))?;
-        Ok(Response::new(v1::GetEntryResponse { entry: Some(v1::LogEntry { index, entry: bytes }) }))
+        Ok(Response::new(v1::GetEntryResponse {
+            entry: Some(v1::LogEntry { index, entry: bytes, proof: Vec::new() }),
+        }))
     }
 
     async fn list_entries(
@@ -168,27 +169,7 @@ impl LedgerService for Grpc {
         request: Request<v1::ListEntriesRequest>,
     ) -> Result<Response<v1::ListEntriesResponse>, Status> {
         let caller = caller(&request)?;
-        let v1::ListEntriesRequest { filter, page_size, page_token } = request.into_inner();
-        let (filter, query) = checked_query(filter, caller)?;
-        if page_size > MAX_PAGE {
-            return Err(fault::field("page_size", format!("must be at most {MAX_PAGE}")));
-        }
-        let published = self.published().size;
-        let PageToken { next: from, tree_size } = match &*page_token {
-            "" => PageToken { next: 0, tree_size: published },
-            token => PageToken::decode(token, &filter)
-                .ok_or_else(|| fault::field("page_token", "is not a token of this filter"))?,
-        };
-        if tree_size > published {
-            return Err(fault::out_of_range("page_token", tree_size, published));
-        }
-        let limit = if page_size == 0 { DEFAULT_PAGE } else { page_size } as usize;
-        let page = self
-            .blocking(move |this| query.page(&this.reader, Some(&this.index), from, tree_size, limit))
-            .await?;
-        let next = PageToken { next: page.next, tree_size };
-        let next_page_token = if page.next < tree_size { next.encode(&filter) } else { String::new() };
-        Ok(Response::new(v1::ListEntriesResponse { entries: page.entries, next_page_token, tree_size }))
+        list::list(self, caller, request.into_inner()).await
     }
 
     type TailEntriesStream = tail::TailStream;

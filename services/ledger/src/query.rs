@@ -19,7 +19,7 @@ use crate::{
 /// Entries that one page looks at.
 const MAX_EXAMINED: usize = 16_384;
 /// Bytes of entries after which a page is full: clients' default limit of a message is 4 MiB.
-const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+pub(crate) const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Indexes asked of the index at once.
 const STEP: usize = 512;
 const BUNDLE: u64 = exchequer_tlog::TILE_WIDTH as u64;
@@ -92,6 +92,9 @@ impl Query {
         if filter.until_unix_ms > 0 && filter.until_unix_ms <= filter.from_unix_ms {
             return bad("filter.until_unix_ms", "must be after from_unix_ms");
         }
+        if filter.until_index > 0 && filter.until_index <= filter.from_index {
+            return bad("filter.until_index", "must be after from_index");
+        }
         Ok(())
     }
 
@@ -140,6 +143,23 @@ impl Query {
         until: u64,
         limit: usize,
     ) -> Result<Page, StoreError> {
+        let end = if self.filter.until_index == 0 { until } else { until.min(self.filter.until_index) };
+        let from = from.max(self.filter.from_index);
+        let mut page = self.page_within(reader, index, from, end, limit)?;
+        if page.next >= end {
+            page.next = until;
+        }
+        Ok(page)
+    }
+
+    fn page_within(
+        &self,
+        reader: &LogReader,
+        index: Option<&Index>,
+        from: u64,
+        until: u64,
+        limit: usize,
+    ) -> Result<Page, StoreError> {
         let mut page = Page { entries: Vec::new(), next: from };
         let mut bundle = CurrentBundle::default();
         let (mut bytes, mut examined) = (0, 0);
@@ -157,7 +177,7 @@ impl Query {
                     return Ok(page);
                 }
                 bytes += entry.len();
-                page.entries.push(v1::LogEntry { index, entry });
+                page.entries.push(v1::LogEntry { index, entry, proof: Vec::new() });
             }
             page.next = next;
         }
@@ -181,13 +201,14 @@ impl Query {
 
 /// The bundle that was read last.
 #[derive(Default)]
-struct CurrentBundle {
+pub(crate) struct CurrentBundle {
     first: u64,
     entries: Vec<Bytes>,
 }
 
 impl CurrentBundle {
-    fn entry(&mut self, reader: &LogReader, index: u64, size: u64) -> Result<Bytes, StoreError> {
+    /// The entry at an index of a log of this size.
+    pub(crate) fn entry(&mut self, reader: &LogReader, index: u64, size: u64) -> Result<Bytes, StoreError> {
         let first = index - index % BUNDLE;
         let place = usize::try_from(index % BUNDLE).unwrap_or_default();
         if self.first != first || self.entries.len() <= place {

@@ -1,85 +1,126 @@
-//! `export`: asks a ledger for the entries of a tenant or a range with their proofs, and writes an evidence pack.
+//! `export`: asks a ledger for the entries of a tenant, a range or a time with their proofs, and writes an evidence pack or lines.
 //!
-//! Everything in a pack is proven in the tree of one checkpoint. A proof that does not hold ends the export, and the finished pack is
-//! verified before it gets its name. Left out: connecting and tokens. Invariant: at the given path there is a whole, verified pack or
-//! what was there before.
+//! Everything is proven in the tree of one checkpoint. An entry that is not in it ends the export, and what was written is verified as
+//! a whole before it gets its name. An export that is ended is continued by the next one from its partial file (`partial`). Left out:
+//! connecting and tokens. Invariant: at the given path there is what is whole and verified, or what was there before.
 
-use std::{
-    collections::VecDeque,
-    io::{self, BufWriter},
-    path::{Path, PathBuf},
-    pin::pin,
-};
+mod fetch;
+pub mod follow;
+mod partial;
+
+use std::{io, path::PathBuf};
 
 use exchequer_event::{
     entry,
-    name::MAX_BATCH_EVENTS,
     v1::{self, EntryKind, entry::Kind, ledger_service_client::LedgerServiceClient},
 };
 use exchequer_tlog::{HASH_BYTES, Hash, SignedCheckpoint, VerifierKey};
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use prost::bytes::Bytes;
-use tonic::{
-    Code, Status,
-    client::GrpcService,
-    codegen::{Body, StdError},
-};
+use tonic::Status;
 
 use super::{
-    pack::{Manifest, PackWriter, Scope, WriteError},
+    lines::Rendering,
+    pack::{Scope, Selection, TimeRange, WriteError},
     report::{Report, Verdict},
     verify::{self, Progress, Target, Trust},
 };
+pub use fetch::Transport;
+use fetch::{Listing, Merged};
+use partial::{Output, Partial, Written};
 
-/// Entries that a page asks for.
-const PAGE: u32 = 500;
-/// Entries that are held while their proofs are fetched.
-const HELD: usize = 256;
-/// Requests at a time.
-const CONCURRENT: usize = 16;
-/// Entries between a record and its seal, at most: a batch and a block have the same bound.
-const MAX_WALK: u64 = MAX_BATCH_EVENTS as u64;
+/// What is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// An evidence pack: one archive with entries, proofs and keys.
+    #[default]
+    Native,
+    /// A JSON object per entry by the protocol's own names, and FILE.proof.
+    Ndjson,
+    /// An OCSF 1.9 event per entry, and FILE.proof.
+    Ocsf,
+}
+
+impl Format {
+    fn rendering(self) -> Option<Rendering> {
+        match self {
+            Self::Native => None,
+            Self::Ndjson => Some(Rendering::Ndjson),
+            Self::Ocsf => Some(Rendering::Ocsf),
+        }
+    }
+
+    /// What the names of its files end with.
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Native => "pack",
+            Self::Ndjson => "ndjson",
+            Self::Ocsf => "ocsf.ndjson",
+        }
+    }
+}
 
 /// What to export, and where to.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Which entries.
-    pub scope: Scope,
+    /// Which entries; without it the range that covers `time`.
+    pub scope: Option<Scope>,
+    /// Only what is of this time.
+    pub time: Option<TimeRange>,
+    /// What is written.
+    pub format: Format,
     /// The log's verifier key as the caller knows it; without it the ledger's word is taken.
     pub key: Option<VerifierKey>,
-    /// The pack's path. A file that is there is replaced.
+    /// Root of the tree before the range, which this has to continue.
+    pub continues: Option<String>,
+    /// Where to. A file that is there is replaced.
     pub out: PathBuf,
 }
 
-/// A pack that was written.
+/// What was written.
 #[derive(Clone, Debug)]
 pub struct Exported {
-    /// Its manifest.
-    pub manifest: Manifest,
-    /// Its size in bytes.
+    /// Its origin.
+    pub origin: String,
+    /// The log's verifier key.
+    pub log_key: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// How many of them an earlier export had left.
+    pub resumed: u64,
+    /// Its size in bytes, without what lies beside it.
     pub bytes: u64,
     /// What verifying it found.
     pub report: Report,
 }
 
-/// No pack was written.
+/// Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The ledger refused or could not be reached.
     #[error("the ledger: {} ({:?})", .0.message(), .0.code())]
     Ledger(Box<Status>),
-    /// The ledger's answers make no pack that verifies.
+    /// The ledger's answers make no evidence that verifies.
     #[error("the ledger's answers can't be used: {0}")]
     Answers(String),
     /// The request can't be fulfilled as it is.
     #[error("{0}")]
     Request(String),
-    /// The pack could not be written.
-    #[error("the pack could not be written: {0}")]
+    /// It could not be written.
+    #[error("it could not be written: {0}")]
     Write(#[from] WriteError),
-    /// The finished pack does not verify.
-    #[error("the pack does not verify, and was not kept:\n{0}")]
+    /// What was written does not verify.
+    #[error("what was written does not verify, and was not kept:\n{0}")]
     Unverified(Box<Report>),
+}
+
+impl ExportError {
+    /// Whether what was written up to here is worth keeping for another try.
+    fn leaves_partial(&self) -> bool {
+        match self {
+            Self::Ledger(_) | Self::Request(_) | Self::Write(WriteError::Io(_)) => true,
+            Self::Answers(_) | Self::Write(_) | Self::Unverified(_) => false,
+        }
+    }
 }
 
 impl From<Status> for ExportError {
@@ -98,22 +139,31 @@ fn answers<T>(detail: impl Into<String>) -> Result<T, ExportError> {
     Err(ExportError::Answers(detail.into()))
 }
 
-/// Writes a pack. `progress` counts entries; the total is known for a range and else grows along.
-pub async fn export<T>(
-    mut client: LedgerServiceClient<T>,
+/// Exports. `progress` counts entries; the total is known for a range and else grows along.
+pub async fn export<T: Transport>(
+    client: LedgerServiceClient<T>,
     request: Request,
     mut progress: impl FnMut(Progress),
-) -> Result<Exported, ExportError>
-where
-    T: GrpcService<tonic::body::Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as Body>::Error: Into<StdError> + Send,
-{
+) -> Result<Exported, ExportError> {
+    let partial = Partial::open(&request.out, request.format)?;
+    match write(client, &request, &partial, &mut progress).await {
+        Ok(exported) => Ok(Exported { bytes: partial.persist()?, ..exported }),
+        Err(error) => {
+            if !error.leaves_partial() || !partial.is_worth_keeping() {
+                partial.remove();
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn write<T: Transport>(
+    mut client: LedgerServiceClient<T>,
+    request: &Request,
+    partial: &Partial,
+    progress: &mut impl FnMut(Progress),
+) -> Result<Exported, ExportError> {
     let newest = client.get_checkpoint(v1::GetCheckpointRequest {}).await?.into_inner();
-    let Ok(checkpoint) = SignedCheckpoint::parse(&newest.checkpoint) else {
-        return answers("the checkpoint can't be read");
-    };
     let key = match &request.key {
         Some(key) => key.clone(),
         None => match newest.verifier_key.trim().parse() {
@@ -121,262 +171,228 @@ where
             Err(error) => return answers(format!("its verifier key: {error}")),
         },
     };
+    let checkpoint = match partial.checkpoint()? {
+        Some(begun) => begun,
+        None => match SignedCheckpoint::parse(&newest.checkpoint) {
+            Ok(checkpoint) => checkpoint,
+            Err(_) => return answers("the checkpoint can't be read"),
+        },
+    };
     let size = checkpoint.checkpoint().size();
-    if let Scope::Range { first, end } = request.scope
+    let scope = match (&request.scope, request.time) {
+        (Some(scope), _) => scope.clone(),
+        (None, Some(time)) => covering(&client, time, size).await?,
+        (None, None) => return Err(ExportError::Request("nothing is selected".into())),
+    };
+    if let Scope::Range { first, end } = scope
         && (first >= end || end > size)
     {
-        let detail =
-            format!("there is no range {first} up to {end} in the {size} entries of the newest checkpoint");
+        let detail = format!("there is no range {first} up to {end} in the {size} entries of the checkpoint");
         return Err(ExportError::Request(detail));
     }
-    let dir = request.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temp = tempfile::Builder::new().prefix(".exchequer-export-").tempfile_in(dir)?;
-    let pack = PackWriter::new(BufWriter::new(temp), request.scope.clone(), &key, checkpoint)?;
-    let mut export = Export { client, size, pack, held: Vec::new(), last: None, seal: None, written: 0 };
-    export.run(&request.scope, &mut progress).await?;
-    let (out, manifest) = export.pack.finish()?;
-    let temp = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    temp.as_file().sync_all()?;
-    let target = Target::Pack(temp.path().to_owned());
+    let selection = Selection { scope, time: request.time };
+    let output = partial.writer(selection.clone(), &key, checkpoint)?;
+    let resumed = output.written().1;
+    let mut export = Export { client, size, selection, output, seal: None };
+    let ran = export.run(progress).await;
+    partial.keeps(export.output.written().1);
+    ran?;
+    let written = export.output.finish()?;
+    let (origin, entries) = match &written {
+        Written::Pack(manifest) => (manifest.origin.clone(), manifest.entries),
+        Written::Lines(beside) => (beside.origin.clone(), beside.entries.unwrap_or_default()),
+    };
+    let report = check(request, partial.finish(written)?).await?;
+    Ok(Exported { origin, log_key: key.to_string(), entries, resumed, bytes: 0, report })
+}
+
+/// Verifies what was written.
+async fn check(request: &Request, (path, beside): (PathBuf, Option<PathBuf>)) -> Result<Report, ExportError> {
+    let target = match beside {
+        Some(beside) => Target::Lines { records: path, beside },
+        None => Target::Pack(path),
+    };
     let trust = Trust { key: request.key.clone(), ..Trust::default() };
     let mut report = verify::verify(target, trust, None, |_| {}).await;
     if report.verdict != Verdict::Holds {
         return Err(ExportError::Unverified(Box::new(report)));
     }
+    if let Some(continues) = &request.continues
+        && report.range_roots.as_ref().is_none_or(|roots| roots.before != *continues)
+    {
+        return answers("the log is not the one that was exported before: it does not continue it");
+    }
     report.target = request.out.display().to_string();
-    let bytes = temp.as_file().metadata()?.len();
-    temp.persist(&request.out).map_err(|error| error.error)?;
-    std::fs::File::open(dir)?.sync_all()?;
-    Ok(Exported { manifest, bytes, report })
+    Ok(report)
+}
+
+/// The range from the first to the last entry of a time.
+async fn covering<T: Transport>(
+    client: &LedgerServiceClient<T>,
+    time: TimeRange,
+    size: u64,
+) -> Result<Scope, ExportError> {
+    let filter = timed(v1::EntryFilter::default(), time);
+    let request = v1::ListEntriesRequest { filter: Some(filter), tree_size: size, ..Default::default() };
+    let mut listing = Listing::new(client, request);
+    let mut found: Option<(u64, u64)> = None;
+    while let Some(entry) = listing.next().await? {
+        found = Some((found.map_or(entry.index, |(first, _)| first), entry.index + 1));
+    }
+    match found {
+        Some((first, end)) => Ok(Scope::Range { first, end }),
+        None => Err(ExportError::Request("no entry is of that time".into())),
+    }
+}
+
+fn timed(filter: v1::EntryFilter, time: TimeRange) -> v1::EntryFilter {
+    v1::EntryFilter {
+        from_unix_ms: time.from_unix_ms.unwrap_or_default(),
+        until_unix_ms: time.until_unix_ms.unwrap_or_default(),
+        ..filter
+    }
 }
 
 struct Export<T> {
     client: LedgerServiceClient<T>,
     /// Entries of the checkpoint's tree.
     size: u64,
-    pack: PackWriter<BufWriter<tempfile::NamedTempFile>>,
-    /// Entries that wait for their proofs.
-    held: Vec<(u64, Bytes)>,
-    /// The last index that was taken.
-    last: Option<u64>,
-    /// Stream sequence of the seal that was taken last.
+    selection: Selection,
+    output: Output,
+    /// Stream sequence of the seal that came last.
     seal: Option<u64>,
-    written: u64,
 }
 
-/// Entries by a filter, page by page.
-struct Pages {
-    filter: v1::EntryFilter,
-    token: String,
-    page: VecDeque<v1::LogEntry>,
-    ended: bool,
-    next: u64,
-}
-
-impl Pages {
-    fn new(tenant: &str, kinds: &[EntryKind]) -> Self {
-        let kinds = kinds.iter().map(|kind| i32::from(*kind)).collect();
-        Self {
-            filter: v1::EntryFilter { tenant: tenant.into(), kinds, ..v1::EntryFilter::default() },
-            token: String::new(),
-            page: VecDeque::new(),
-            ended: false,
-            next: 0,
-        }
-    }
-}
-
-impl<T> Export<T>
-where
-    T: GrpcService<tonic::body::Body> + Clone,
-    T::Error: Into<StdError>,
-    T::ResponseBody: Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as Body>::Error: Into<StdError> + Send,
-{
-    async fn run(&mut self, scope: &Scope, progress: &mut impl FnMut(Progress)) -> Result<(), ExportError> {
-        let mut control = Pages::new("", &[EntryKind::Control]);
-        let mut waiting = self.next(&mut control).await?;
-        if waiting.is_none() {
-            return answers(
-                "it shows no control records to this token, without which no signature can be checked",
-            );
-        }
-        let mut records = match scope {
-            Scope::Tenant(tenant) => Pages::new(tenant, &[EntryKind::Event, EntryKind::DecisionRun]),
-            Scope::Range { first, .. } => Pages { next: *first, ..Pages::new("", &[]) },
+impl<T: Transport> Export<T> {
+    async fn run(&mut self, progress: &mut impl FnMut(Progress)) -> Result<(), ExportError> {
+        let (last, _) = self.output.written();
+        let from = last.map_or(0, |last| last + 1);
+        let mut entries = self.listings(from).await?;
+        let mut next_in_range = match self.selection.scope {
+            Scope::Range { first, .. } => first.max(from),
+            Scope::Tenant(_) => 0,
         };
-        loop {
-            let record = match scope {
-                Scope::Tenant(_) => self.next(&mut records).await?,
-                Scope::Range { end, .. } => self.next_of_range(&mut records, *end).await?,
-            };
-            let until = record.as_ref().map_or(u64::MAX, |record| record.index);
-            // Every control record before it; it may be one itself.
-            while let Some(entry) = waiting.take_if(|entry| entry.index < until) {
-                self.take(entry.index, entry.entry).await?;
-                waiting = self.next(&mut control).await?;
+        let mut is_begun = last.is_some();
+        while let Some(entry) = entries.next().await? {
+            if !std::mem::replace(&mut is_begun, true) {
+                begins_with_control(&entry)?;
             }
-            let Some(record) = record else { break };
-            if waiting.take_if(|entry| entry.index == until).is_some() {
-                waiting = self.next(&mut control).await?;
+            if last.is_some_and(|last| entry.index <= last) {
+                // A seal that was written before the export was ended, for a record that was not.
+                self.note_seal(&entry)?;
+                continue;
             }
-            self.take_record(record).await?;
-            let total = if let Scope::Range { first, end } = scope { end - first } else { self.written };
-            progress(Progress { done: self.written.min(total), total });
+            if let Scope::Range { first, end } = self.selection.scope {
+                let missing = entry.index > next_in_range && next_in_range < end;
+                if missing {
+                    return answers(format!("it does not show entry {next_in_range} to this token"));
+                }
+                if (first..end).contains(&entry.index) {
+                    next_in_range = entry.index + 1;
+                }
+            }
+            self.take(entry).await?;
+            let (_, written) = self.output.written();
+            let total =
+                if let Scope::Range { first, end } = self.selection.scope { end - first } else { written };
+            progress(Progress { done: written.min(total), total });
         }
-        self.write_held().await?;
-        progress(Progress { done: self.written, total: self.written });
+        if let Scope::Range { end, .. } = self.selection.scope
+            && next_in_range < end
+        {
+            return answers(format!("it does not show entry {next_in_range} to this token"));
+        }
+        let (_, written) = self.output.written();
+        progress(Progress { done: written, total: written });
         Ok(())
     }
 
-    /// The next entry by a filter that is in the checkpoint's tree.
-    async fn next(&mut self, pages: &mut Pages) -> Result<Option<v1::LogEntry>, ExportError> {
-        while pages.page.is_empty() && !pages.ended {
+    /// Everything of the selection from an index on: the control records, and the records with their seals.
+    async fn listings(&self, from: u64) -> Result<Merged<T>, ExportError> {
+        let Self { client, size, .. } = self;
+        let list = |filter: v1::EntryFilter, with_proofs: bool, with_seals: bool| {
+            let filter = v1::EntryFilter { from_index: from.max(filter.from_index), ..filter };
             let request = v1::ListEntriesRequest {
-                filter: Some(pages.filter.clone()),
-                page_size: PAGE,
-                page_token: std::mem::take(&mut pages.token),
+                filter: Some(filter),
+                with_proofs,
+                with_seals,
+                tree_size: *size,
+                ..Default::default()
             };
-            let answer = self.client.list_entries(request).await?.into_inner();
-            pages.ended = answer.next_page_token.is_empty();
-            pages.token = answer.next_page_token;
-            pages.page = answer.entries.into();
-        }
-        let Some(entry) = pages.page.pop_front() else { return Ok(None) };
-        if entry.index < pages.next {
-            return answers(format!("entry {} is listed out of order", entry.index));
-        }
-        pages.next = entry.index + 1;
-        if entry.index >= self.size {
-            // The log has grown since; what follows is not proven by this checkpoint.
-            pages.ended = true;
-            pages.page.clear();
-            return Ok(None);
-        }
-        Ok(Some(entry))
-    }
-
-    /// The next entry of a range.
-    async fn next_of_range(
-        &mut self,
-        pages: &mut Pages,
-        end: u64,
-    ) -> Result<Option<v1::LogEntry>, ExportError> {
-        if pages.page.is_empty() {
-            let to = end.min(pages.next + HELD as u64);
-            let fetched = self.fetch(pages.next..to).await?;
-            for (index, entry) in (pages.next..to).zip(fetched) {
-                let Some(entry) = entry else {
-                    return answers(format!("it does not show entry {index} to this token"));
-                };
-                pages.page.push_back(v1::LogEntry { index, entry });
-            }
-            pages.next = to;
-        }
-        Ok(pages.page.pop_front())
-    }
-
-    /// Entries by index, in the order asked for; `None` for one that the token may not see.
-    async fn fetch(&self, indexes: impl IntoIterator<Item = u64>) -> Result<Vec<Option<Bytes>>, ExportError> {
-        let fetched = stream::iter(indexes).map(|index| {
-            let mut client = self.client.clone();
-            async move {
-                match client.get_entry(v1::GetEntryRequest { index }).await {
-                    Ok(answer) => match answer.into_inner().entry {
-                        Some(entry) if entry.index == index => Ok(Some(entry.entry)),
-                        _ => answers(format!("it answers with another entry than {index}")),
-                    },
-                    Err(status) if matches!(status.code(), Code::NotFound | Code::PermissionDenied) => {
-                        Ok(None)
-                    }
-                    Err(status) => Err(status.into()),
+            Listing::new(client, request)
+        };
+        let of = |kinds: &[EntryKind]| v1::EntryFilter {
+            kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
+            ..Default::default()
+        };
+        let mut listings = vec![list(of(&[EntryKind::Control]), true, false)];
+        match (&self.selection.scope, self.selection.time) {
+            (Scope::Range { first, end }, _) => {
+                if from < *end {
+                    let filter =
+                        v1::EntryFilter { from_index: *first, until_index: *end, ..Default::default() };
+                    let proofs = matches!(self.output, Output::Lines(_));
+                    listings.push(list(filter, proofs, true));
                 }
             }
-        });
-        pin!(fetched.buffered(CONCURRENT)).try_collect().await
+            (Scope::Tenant(tenant), None) => {
+                let filter = of(&[EntryKind::Event, EntryKind::DecisionRun]);
+                listings.push(list(v1::EntryFilter { tenant: tenant.clone(), ..filter }, true, true));
+            }
+            (Scope::Tenant(tenant), Some(time)) => {
+                let events = v1::EntryFilter { tenant: tenant.clone(), ..of(&[EntryKind::Event]) };
+                listings.push(list(timed(events, time), true, true));
+                // A decision run has no clock of its own; its block has.
+                let runs = v1::EntryFilter { tenant: tenant.clone(), ..of(&[EntryKind::DecisionRun]) };
+                listings.push(list(runs, true, true).of_blocks(time));
+            }
+        }
+        Merged::new(listings).await
     }
 
-    /// Takes an event or decision run, and before it the seal that it stands under.
-    async fn take_record(&mut self, record: v1::LogEntry) -> Result<(), ExportError> {
-        let v1::LogEntry { index, entry: bytes } = record;
-        let Ok(entry) = entry::decode(&bytes) else {
+    /// Notes a seal; an event or decision run has to stand under the one that came last.
+    fn note_seal(&mut self, logged: &v1::LogEntry) -> Result<(), ExportError> {
+        let index = logged.index;
+        let Ok(entry) = entry::decode(&logged.entry) else {
             return answers(format!("entry {index} can't be decoded"));
         };
         match entry.kind {
-            Some(Kind::Event(_) | Kind::DecisionRun(_)) if self.seal != Some(entry.stream_seq) => {
-                let (place, seal) = self.seal_before(index, entry.stream_seq).await?;
-                self.take(place, seal).await?;
-                self.seal = Some(entry.stream_seq);
-            }
             Some(Kind::BatchSealed(_) | Kind::BlockSealed(_)) => self.seal = Some(entry.stream_seq),
-            _ => {}
-        }
-        self.take(index, bytes).await
-    }
-
-    /// Walks back to the seal of a record: records of other tenants, which the token may not see, can stand between.
-    async fn seal_before(&self, index: u64, stream_seq: u64) -> Result<(u64, Bytes), ExportError> {
-        let stop = index.saturating_sub(MAX_WALK);
-        let (mut at, mut step) = (index, 1);
-        while at > stop {
-            // Most often the seal is near; a wide first look would be wasted.
-            let from = at.saturating_sub(step).max(stop);
-            let fetched = self.fetch((from..at).rev()).await?;
-            for (place, bytes) in (from..at).rev().zip(fetched) {
-                let Some(bytes) = bytes else { continue };
-                let Ok(entry) = entry::decode(&bytes) else { continue };
-                if entry.stream_seq != stream_seq {
-                    return answers(format!("entry {index} stands under no seal"));
-                }
-                if matches!(entry.kind, Some(Kind::BatchSealed(_) | Kind::BlockSealed(_))) {
-                    return Ok((place, bytes));
-                }
+            Some(Kind::Event(_) | Kind::DecisionRun(_)) if self.seal != Some(entry.stream_seq) => {
+                return answers(format!("it does not show the seal that entry {index} stands under"));
             }
-            at = from;
-            step = (step * 4).min(64);
-        }
-        answers(format!("the seal that entry {index} stands under is not shown to this token"))
-    }
-
-    async fn take(&mut self, index: u64, bytes: Bytes) -> Result<(), ExportError> {
-        if self.last.is_some_and(|last| index <= last) {
-            return answers(format!("entry {index} comes twice or out of order"));
-        }
-        self.last = Some(index);
-        self.held.push((index, bytes));
-        if self.held.len() >= HELD {
-            self.write_held().await?;
+            _ => {}
         }
         Ok(())
     }
 
-    /// Fetches the proofs of the entries that wait, and writes them.
-    async fn write_held(&mut self) -> Result<(), ExportError> {
-        let held = std::mem::take(&mut self.held);
-        let (client, tree_size) = (self.client.clone(), self.size);
-        let proven = stream::iter(held).map(|(index, bytes)| {
-            let mut client = client.clone();
-            async move {
-                let request = v1::GetInclusionProofRequest { index, tree_size };
-                let answer = client.get_inclusion_proof(request).await?.into_inner();
-                let hashes: Option<Vec<_>> = answer.hashes.iter().map(|hash| read_hash(hash)).collect();
-                match hashes {
-                    Some(hashes) => Ok((index, bytes, hashes)),
-                    None => answers(format!(
-                        "the proof of entry {index} has a hash that is not of {HASH_BYTES} bytes"
-                    )),
-                }
-            }
-        });
-        let mut proven = pin!(proven.buffered(CONCURRENT));
-        while let Some((index, bytes, hashes)) = proven.try_next().await? {
-            self.pack.entry(index, &bytes, hashes)?;
-            self.written += 1;
+    async fn take(&mut self, logged: v1::LogEntry) -> Result<(), ExportError> {
+        self.note_seal(&logged)?;
+        let v1::LogEntry { index, entry, mut proof } = logged;
+        let is_proven = matches!(self.output, Output::Lines(_)) || self.selection.scope.proves(index);
+        if is_proven && proof.is_empty() {
+            let request = v1::GetInclusionProofRequest { index, tree_size: self.size };
+            proof = self.client.get_inclusion_proof(request).await?.into_inner().hashes;
         }
+        let hashes: Option<Vec<_>> = proof.iter().map(read_hash).collect();
+        let Some(hashes) = hashes else {
+            return answers(format!(
+                "the proof of entry {index} has a hash that is not of {HASH_BYTES} bytes"
+            ));
+        };
+        self.output.entry(index, &entry, hashes)?;
         Ok(())
     }
 }
 
-fn read_hash(bytes: &[u8]) -> Option<Hash> {
-    Some(Hash(bytes.try_into().ok()?))
+/// The genesis is before everything else, and is selected by every scope.
+fn begins_with_control(first: &v1::LogEntry) -> Result<(), ExportError> {
+    match entry::decode(&first.entry).map(|entry| entry.kind) {
+        Ok(Some(Kind::Control(_))) => Ok(()),
+        _ => answers("it shows no control records to this token, without which no signature can be checked"),
+    }
+}
+
+fn read_hash(bytes: &Bytes) -> Option<Hash> {
+    Some(Hash(bytes[..].try_into().ok()?))
 }

@@ -4,9 +4,10 @@
 
 use std::fmt;
 
+use exchequer_tlog::RangeCheck;
 use serde::Serialize;
 
-use super::pack::Scope;
+use super::pack::{Scope, TimeRange};
 
 /// Faults that a report lists. Those beyond are counted.
 pub const MAX_FAULTS: usize = 100;
@@ -165,10 +166,29 @@ pub struct Cosignature {
 pub enum Subject {
     /// An evidence pack.
     Pack,
+    /// Evidence in lines.
+    Lines,
+    /// A directory of segments.
+    Segments,
     /// A log directory.
     Directory,
     /// A log behind a URL.
     Url,
+}
+
+/// Roots of the log's trees at both ends of a range: ranges that follow each other have to agree on them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RangeRoots {
+    /// Of the tree of the entries before the range, base64.
+    pub before: String,
+    /// Of the tree that ends with the range, base64.
+    pub after: String,
+}
+
+impl RangeRoots {
+    pub(super) fn of(range: &RangeCheck) -> Self {
+        Self { before: range.before().to_string(), after: range.after().to_string() }
+    }
 }
 
 /// The result of a verification.
@@ -212,6 +232,12 @@ pub struct Report {
     /// What a pack is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<Scope>,
+    /// The time that a pack is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<TimeRange>,
+    /// The trees at both ends of a range that holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range_roots: Option<RangeRoots>,
     /// What was checked.
     pub checked: Checked,
     /// What the reader must know beside the verdict.
@@ -239,6 +265,8 @@ impl Report {
             cosignatures: Vec::new(),
             continues_size: None,
             scope: None,
+            time: None,
+            range_roots: None,
             checked: Checked::default(),
             notes: Vec::new(),
             faults: Vec::new(),
@@ -304,6 +332,8 @@ impl fmt::Display for Report {
         };
         let subject = match self.subject {
             Subject::Pack => "evidence pack",
+            Subject::Lines => "evidence in lines",
+            Subject::Segments => "segments in",
             Subject::Directory => "log directory",
             Subject::Url => "log at",
         };

@@ -2,9 +2,14 @@
 
 mod directories;
 mod exports;
+mod follow;
 mod keys;
+mod lines;
+mod ocsf;
 mod packs;
+mod resume;
 mod threads;
+mod times;
 mod urls;
 mod witnesses;
 mod world;

@@ -1,4 +1,4 @@
-//! `verify`: checks an evidence pack, a log directory or a live log, offline but for reading it.
+//! `verify`: checks an evidence pack, evidence in lines, segments, a log directory or a live log, offline but for reading it.
 //!
 //! What has to hold: the checkpoint is signed by the log's key; every entry is the leaf that the signed tree has at its place; every
 //! tile is what the entries lead to; every batch, block and control record is signed by a key that was enrolled at that point of the
@@ -22,11 +22,12 @@ use exchequer_tlog::{
 
 use super::{
     keys::{Signed, verify_signatures},
+    lines,
     log::{self, Scanned},
-    pack_check,
+    pack, pack_check,
     report::{Cosignature, Fault, FaultKind, Report, Subject, Verdict},
     saved::Saved,
-    signatures,
+    segments, signatures,
     source::{Remote, Source, SourceError},
     state::Verified,
 };
@@ -38,9 +39,16 @@ const MAX_KEY_FILE_BYTES: u64 = 4096;
 /// What to verify.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// An evidence pack.
+    /// An evidence pack, or evidence in lines with its proof file beside it.
     Pack(PathBuf),
-    /// A log directory, or the ledger's data directory around it.
+    /// Evidence in lines whose proof file lies elsewhere.
+    Lines {
+        /// The records.
+        records: PathBuf,
+        /// What they are checked with.
+        beside: PathBuf,
+    },
+    /// A directory of segments; a log directory, or the ledger's data directory around it.
     Directory(PathBuf),
     /// The `http://` address under which a log's files are served.
     Url(String),
@@ -168,7 +176,21 @@ pub fn run_blocking(request: Request, mut progress: impl FnMut(Progress)) -> Fin
     report.key_given = trust.key.is_some();
     let state = match target {
         Target::Pack(path) => {
-            pack_check::check(path, trust, &mut report, &mut progress);
+            let beside = lines::proof_path(path);
+            // By what it is: beside a pack there can be what belonged to lines of the same name.
+            if beside.is_file() && !pack::begins(path) {
+                lines::check(path, &beside, trust, &mut report, &mut progress);
+            } else {
+                pack_check::check(path, trust, &mut report, &mut progress);
+            }
+            None
+        }
+        Target::Lines { records, beside } => {
+            lines::check(records, beside, trust, &mut report, &mut progress);
+            None
+        }
+        Target::Directory(path) if segments::are_in(path) => {
+            segments::check(path, trust, &mut report, &mut progress);
             None
         }
         Target::Directory(path) => {
@@ -192,7 +214,9 @@ pub fn run_blocking(request: Request, mut progress: impl FnMut(Progress)) -> Fin
 impl Target {
     fn describe(&self) -> (Subject, String) {
         match self {
-            Self::Pack(path) => (Subject::Pack, path.display().to_string()),
+            Self::Pack(path) | Self::Lines { records: path, .. } => {
+                (Subject::Pack, path.display().to_string())
+            }
             Self::Directory(path) => (Subject::Directory, path.display().to_string()),
             Self::Url(url) => (Subject::Url, url.clone()),
         }

@@ -167,6 +167,11 @@ impl Up {
         Said::new(&child.wait_with_output().unwrap())
     }
 
+    /// A command to start: its verb, this data directory, the rest.
+    pub fn command(&self, verb: &str, rest: &[&str]) -> Command {
+        command(self.arguments(verb, rest))
+    }
+
     fn arguments(&self, verb: &str, rest: &[&str]) -> Vec<String> {
         let data = self.data.path().to_str().unwrap();
         let verbs = verb.split(' ').map(str::to_owned);

@@ -85,13 +85,13 @@ impl Log {
         let mut page_token = String::new();
         let mut now_ms = 0;
         loop {
-            let request = v1::ListEntriesRequest { filter: None, page_size: PAGE, page_token };
+            let request = v1::ListEntriesRequest { page_size: PAGE, page_token, ..Default::default() };
             let page = answered(|| {
                 let (mut client, request) = (client.clone(), request.clone());
                 async move { Ok(client.list_entries(request).await?.into_inner()) }
             })
             .await;
-            for v1::LogEntry { index, entry } in page.entries {
+            for v1::LogEntry { index, entry, .. } in page.entries {
                 assert_eq!(index, log.entries, "entries are listed without holes");
                 log.entries += 1;
                 log.take(entry::decode(&entry).unwrap(), &mut now_ms);

@@ -5,6 +5,7 @@ mod ha;
 mod http;
 mod integrate;
 mod keys;
+mod listing;
 mod pipeline;
 mod refill;
 mod rpc;

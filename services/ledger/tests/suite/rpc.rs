@@ -14,14 +14,14 @@ use tonic_types::StatusExt as _;
 
 use super::support::{Client, PATIENCE, World, naive_root, start};
 
-type Who = (&'static str, Option<&'static str>, &'static [Role]);
-const ACME: Who = ("ann", Some("acme"), &[Role::User]);
-const AUDITOR: Who = ("aud", None, &[Role::Auditor]);
+pub type Who = (&'static str, Option<&'static str>, &'static [Role]);
+pub const ACME: Who = ("ann", Some("acme"), &[Role::User]);
+pub const AUDITOR: Who = ("aud", None, &[Role::Auditor]);
 const ADMIN: Who = ("root", None, &[Role::Admin]);
 const AGENT: Who = ("a1", None, &[Role::Agent]);
 
 /// Two agents, two tenants, a rejection and an equivocation.
-async fn world() -> (World, SimAgent) {
+pub async fn world() -> (World, SimAgent) {
     let (mut agent, mut second) = (SimAgent::new("a1"), SimAgent::new("a2").with_skill("sum-up"));
     let world = World::new(&[&agent, &second]).await;
     let mut twin = agent.clone();
@@ -43,7 +43,12 @@ async fn list(
     let mut client = world.client();
     let (mut entries, mut page_token) = (Vec::new(), String::new());
     loop {
-        let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size, page_token };
+        let request = v1::ListEntriesRequest {
+            filter: Some(filter.clone()),
+            page_size,
+            page_token,
+            ..Default::default()
+        };
         let page = client.list_entries(world.request(who, request)).await?.into_inner();
         assert!(page_size == 0 || page.entries.len() <= page_size as usize);
         entries.extend(page.entries);
@@ -134,7 +139,12 @@ async fn a_listing_is_of_one_tree_however_the_log_grows_between_its_pages() {
     let tree_size = world.log().entries.len() as u64;
     let (mut found, mut tokens, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size: 3, page_token };
+        let request = v1::ListEntriesRequest {
+            filter: Some(filter.clone()),
+            page_size: 3,
+            page_token,
+            ..Default::default()
+        };
         let page = client.list_entries(world.request(AUDITOR, request)).await.unwrap().into_inner();
         assert_eq!(page.tree_size, tree_size);
         found.extend(page.entries);
@@ -157,7 +167,12 @@ async fn a_listing_is_of_one_tree_however_the_log_grows_between_its_pages() {
     let sum = &tokens[0][32..];
     let forged = |next: u64, size: u64| format!("{next:016x}{size:016x}{sum}");
     let ask = async |filter: &EntryFilter, page_token: String| {
-        let request = v1::ListEntriesRequest { filter: Some(filter.clone()), page_size: 3, page_token };
+        let request = v1::ListEntriesRequest {
+            filter: Some(filter.clone()),
+            page_size: 3,
+            page_token,
+            ..Default::default()
+        };
         client.clone().list_entries(world.request(AUDITOR, request)).await
     };
     ask(&filter, forged(0, tree_size)).await.unwrap();
@@ -462,6 +477,7 @@ async fn malformed_filters_are_refused_with_the_field() {
         ("filter.skill", EntryFilter { skill: "Sum up".into(), ..EntryFilter::default() }),
         ("filter.event_kinds", EntryFilter { event_kinds: vec![1], ..EntryFilter::default() }),
         ("filter.event_kinds", EntryFilter { event_kinds: vec![0], ..EntryFilter::default() }),
+        ("filter.until_index", EntryFilter { from_index: 5, until_index: 5, ..EntryFilter::default() }),
         ("filter.until_unix_ms", EntryFilter { from_unix_ms: 5, until_unix_ms: 5, ..EntryFilter::default() }),
     ] {
         let request =

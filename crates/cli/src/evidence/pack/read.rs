@@ -3,7 +3,11 @@
 //! Left out: whether proofs and signatures hold. Invariant: no more than one member is in memory, and none that is larger than its
 //! kind can be; nothing is ever written to disk.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
 
 use exchequer_tlog::MAX_ENTRY;
 
@@ -37,6 +41,12 @@ pub enum ReadError {
     },
 }
 
+/// Whether the file at this path begins as a pack does.
+pub fn begins(path: &Path) -> bool {
+    let mut magic = [0; README.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *README.as_bytes()
+}
+
 /// An entry with its proof, neither of them checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
@@ -44,8 +54,8 @@ pub struct Pair {
     pub index: u64,
     /// Its bytes.
     pub entry: Vec<u8>,
-    /// Its proof file.
-    pub proof: Vec<u8>,
+    /// Its proof file, where it has one.
+    pub proof: Option<Vec<u8>>,
 }
 
 /// A pack that has the right members. Entries are read with [`next_pair`](Self::next_pair).
@@ -58,14 +68,14 @@ pub struct PackReader<R> {
     ahead: Member,
 }
 
-struct Members<R> {
-    input: R,
+pub(super) struct Members<R> {
+    pub(super) input: R,
     /// The last member, for messages.
     last: String,
 }
 
-struct Member {
-    name: String,
+pub(super) struct Member {
+    pub(super) name: String,
     size: u64,
 }
 
@@ -74,7 +84,7 @@ fn damaged(index: Option<u64>, detail: impl Into<String>) -> ReadError {
 }
 
 /// Index of an entry's or proof's member.
-fn index_of(name: &str) -> Option<u64> {
+pub(super) fn index_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("entries/");
     let digits = digits.or_else(|| name.strip_prefix("proofs/")?.strip_suffix(".tlog-proof"))?;
     let index = digits.parse().ok()?;
@@ -94,8 +104,12 @@ fn limit(name: &str) -> Option<usize> {
 }
 
 impl<R: Read + Seek> Members<R> {
+    pub(super) fn new(input: R) -> Self {
+        Self { input, last: "the beginning".into() }
+    }
+
     /// The next member's header; `None` at the right end of the archive.
-    fn next(&mut self) -> Result<Option<Member>, ReadError> {
+    pub(super) fn next(&mut self) -> Result<Option<Member>, ReadError> {
         let mut block = [0; BLOCK];
         self.fill(&mut block)?;
         if block == [0; BLOCK] {
@@ -133,7 +147,7 @@ impl<R: Read + Seek> Members<R> {
         Ok(Some(Member { name, size }))
     }
 
-    fn content(&mut self, member: &Member) -> Result<Vec<u8>, ReadError> {
+    pub(super) fn content(&mut self, member: &Member) -> Result<Vec<u8>, ReadError> {
         let length = usize::try_from(member.size).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length];
         self.fill(&mut bytes)?;
@@ -168,7 +182,7 @@ impl<R: Read + Seek> Members<R> {
     }
 
     /// The next member, which has to be this one.
-    fn expect(&mut self, name: &str) -> Result<Vec<u8>, ReadError> {
+    pub(super) fn expect(&mut self, name: &str) -> Result<Vec<u8>, ReadError> {
         let member = self.next()?;
         self.is(member, name)
     }
@@ -192,27 +206,28 @@ impl<R: Read + Seek> PackReader<R> {
             return Err(ReadError::NotAPack);
         }
         input.seek(SeekFrom::Start(0)).map_err(ReadError::Io)?;
-        let mut members = Members { input, last: "the beginning".into() };
+        let mut members = Members::new(input);
         let readme_text = members.expect(README)?;
         let vkey = members.expect(VKEY)?;
         let checkpoint = members.expect(CHECKPOINT)?;
         let start = members.input.stream_position().map_err(ReadError::Io)?;
         let (mut count, mut last) = (0, None);
+        let mut member = members.next()?;
+        // Which entries have to have a proof is known by the manifest, which comes last.
         let after = loop {
-            let member = members.next()?;
-            let Some((member, index)) = member.as_ref().and_then(|m| Some((m, index_of(&m.name)?))) else {
+            let Some((entry, index)) = member.as_ref().and_then(|m| Some((m, index_of(&m.name)?))) else {
                 break member;
             };
-            if last.is_some_and(|last| index <= last) || !member.name.starts_with("entries/") {
-                return Err(damaged(Some(index), format!("{} is out of order", member.name)));
+            if last.is_some_and(|last| index <= last) || !entry.name.starts_with("entries/") {
+                return Err(damaged(Some(index), format!("{} is out of order", entry.name)));
             }
-            members.skip(member)?;
-            let proof = members.next()?;
-            match &proof {
-                Some(proof) if proof.name == proof_name(index) => members.skip(proof)?,
-                _ => return Err(damaged(Some(index), format!("{} is missing", proof_name(index)))),
-            }
+            members.skip(entry)?;
             (count, last) = (count + 1, Some(index));
+            member = members.next()?;
+            if let Some(proof) = member.as_ref().filter(|member| member.name == proof_name(index)) {
+                members.skip(proof)?;
+                member = members.next()?;
+            }
         };
         let manifest_text = members.is(after, MANIFEST)?;
         let sums = members.expect(SUMS)?;
@@ -276,8 +291,15 @@ impl<R: Read + Seek> PackReader<R> {
             return Ok(None);
         };
         let entry = self.members.content(&self.ahead)?;
-        let proof = self.members.expect(&proof_name(index))?;
+        let proof = if self.manifest.scope.proves(index) {
+            Some(self.members.expect(&proof_name(index))?)
+        } else {
+            None
+        };
         self.ahead = Self::ahead(&mut self.members)?;
+        if self.ahead.name.starts_with("proofs/") {
+            return Err(damaged(Some(index), format!("{} has nothing to prove", self.ahead.name)));
+        }
         Ok(Some(Pair { index, entry, proof }))
     }
 

@@ -6,32 +6,36 @@ use exchequer_event::{
     entry,
     v1::{
         self, EntryKind,
+        entry::Kind,
         ledger_service_client::LedgerServiceClient,
         ledger_service_server::{LedgerService, LedgerServiceServer},
     },
 };
+use exchequer_tlog::SignedCheckpoint;
 use prost::bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use super::world::{Log, MARKER, World, check, trust, vkey};
 use crate::evidence::{
-    export::{self, ExportError, export},
+    export::{self, ExportError, Exported, Format, export},
     pack::Scope,
     report::Verdict,
     verify::Target,
 };
 
 /// A ledger's answers over a log, as a caller of one tenant (or, for none, an auditor) gets them.
-struct Ledger {
-    log: Log,
-    tenant: Option<&'static str>,
+pub(super) struct Ledger {
+    pub(super) log: Log,
+    pub(super) tenant: Option<&'static str>,
     /// Entries that a page holds at most.
-    page: usize,
-    lie: Lie,
+    pub(super) page: usize,
+    pub(super) lie: Lie,
+    /// A newer checkpoint than the log's.
+    pub(super) newest: Option<SignedCheckpoint>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Lie {
+pub(super) enum Lie {
     None,
     /// Entries are changed.
     Entries,
@@ -39,6 +43,8 @@ enum Lie {
     NoControl,
     /// Entries of every tenant are listed.
     EveryTenant,
+    /// The second half can't be had.
+    Away,
 }
 
 impl Ledger {
@@ -56,7 +62,7 @@ impl Ledger {
         if self.lie == Lie::Entries && index == 8 {
             entry = Bytes::copy_from_slice(&self.log.entries[5]);
         }
-        v1::LogEntry { index, entry }
+        v1::LogEntry { index, entry, proof: Vec::new() }
     }
 
     fn matches(&self, filter: &v1::EntryFilter, index: u64) -> bool {
@@ -65,7 +71,20 @@ impl Ledger {
         let tenant =
             filter.tenant.is_empty() || filter.tenant == facets.tenant || self.lie == Lie::EveryTenant;
         let hidden = self.lie == Lie::NoControl && facets.kind == EntryKind::Control;
-        kind && tenant && !hidden && self.sees(index)
+        let time = filter.from_unix_ms == 0 || facets.time_unix_ms >= filter.from_unix_ms;
+        let until = filter.until_unix_ms == 0 || (1..filter.until_unix_ms).contains(&facets.time_unix_ms);
+        let end = if filter.until_index == 0 { u64::MAX } else { filter.until_index };
+        let range = (filter.from_index..end).contains(&index);
+        kind && tenant && time && until && range && !hidden && self.sees(index)
+    }
+
+    fn seal_of(&self, index: u64) -> Option<u64> {
+        let at = |index: u64| entry::decode(&self.log.entries[usize::try_from(index).unwrap()]).unwrap();
+        let of = at(index);
+        matches!(of.kind, Some(Kind::Event(_) | Kind::DecisionRun(_))).then(|| {
+            let before = (0..index).rev().take_while(|before| at(*before).stream_seq == of.stream_seq);
+            before.last().unwrap()
+        })
     }
 }
 
@@ -93,13 +112,28 @@ impl LedgerService for Ledger {
     ) -> Answer<v1::ListEntriesResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
+        assert_eq!(request.tree_size, self.log.size(), "all is listed in the tree of the one checkpoint");
         let from = request.page_token.parse().unwrap_or(0);
         let mut found: Vec<_> =
             (from..self.log.size()).filter(|index| self.matches(&filter, *index)).collect();
+        if self.lie == Lie::Away && filter.kinds.len() != 1 && from > self.log.size() / 2 {
+            return Err(Status::unavailable("gone"));
+        }
         let next_page_token = found.get(self.page).map(ToString::to_string).unwrap_or_default();
         found.truncate(self.page);
+        let mut indexes = Vec::new();
+        for index in found {
+            let seal = self.seal_of(index).filter(|seal| request.with_seals && !indexes.contains(seal));
+            indexes.extend(seal.into_iter().chain([index]));
+        }
+        let proof =
+            |index| self.log.proof(index).iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect();
+        let entries = indexes.into_iter().map(|index| {
+            let proof = if request.with_proofs { proof(index) } else { Vec::new() };
+            v1::LogEntry { proof, ..self.entry(index) }
+        });
         Ok(Response::new(v1::ListEntriesResponse {
-            entries: found.into_iter().map(|index| self.entry(index)).collect(),
+            entries: entries.collect(),
             next_page_token,
             tree_size: self.log.size(),
         }))
@@ -110,7 +144,7 @@ impl LedgerService for Ledger {
         _: Request<v1::GetCheckpointRequest>,
     ) -> Answer<v1::GetCheckpointResponse> {
         Ok(Response::new(v1::GetCheckpointResponse {
-            checkpoint: self.log.signed_by(100).to_string().into(),
+            checkpoint: self.newest.clone().unwrap_or_else(|| self.log.signed_by(100)).to_string().into(),
             verifier_key: vkey(100).to_string(),
         }))
     }
@@ -165,24 +199,41 @@ impl LedgerService for Ledger {
     }
 }
 
-async fn run(ledger: Ledger, scope: Scope, out: &Path) -> Result<export::Exported, ExportError> {
-    let client = LedgerServiceClient::new(LedgerServiceServer::from_arc(Arc::new(ledger)));
-    let request = export::Request { scope, key: Some(vkey(100)), out: out.into() };
+pub(super) fn request(scope: Scope, out: &Path) -> export::Request {
+    export::Request {
+        scope: Some(scope),
+        time: None,
+        format: Format::Native,
+        key: Some(vkey(100)),
+        continues: None,
+        out: out.into(),
+    }
+}
+
+pub(super) fn client(ledger: Ledger) -> LedgerServiceClient<LedgerServiceServer<Ledger>> {
+    LedgerServiceClient::new(LedgerServiceServer::from_arc(Arc::new(ledger)))
+}
+
+async fn run(ledger: Ledger, scope: Scope, out: &Path) -> Result<Exported, ExportError> {
+    run_request(ledger, request(scope, out)).await
+}
+
+pub(super) async fn run_request(ledger: Ledger, request: export::Request) -> Result<Exported, ExportError> {
     let mut last = None;
-    let exported = export(client, request, |progress| last = Some(progress)).await;
+    let exported = export(client(ledger), request, |progress| last = Some(progress)).await;
     if let Ok(exported) = &exported {
         let last = last.unwrap();
-        assert_eq!((last.done, last.total), (exported.manifest.entries, exported.manifest.entries));
+        assert_eq!((last.done, last.total), (exported.entries, exported.entries));
     }
     exported
 }
 
-fn acme() -> Scope {
+pub(super) fn acme() -> Scope {
     Scope::Tenant("acme".into())
 }
 
-fn ledger(world: &World, tenant: Option<&'static str>, lie: Lie) -> Ledger {
-    Ledger { log: world.log(), tenant, page: 3, lie }
+pub(super) fn ledger(world: &World, tenant: Option<&'static str>, lie: Lie) -> Ledger {
+    Ledger { log: world.log(), tenant, page: 3, lie, newest: None }
 }
 
 #[tokio::test]
@@ -212,7 +263,7 @@ async fn a_large_export_of_a_tenant_and_of_a_range_hold() {
     // It begins in the middle of a batch, so the seal before it comes along.
     let range = Scope::Range { first: 150, end: 600 };
     let exported = run(ledger(&world, None, Lie::None), range, &out).await.unwrap();
-    assert_eq!(exported.manifest.entries, 4 + 1 + 450);
+    assert_eq!(exported.entries, 4 + 1 + 450);
 }
 
 #[tokio::test]

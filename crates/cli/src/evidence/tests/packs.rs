@@ -27,7 +27,7 @@ fn check_with(pack: &[u8], trust: &Trust) -> Report {
     check(&Target::Pack(path), trust)
 }
 
-fn check_pack(pack: &[u8]) -> Report {
+pub(super) fn check_pack(pack: &[u8]) -> Report {
     check_with(pack, &trust())
 }
 

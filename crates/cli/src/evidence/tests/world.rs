@@ -27,6 +27,7 @@ use crate::evidence::{
 pub(super) const ORIGIN: &str = "test.local/log";
 /// Stands in everything that belongs to the other tenant.
 pub(super) const MARKER: &str = "globex-secret";
+pub(super) const OTHER_EXECUTION: &str = "0190b2a4-0000-7000-8000-0000000000ee";
 pub(super) const EXECUTION: &str = "0190b2a4-0000-7000-8000-00000000000f";
 
 pub(super) fn key(seed: u8) -> SigningKey {
@@ -102,23 +103,35 @@ impl World {
     }
 
     /// One event for each tenant.
-    pub(super) fn batch(&mut self, agent: u8, tenants: &[&str]) {
+    pub(super) fn batch(&mut self, agent: u8, tenants: &[&'static str]) {
+        let event = |tenant: &&'static str| {
+            let reason = if *tenant == "globex" { MARKER } else { "done" };
+            (*tenant, event::Kind::AgentStopped(v1::AgentStopped { reason: reason.into() }))
+        };
+        self.events(agent, tenants.iter().map(event).collect());
+    }
+
+    /// A batch of these tenants' events. The time of an event is 1000 and its seq.
+    pub(super) fn events(&mut self, agent: u8, kinds: Vec<(&str, event::Kind)>) {
         let id = format!("agent-{agent}");
         let (mut seq, mut prev_hash) = self.agents.get(&agent).copied().unwrap_or_default();
         let (first_seq, first_prev) = (seq + 1, prev_hash);
         let mut events = Vec::new();
-        for tenant in tenants {
+        for (tenant, kind) in kinds {
             seq += 1;
-            let reason = if *tenant == "globex" { MARKER } else { "done" };
             let event = v1::Event {
                 agent_id: id.clone(),
                 epoch: 1,
                 seq,
                 prev_hash: prev_hash.into(),
                 time_unix_ms: 1_000 + seq,
-                tenant: (*tenant).into(),
-                execution_id: if tenant.is_empty() { String::new() } else { EXECUTION.into() },
-                kind: Some(event::Kind::AgentStopped(v1::AgentStopped { reason: reason.into() })),
+                tenant: tenant.into(),
+                execution_id: match tenant {
+                    "" => String::new(),
+                    "globex" => OTHER_EXECUTION.into(),
+                    _ => EXECUTION.into(),
+                },
+                kind: Some(kind),
                 ..v1::Event::default()
             };
             let bytes = Bytes::from(event.encode_to_vec());
@@ -135,21 +148,31 @@ impl World {
         let run = |tenant: &&str| {
             let actor = if *tenant == "globex" { MARKER } else { "somebody" };
             let decision = v1::Decision { actor: actor.into(), ..v1::Decision::default() };
-            let run = v1::DecisionRun { tenant: (*tenant).into(), decisions: vec![decision] };
-            Bytes::from(run.encode_to_vec())
+            v1::DecisionRun { tenant: (*tenant).into(), decisions: vec![decision] }
         };
+        self.runs(5, tenants.iter().map(run).collect());
+    }
+
+    /// A block of this time.
+    pub(super) fn runs(&mut self, now_unix_ms: u64, runs: Vec<v1::DecisionRun>) {
         let (index, prev_hash) = self.block;
         let place = BlockPlace {
             partition: "0".into(),
             epoch: 1,
             index: index + 1,
             prev_hash,
-            now_unix_ms: 5,
+            now_unix_ms,
             usage_cursor: 0,
         };
-        let block = seal::seal_block(&key(101), place, tenants.iter().map(run).collect());
+        let items = runs.iter().map(|run| Bytes::from(run.encode_to_vec())).collect();
+        let block = seal::seal_block(&key(101), place, items);
         self.block = (index + 1, seal::block_digest(&block.seal));
         self.publish("budget.0", block.encode_to_vec().into());
+    }
+
+    /// A message that is not accepted.
+    pub(super) fn refused(&mut self) {
+        self.publish("events.agent-2", b"no batch".to_vec().into());
     }
 
     fn publish(&mut self, subject: &str, payload: Bytes) {
