@@ -25,6 +25,7 @@ use exchequer_tlog::{Hash, SignedCheckpoint, VerifierKey, leaf_hash, verify_incl
 use prost::bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use sha2::{Digest as _, Sha256};
 
 use super::pack::{Scope, Selection, TimeRange, WriteError};
 
@@ -74,6 +75,8 @@ pub struct ProofFile {
     pub log_key: String,
     /// The signed checkpoint that all proofs lead to.
     pub checkpoint: String,
+    /// SHA-256 of the checkpoint's text, hex: also a signature that nobody knows the key of is as it was.
+    pub checkpoint_sha256: String,
     /// Records in the file; none while it is being written.
     pub entries: Option<u64>,
     /// How to verify it.
@@ -98,6 +101,7 @@ impl ProofFile {
             root: head.root().to_string(),
             log_key: key.to_string(),
             checkpoint: checkpoint.to_string(),
+            checkpoint_sha256: sum(&checkpoint.to_string()),
             entries: None,
             verify: VERIFY.into(),
         }
@@ -109,6 +113,10 @@ impl ProofFile {
         bytes.push(b'\n');
         bytes
     }
+}
+
+fn sum(checkpoint: &str) -> String {
+    hex::encode(Sha256::digest(checkpoint))
 }
 
 /// The path of what lies beside the records at this path.

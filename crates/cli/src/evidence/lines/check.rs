@@ -10,7 +10,7 @@ use std::{
 
 use exchequer_tlog::{SignedCheckpoint, leaf_hash};
 
-use super::{Claim, FORMAT, LineReader, ProofFile, Renderer, Selection, VERIFY};
+use super::{Claim, FORMAT, LineReader, ProofFile, Renderer, Selection, VERIFY, sum};
 use crate::evidence::{
     report::{Fault, FaultKind, Report, Subject},
     selection::Check,
@@ -55,6 +55,7 @@ pub(in crate::evidence) fn check(
     let fits = beside.format == FORMAT
         && beside.verify == VERIFY
         && beside.encode() == bytes
+        && beside.checkpoint_sha256 == sum(&beside.checkpoint)
         && own_key.is_some()
         && beside.origin == head.origin()
         && beside.tree_size == head.size()
