@@ -34,8 +34,8 @@ Examples:
   exchequer verify .exchequer/ledger --since verified --save verified      only what is new, once the whole was verified with --save
 
 --key may be any ledger key of the log, the first or a later one: from there the log's own control records are followed to the key
-that signed a checkpoint, which has to be enrolled and unrevoked in the entries that the checkpoint covers. Packs are checked with
-the key that signed them. --since shows what a verification of the whole would, if the earlier one was right and its file is yours;
+that signed a checkpoint, which has to be enrolled and unrevoked in the entries that the checkpoint covers. A pack's
+own control records are followed in the same way, and of segments the last one's. --since shows what a verification of the whole would, if the earlier one was right and its file is yours;
 whether the entries before it are still there, unchanged, it does not show.
 Without --key the log's own word for its key is taken: that shows that the log is consistent, not whose it is. Only the URL of
 the data directory's own `exchequer up` is held to the key in its client.json.

@@ -19,6 +19,7 @@ use prost::bytes::Bytes;
 use tonic::Status;
 
 use super::{
+    keys::verify_signatures,
     lines::Rendering,
     pack::{Scope, Selection, TimeRange, WriteError},
     report::{Report, Verdict},
@@ -164,12 +165,9 @@ async fn write<T: Transport>(
     progress: &mut impl FnMut(Progress),
 ) -> Result<Exported, ExportError> {
     let newest = client.get_checkpoint(v1::GetCheckpointRequest {}).await?.into_inner();
-    let key = match &request.key {
-        Some(key) => key.clone(),
-        None => match newest.verifier_key.trim().parse() {
-            Ok(key) => key,
-            Err(error) => return answers(format!("its verifier key: {error}")),
-        },
+    let served: VerifierKey = match newest.verifier_key.trim().parse() {
+        Ok(key) => key,
+        Err(error) => return answers(format!("its verifier key: {error}")),
     };
     let checkpoint = match partial.checkpoint()? {
         Some(begun) => begun,
@@ -177,6 +175,13 @@ async fn write<T: Transport>(
             Ok(checkpoint) => checkpoint,
             Err(_) => return answers("the checkpoint can't be read"),
         },
+    };
+    // What is continued can be of before a rotation, whose key is then the one that the caller knows.
+    let signed =
+        |key: &VerifierKey| verify_signatures(&checkpoint, key.name(), std::slice::from_ref(key)).is_ok();
+    let key = match &request.key {
+        Some(known) if !signed(&served) => known.clone(),
+        _ => served,
     };
     let size = checkpoint.checkpoint().size();
     let scope = match (&request.scope, request.time) {

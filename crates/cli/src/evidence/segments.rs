@@ -3,7 +3,8 @@
 //!
 //! A segment's name is its range: `<first>-<end>.pack`, or the records of lines. That one tree continues the other needs no proof of
 //! its own: the range proof of a segment leads to the root of the tree before it, which has to be the one that the segment before ends
-//! with. Left out: the segments themselves. Invariant: `Holds` means that no entry between the first and the last is missing.
+//! with. So the last segment's signature covers them all, and only that one has to be by a key that the caller's leads to: the key that signed
+//! an earlier one may have been rotated since. Left out: the segments themselves. Invariant: `Holds` means that no entry between the first and the last is missing.
 
 use std::{
     fs,
@@ -14,7 +15,7 @@ use exchequer_tlog::EMPTY_ROOT;
 
 use super::{
     report::{Fault, FaultKind, RangeRoots, Report, Subject, Verdict},
-    verify::{Progress, Target, Trust, verify_blocking},
+    verify::{OWN_WORD, Progress, Target, Trust, verify_blocking},
 };
 
 /// What segments' names end with.
@@ -76,16 +77,16 @@ pub(super) fn check(dir: &Path, trust: &Trust, report: &mut Report, progress: &m
     let mut sizes: Vec<(u64, String)> = Vec::new();
     let mut before: Option<(u64, Option<String>)> = None;
     let mut done = 0;
+    let key = trust.key.take();
     for segment in &segments {
-        let found = verify_blocking(&Target::Pack(segment.path.clone()), &trust, None, |_| {});
-        if trust.key.is_none() {
-            // All are held to the key of the first.
-            trust.key = found.key.as_deref().and_then(|key| key.parse().ok());
+        if segments.last() == Some(segment) {
+            trust.key.clone_from(&key);
         }
+        let found = verify_blocking(&Target::Pack(segment.path.clone()), &trust, None, |_| {});
         let roots = found.range_roots.clone();
         check_place(segment, before.as_ref(), roots.as_ref(), report);
         let scope = super::pack::Scope::Range { first: segment.first, end: segment.end };
-        if found.verdict == Verdict::Holds && found.scope != Some(scope) {
+        if found.verdict == Verdict::Holds && (found.scope != Some(scope) || roots.is_none()) {
             let detail = format!("{} holds another range than its name says", segment.path.display());
             report.fault(Fault::new(FaultKind::PackDamaged, detail));
         }
@@ -172,12 +173,14 @@ fn take(path: &Path, found: Report, report: &mut Report) {
     sum.events += more.events;
     sum.decision_runs += more.decision_runs;
     for note in found.notes {
-        if !report.notes.contains(&note) {
+        if !report.notes.contains(&note) && !(report.key_given && note == OWN_WORD) {
             report.note(note);
         }
     }
     report.origin = found.origin;
     report.key = found.key;
+    report.signed_by = found.signed_by;
+    report.cosignatures = found.cosignatures;
     report.tree_size = found.tree_size;
     report.root = found.root;
     report.signed_unix_s = found.signed_unix_s;

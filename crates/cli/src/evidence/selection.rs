@@ -5,6 +5,7 @@
 
 use exchequer_event::{
     audit::{Auditor, check_sealed_batch, check_sealed_block},
+    control::open_control,
     digest::{Digest, Purpose},
     entry,
     seal::{self, Refusal},
@@ -16,6 +17,7 @@ use exchequer_tlog::{
 use prost::bytes::Bytes;
 
 use super::{
+    keys::LedgerKeys,
     pack::{Scope, Selection, TimeRange},
     records::describe,
     report::{Fault, FaultKind, RangeRoots, Report},
@@ -59,10 +61,15 @@ pub(super) struct Check<'a> {
     pub(super) report: &'a mut Report,
     scope: Scope,
     time: Option<TimeRange>,
-    key: Option<VerifierKey>,
+    /// The key that the caller trusts.
+    trusted: Option<VerifierKey>,
+    /// The key that signed the checkpoint.
+    signer: Option<VerifierKey>,
     head: Checkpoint,
     /// Folds the control records alone: it says which key was enrolled when.
     auditor: Auditor,
+    /// The ledger's keys by these control records.
+    keys: LedgerKeys,
     seal: Option<Seal>,
     next_in_range: Option<u64>,
     range: Option<RangeCheck>,
@@ -81,12 +88,21 @@ impl<'a> Check<'a> {
         report: &'a mut Report,
     ) -> Self {
         let head = signed.checkpoint().clone();
-        let key = trust.key.clone().or(own_key);
+        let trusted = trust.key.clone();
+        // A key of the same log is followed to from the trusted one when the control records have been read.
+        let signer = match (own_key, &trusted) {
+            (own, None) => own,
+            (Some(own), Some(trusted)) if own.name() == trusted.name() => Some(own),
+            (_, Some(trusted)) => Some(trusted.clone()),
+        };
         if trust.since.is_some() {
             report.fault(Fault::new(FaultKind::BadInput, "a pack is always verified as a whole"));
         }
-        check_checkpoint(signed, key.as_ref(), trust.witnesses.as_ref(), report);
-        for earlier in trusted_checkpoints(trust, key.as_ref(), report) {
+        check_checkpoint(signed, signer.as_ref(), trust.witnesses.as_ref(), report);
+        if let Some(trusted) = &trusted {
+            report.key = Some(trusted.to_string());
+        }
+        for earlier in trusted_checkpoints(trust, signer.as_ref(), report) {
             check_same_tree(&earlier, &head, report);
         }
         report.scope = Some(selection.scope.clone());
@@ -99,9 +115,11 @@ impl<'a> Check<'a> {
             report,
             scope: selection.scope,
             time: selection.time,
-            key,
+            trusted,
+            signer,
             head,
             auditor: Auditor::new(),
+            keys: LedgerKeys::default(),
             seal: None,
             next_in_range,
             range: None,
@@ -198,7 +216,11 @@ impl<'a> Check<'a> {
     fn check_entry(&mut self, index: u64, entry: &v1::Entry) -> Result<(), Found> {
         let foreign = |detail: &str| Err(Found { kind: FaultKind::ForeignEntry, detail: detail.into() });
         match &entry.kind {
-            Some(Kind::Control(_)) => Ok(self.auditor.check(entry)?),
+            Some(Kind::Control(record)) => {
+                self.auditor.check(entry)?;
+                self.keys.take(index, &open_control(record)?);
+                Ok(())
+            }
             Some(Kind::BatchSealed(sealed)) => {
                 self.close_seal();
                 let batch = check_sealed_batch(sealed)?;
@@ -327,7 +349,17 @@ impl<'a> Check<'a> {
             let detail = format!("entries {next} up to {end} of the range are not in the pack");
             report.fault(Fault::new(FaultKind::PackDamaged, detail));
         }
-        check_ledger_key(self.key.as_ref(), self.auditor.acceptor(), report);
+        check_ledger_key(self.signer.as_ref(), self.auditor.acceptor(), report);
+        if let (Some(trusted), Some(signer)) = (&self.trusted, &self.signer)
+            && trusted != signer
+        {
+            if self.keys.reached_from(trusted).contains(signer) {
+                report.signed_by = Some(signer.to_string());
+            } else {
+                let detail = "checkpoint: it is signed by another key, which no control record here leads to from the given one";
+                report.fault(Fault::new(FaultKind::CheckpointSignature, detail));
+            }
+        }
         if let (Scope::Range { .. }, Some(_)) = (&self.scope, self.time) {
             report.note(
                 "every entry of the range is here; the range was chosen by the authors' clocks, and an entry outside of it whose author \

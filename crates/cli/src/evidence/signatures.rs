@@ -1,6 +1,6 @@
 //! The checkpoints of a log that was scanned: signed by a key that its own entries had enrolled by then, and continued by its tree.
 //!
-//! Left out: checkpoints of packs, which hold too few records to follow a key. Invariant: no key counts that does not come, by the log's
+//! Left out: checkpoints of selected entries (`selection`). Invariant: no key counts that does not come, by the log's
 //! own control records, from the one that the caller trusts; without one, from the genesis.
 
 use exchequer_tlog::{NoteVerifyError, SignedCheckpoint, TrustError, VerifierKey};
@@ -10,7 +10,7 @@ use super::{
     log::Scanned,
     report::{Fault, FaultKind, Report},
     saved::Saved,
-    verify::{Trust, check_continues, not_this_logs, note_signatures},
+    verify::{OWN_WORD, Trust, check_continues, not_this_logs, note_signatures},
 };
 
 /// Checks the log's checkpoint and the saved ones into the report.
@@ -26,10 +26,7 @@ pub(super) fn check(signed: &SignedCheckpoint, trust: &Trust, scanned: &Scanned,
     };
     report.key = Some(key.to_string());
     if !report.key_given {
-        report.note(
-            "no key was given: the key is the log's own word, so this shows that the log is consistent in itself, not whose \
-             log it is",
-        );
+        report.note(OWN_WORD);
     }
     let keys = ledger.reached_from(&key);
     let audited = scanned.audited() && head.size() > 0;

@@ -36,6 +36,9 @@ use super::{
 pub(super) const MAX_CHECKPOINT_BYTES: usize = 64 * 1024;
 const MAX_KEY_FILE_BYTES: u64 = 4096;
 
+/// What is noted where the caller gave no key.
+pub(super) const OWN_WORD: &str = "no key was given: the key is the log's own word, so this shows that the log is consistent in itself, not whose log it is";
+
 /// What to verify.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -305,10 +308,7 @@ pub(super) fn check_checkpoint(
     let Some(key) = key else { return };
     report.key = Some(key.to_string());
     if !report.key_given {
-        report.note(
-            "no key was given: the key is the log's own word, so this shows that the log is consistent in itself, not whose \
-             log it is",
-        );
+        report.note(OWN_WORD);
     }
     match verify_signatures(signed, key.name(), std::slice::from_ref(key)) {
         Ok(by) => note_signatures(signed, &by, witnesses, report),

@@ -2,13 +2,15 @@
 //!
 //! It outlives an export that is ended, and is its own journal: what was written and holds is kept by the next one with the same
 //! selection, in the tree of the same checkpoint. Left out: what is written. Invariant: one export at a time writes to it, and OUT is
-//! replaced only by what is whole, synced and verified.
+//! replaced only by what is whole, synced and verified. Lines are two files: an end between the two replacements leaves the new proofs
+//! beside the old records, which then do not verify until the next export.
 
 use std::{
     cell::Cell,
     ffi::OsString,
     fs::{self, File, TryLockError},
     io::{self, BufWriter, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -47,16 +49,16 @@ impl Partial {
     /// Opens what is there, or makes it.
     pub(super) fn open(out: &Path, format: Format) -> Result<Self, ExportError> {
         let path = path_of(out);
+        let taken = || ExportError::Request(format!("{} is being written by another export", path.display()));
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(ExportError::Request(format!(
-                    "{} is being written by another export",
-                    path.display()
-                )));
-            }
+            Err(TryLockError::WouldBlock) => return Err(taken()),
             Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        // Another export may have given this very file its name between the opening and the lock.
+        if !fs::metadata(&path).is_ok_and(|found| found.ino() == file.metadata().map_or(0, |own| own.ino())) {
+            return Err(taken());
         }
         Ok(Self {
             kept: Cell::new(None),
@@ -148,10 +150,11 @@ impl Partial {
     /// Gives what was verified its name.
     pub(super) fn persist(self) -> io::Result<u64> {
         let bytes = self.file.metadata()?.len();
-        fs::rename(&self.path, &self.out)?;
+        // Records never have their name without what they are checked by.
         if self.format.rendering().is_some() {
             fs::rename(&self.beside, lines::proof_path(&self.out))?;
         }
+        fs::rename(&self.path, &self.out)?;
         let dir = self.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(dir)?.sync_all()?;
         Ok(bytes)

@@ -8,6 +8,7 @@ use prost::bytes::Bytes;
 
 use super::world::{Log, World, check, key, kinds, saved, trust, vkey};
 use crate::evidence::{
+    pack::{PackWriter, Scope},
     report::{FaultKind as F, Report, Verdict},
     saved::read_saved,
     state::Verified,
@@ -242,4 +243,32 @@ fn a_state_goes_with_nothing_older_and_comes_of_nothing_broken() {
     let other = fs::read_to_string(&path).unwrap().replace("verified 1", "verified 0");
     fs::write(&path, other).unwrap();
     assert!(Verified::read(&path).unwrap_err().contains("another version"));
+}
+
+#[test]
+fn a_pack_is_followed_from_a_trusted_key_to_the_one_that_signed_it() {
+    let log = rotated().log();
+    let dir = tempfile::tempdir().unwrap();
+    let pack = |seed| {
+        let path = dir.path().join("pack");
+        let mut out = Vec::new();
+        let scope = Scope::Range { first: 0, end: 17 };
+        let mut pack = PackWriter::new(&mut out, scope, &vkey(seed), log.signed_by(seed)).unwrap();
+        for index in 0..17 {
+            pack.entry(index, &log.entries[usize::try_from(index).unwrap()], log.proof(index)).unwrap();
+        }
+        pack.finish().unwrap();
+        fs::write(&path, out).unwrap();
+        Target::Pack(path)
+    };
+    for trust in [Trust::default(), trusting(100), trusting(110), trusting(120)] {
+        let report = check(&pack(120), &trust);
+        assert_eq!(report.verdict, Verdict::Holds, "{report}");
+        let leads = trust.key.is_some() && trust.key != Some(vkey(120));
+        assert_eq!(report.signed_by, leads.then(|| vkey(120).to_string()));
+    }
+    // The newer key leads nowhere back, a revoked one is none, a stranger's neither.
+    assert_eq!(kinds(&check(&pack(110), &trusting(120))), [(None, F::CheckpointSignature)]);
+    assert_eq!(kinds(&check(&pack(100), &trusting(100))), [(None, F::LedgerKey)]);
+    assert_eq!(kinds(&check(&pack(120), &trusting(7))), [(None, F::CheckpointSignature)]);
 }
