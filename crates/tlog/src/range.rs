@@ -167,7 +167,9 @@ mod tests {
         let proof = |index: usize| inclusion_proof(index as u64, 300, &tiles).unwrap();
         let run = |range: &[Hash]| {
             let mut check = RangeCheck::new(300, first as u64, &proof(first)).unwrap();
-            range.iter().for_each(|leaf| check.push(*leaf));
+            for leaf in range {
+                check.push(*leaf);
+            }
             check.root(&proof(end - 1))
         };
         let range = all[first..end].to_vec();
@@ -188,7 +190,9 @@ mod tests {
         for at in 0..proof_of_first.len() {
             proof_of_first[at].0[0] ^= 1;
             let mut check = RangeCheck::new(300, first as u64, &proof_of_first).unwrap();
-            range.iter().for_each(|leaf| check.push(*leaf));
+            for leaf in range {
+                check.push(*leaf);
+            }
             let is_left = siblings(300, 37, &proof(37)).unwrap().collect::<Vec<_>>();
             let right = is_left[is_left.len() - 1 - at].0;
             assert_eq!(check.root(&proof(end - 1)) == Ok(root), right, "{at}");

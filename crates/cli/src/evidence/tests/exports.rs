@@ -32,6 +32,8 @@ pub(super) struct Ledger {
     pub(super) lie: Lie,
     /// A newer checkpoint than the log's.
     pub(super) newest: Option<SignedCheckpoint>,
+    /// Seed of the key that signs.
+    pub(super) signer: u8,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -144,8 +146,13 @@ impl LedgerService for Ledger {
         _: Request<v1::GetCheckpointRequest>,
     ) -> Answer<v1::GetCheckpointResponse> {
         Ok(Response::new(v1::GetCheckpointResponse {
-            checkpoint: self.newest.clone().unwrap_or_else(|| self.log.signed_by(100)).to_string().into(),
-            verifier_key: vkey(100).to_string(),
+            checkpoint: self
+                .newest
+                .clone()
+                .unwrap_or_else(|| self.log.signed_by(self.signer))
+                .to_string()
+                .into(),
+            verifier_key: vkey(self.signer).to_string(),
         }))
     }
 
@@ -233,7 +240,7 @@ pub(super) fn acme() -> Scope {
 }
 
 pub(super) fn ledger(world: &World, tenant: Option<&'static str>, lie: Lie) -> Ledger {
-    Ledger { log: world.log(), tenant, page: 3, lie, newest: None }
+    Ledger { log: world.log(), tenant, page: 3, lie, newest: None, signer: 100 }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use tokio::sync::Notify;
 
 use super::{
     exports::{Ledger, Lie, client, ledger},
+    keys::{enrolled, revoked, trusting},
     world::{World, check, kinds, saved, trust, vkey},
 };
 use crate::evidence::{
@@ -130,4 +131,27 @@ async fn another_log_under_the_same_key_is_not_appended_and_would_be_found() {
     fs::remove_file(dir.path().join("000000000014-000000000016.pack")).unwrap();
     fs::copy(other_dir.path().join(name), dir.path().join(name)).unwrap();
     assert!(kinds(&check_dir(dir.path())).contains(&(None, F::Inconsistent)));
+}
+
+#[tokio::test]
+async fn following_goes_on_over_a_rotation_with_the_old_key_and_with_the_new_one() {
+    for known in [100, 110] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = World::small();
+        follow_to(ledger(&world, None, Lie::None), options(dir.path(), Format::Ndjson), 16).await.unwrap();
+        world.control_by(100, enrolled(110));
+        world.control_by(110, revoked(100));
+        world.batch(1, &["acme", "globex"]);
+        let rotated = Ledger { signer: 110, ..ledger(&world, None, Lie::None) };
+        let options = Follow { key: Some(vkey(known)), ..options(dir.path(), Format::Ndjson) };
+        follow_to(rotated, options, 21).await.unwrap();
+        for trust in [Trust::default(), trusting(100), trusting(110)] {
+            let report = check(&Target::Directory(dir.path().to_owned()), &trust);
+            assert_eq!((report.verdict, report.tree_size), (Verdict::Holds, Some(21)), "{report}");
+            let is_noted = report.notes.iter().any(|note| note.contains("no key was given"));
+            assert_eq!(is_noted, trust.key.is_none());
+        }
+        let stranger = check(&Target::Directory(dir.path().to_owned()), &trusting(7));
+        assert_eq!(kinds(&stranger), [(None, F::CheckpointSignature)], "{stranger}");
+    }
 }

@@ -19,12 +19,12 @@ fn public(seed: u8) -> Bytes {
     Bytes::copy_from_slice(key(seed).verifying_key().as_bytes())
 }
 
-fn enrolled(seed: u8) -> Kind {
+pub(super) fn enrolled(seed: u8) -> Kind {
     let (role, holder) = (KeyRole::Ledger.into(), "ledger".into());
     Kind::KeyEnrolled(v1::KeyEnrolled { role, holder, public_key: public(seed) })
 }
 
-fn revoked(seed: u8) -> Kind {
+pub(super) fn revoked(seed: u8) -> Kind {
     let (role, holder, reason) = (KeyRole::Ledger.into(), "ledger".into(), "rotated".into());
     Kind::KeyRevoked(v1::KeyRevoked { role, holder, public_key: public(seed), reason })
 }
@@ -53,7 +53,7 @@ fn signed_by(log: &Log, seed: u8, trust: &Trust) -> Report {
     check(&Target::Directory(dir.path().into()), trust)
 }
 
-fn trusting(seed: u8) -> Trust {
+pub(super) fn trusting(seed: u8) -> Trust {
     Trust { key: Some(vkey(seed)), ..Trust::default() }
 }
 
