@@ -10,6 +10,7 @@
 //! checkpoint before it, whichever replica published that.
 
 mod control;
+mod fsck;
 mod genesis;
 mod grpc;
 mod http;
@@ -18,6 +19,7 @@ mod ingest;
 mod integrate;
 mod key;
 mod metrics;
+mod mirror;
 mod options;
 mod query;
 mod refill;
@@ -28,7 +30,9 @@ mod standing;
 mod store;
 pub mod witness;
 
+pub use fsck::{Class, CouldNotCheck, Finding, FsckOptions, FsckReport, RepairSource, fsck};
 pub use integrate::{Integrated, Prepared, integrate};
+pub use mirror::MirrorOptions;
 pub use options::{Enrolment, Options, public_paths};
 pub use service::{GenesisError, Service, StartError};
 pub use store::{OpenError, StoreError};

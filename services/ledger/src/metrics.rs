@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     checkpoints: Counter<u64>,
     receipts: Counter<u64>,
     cosignatures: Counter<u64>,
+    mirror_size: Gauge<u64>,
+    mirror_lag: Gauge<u64>,
 }
 
 impl Metrics {
@@ -71,6 +73,14 @@ impl Metrics {
                 "exchequer_ledger_cosignatures_total",
                 "Witnesses asked for a cosignature, by witness and outcome.",
             ),
+            mirror_size: meter
+                .u64_gauge("exchequer_ledger_mirror_size_entries")
+                .with_description("Entries up to which the mirror is complete.")
+                .build(),
+            mirror_lag: meter
+                .u64_gauge("exchequer_ledger_mirror_lag_entries")
+                .with_description("Entries under the newest checkpoint that the mirror does not have yet.")
+                .build(),
         }
     }
 
@@ -96,6 +106,11 @@ impl Metrics {
 
     pub(crate) fn lag(&self, messages: u64) {
         self.ingest_lag.record(messages, &[]);
+    }
+
+    pub(crate) fn mirrored(&self, mirrored: u64, published: u64) {
+        self.mirror_size.record(mirrored, &[]);
+        self.mirror_lag.record(published.saturating_sub(mirrored), &[]);
     }
 
     pub(crate) fn signed(&self) {

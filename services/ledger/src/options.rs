@@ -14,7 +14,10 @@ use exchequer_config::Reader;
 use exchequer_event::{control::public_key, name, v1::KeyRole};
 use exchequer_tlog::{SignatureKind, VerifierKey};
 
-use crate::witness::{MAX_WITNESSES, WitnessAddress};
+use crate::{
+    mirror::MirrorOptions,
+    witness::{MAX_WITNESSES, WitnessAddress},
+};
 
 const DEFAULT_ORIGIN: &str = "exchequer.local/log";
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,6 +58,8 @@ pub struct Options {
     pub witnesses: Vec<WitnessAddress>,
     /// How many of them have to, before a checkpoint is published; with 0, each that does so at once is taken along.
     pub witness_quorum: usize,
+    /// Where the log is mirrored to, beside the data directory.
+    pub mirror: Option<MirrorOptions>,
 }
 
 impl Options {
@@ -72,6 +77,7 @@ impl Options {
             enroll: Vec::new(),
             witnesses: Vec::new(),
             witness_quorum: 0,
+            mirror: None,
         }
     }
 
@@ -100,6 +106,7 @@ impl Options {
             enroll: enrolments(reader),
             witnesses: witnesses(reader),
             witness_quorum: reader.get("ledger.witness_quorum", 0),
+            mirror: MirrorOptions::read(reader),
             data: defaults.data,
         };
         if options.witness_quorum > options.witnesses.len() {
@@ -279,6 +286,25 @@ mod tests {
         fault(1, &[table(&vkey("log", SignatureKind::Ed25519, 3), url)], "is a log's key");
         fault(1, &[table(&one, "https://w.example")], "is not an http:// URL");
         fault(1, &["[[ledger.witness]]\n".into()], "is required");
+    }
+
+    #[test]
+    fn a_mirror_is_a_bucket_or_a_directory() {
+        let mirror = |text: &str| read(&format!("[ledger]\ndata = \"/d\"\n[ledger.mirror]\n{text}\n"));
+        let (options, faults) = mirror("url = \"s3://b/p\"\nendpoint = \"http://minio:9000\"");
+        assert_eq!(faults, None);
+        let endpoint = Some("http://minio:9000".to_owned());
+        let expected = MirrorOptions { url: "s3://b/p".to_owned(), endpoint, region: None };
+        assert_eq!(options.unwrap().mirror, Some(expected));
+        for fault in [
+            "url = \"s3:///p\"",
+            "url = \"ftp://b\"",
+            "region = \"r\"",
+            "url = \"file:///d\"\nregion = \"r\"",
+            "url = \"s3://b\"\nendpoint = \"minio\"",
+        ] {
+            assert!(mirror(fault).1.is_some_and(|faults| faults.contains("ledger.mirror")), "{fault}");
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::{
     integrate::{AgentOutcome, head_of},
     key::{LedgerKey, rotate::Rotation},
     metrics::Metrics,
+    mirror,
     options::Options,
     sign::{Signer, agree::Agreement, unix_s},
     snapshot::{Snapshots, for_each_entry},
@@ -91,6 +92,7 @@ pub struct Service {
     key: LedgerKey,
     shutdown: CancellationToken,
     signer_shutdown: CancellationToken,
+    mirror_shutdown: CancellationToken,
     ingest: tokio::task::JoinHandle<()>,
     signer: tokio::task::JoinHandle<()>,
     tasks: JoinSet<()>,
@@ -151,7 +153,7 @@ impl Service {
         let standing = Arc::new(Standing::new(&acceptor, writer.position().clone(), published));
         standing.owe(owed);
         let metrics = Metrics::new(Arc::downgrade(&standing));
-        let (shutdown, signer_shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let [shutdown, signer_shutdown, mirror_shutdown] = std::array::from_fn(|_| CancellationToken::new());
         let (blocks, received) = mpsc::channel(WAITING_BLOCKS);
         let pipeline = Pipeline {
             snapshot_size,
@@ -192,7 +194,11 @@ impl Service {
         tasks.spawn(control.clone().enrol(options.enroll.clone(), standing.clone(), shutdown.clone()));
         tasks.spawn(rotation.clone().resume());
         tasks.spawn(control.clone().watch_durability(standing.clone(), shutdown.clone()));
-        tasks.spawn(ingest::watch_lag(stream.clone(), standing.clone(), metrics, shutdown.clone()));
+        tasks.spawn(ingest::watch_lag(stream.clone(), standing.clone(), metrics.clone(), shutdown.clone()));
+        if let Some(mirror) = options.mirror {
+            let (standing, shutdown) = (standing.clone(), mirror_shutdown.clone());
+            tasks.spawn(mirror::run(mirror, options.origin, reader.clone(), standing, metrics, shutdown));
+        }
         Ok(Self {
             ingest: tokio::spawn(ingest::run(pipeline, stream.clone(), shutdown.clone())),
             signer: tokio::spawn(signer.run(signer_shutdown.clone())),
@@ -217,6 +223,7 @@ impl Service {
             key,
             shutdown,
             signer_shutdown,
+            mirror_shutdown,
             tasks,
             lock,
         })
@@ -272,6 +279,8 @@ impl Service {
                 tracing::error!(%error, "a part of the ledger did not stop in good order");
             }
         }
+        // After the signer, so that the mirror gets the last checkpoint.
+        self.mirror_shutdown.cancel();
         while self.tasks.join_next().await.is_some() {}
         // Nothing writes any more, whoever still reads.
         if let Err(error) = self.lock.unlock() {

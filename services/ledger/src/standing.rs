@@ -61,6 +61,7 @@ struct Health {
     index: Option<String>,
     /// What came of asking the witnesses last; `None` without any.
     witnesses: Option<Cosigning>,
+    mirror: Option<String>,
 }
 
 /// A part of the ledger that can be out of order.
@@ -70,6 +71,7 @@ pub(crate) enum Part {
     Sign,
     Durability,
     Index,
+    Mirror,
 }
 
 #[derive(Debug)]
@@ -250,6 +252,7 @@ impl Standing {
             Part::Sign => &mut health.sign,
             Part::Durability => &mut health.durability,
             Part::Index => &mut health.index,
+            Part::Mirror => &mut health.mirror,
         };
         if *place != fault {
             if let Some(fault) = &fault {
@@ -275,8 +278,8 @@ impl Standing {
         inner.health.witnesses = Some(cosigning);
     }
 
-    /// Which parts work. A broker that does not sync, an index that is behind and a witness that can be done without are shown, but do
-    /// not make the ledger unready.
+    /// Which parts work. A broker that does not sync, an index or mirror that is behind and a witness that can be done without are shown,
+    /// but do not make the ledger unready.
     pub(crate) fn readiness(&self) -> Readiness {
         let health = self.lock().health.clone();
         let state = |fault: Option<String>| fault.map_or(Ok(()), Err);
@@ -284,7 +287,8 @@ impl Standing {
             .component("ledger.ingest", state(health.ingest))
             .component("ledger.sign", state(health.sign))
             .degraded("ledger.index", health.index)
-            .degraded("ledger.durability", health.durability);
+            .degraded("ledger.durability", health.durability)
+            .degraded("ledger.mirror", health.mirror);
         match health.witnesses {
             None => readiness,
             Some(cosigning) if cosigning.is_enough() => {

@@ -25,13 +25,14 @@ mod write;
 pub(crate) mod faults;
 
 pub(crate) use checkpoints::{CheckpointLog, LogKeys, LogSigner, Quorum, SignError};
-pub(crate) use files::Disk;
+pub(crate) use files::{Disk, Files};
+pub(crate) use frame::{encode_frame, split_frame};
 pub use open::OpenError;
 pub(crate) use open::{Opened, open};
 pub(crate) use read::LogReader;
 pub use read::StoreError;
 pub(crate) use state::{Position, message_digest};
-pub(crate) use write::LogWriter;
+pub(crate) use write::{LogWriter, Places, swap_in};
 
 /// Most records that one integration takes.
 pub(crate) const MAX_INTEGRATION_RECORDS: usize = 4096;

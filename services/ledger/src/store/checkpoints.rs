@@ -158,7 +158,7 @@ impl LogKeys {
     }
 
     /// The policy under which a checkpoint of this size is trusted.
-    pub(super) fn policy(&self, size: u64) -> Policy {
+    pub(crate) fn policy(&self, size: u64) -> Policy {
         let key = |key: &VerifyingKey| VerifierKey::new(&*self.origin, SignatureKind::Ed25519, *key).ok();
         let log_keys = self.valid_at(size).filter_map(key).collect();
         Policy { origin: self.origin.clone(), log_keys, witnesses: Vec::new(), quorum: 0 }

@@ -61,7 +61,7 @@ fn reopen_with(files: &Shared, quorum: Quorum) -> Result<Opened, OpenError> {
 }
 
 /// The key as a log that has it from its first entry on.
-fn key_state() -> KeyState {
+pub(crate) fn key_state() -> KeyState {
     let (holder, key) = ("ledger".to_owned(), key().verifying_key());
     KeyState { role: KeyRole::Ledger, holder, key, revoked: false, enrolled_at: 0, revoked_at: None }
 }
@@ -76,7 +76,7 @@ fn sign(opened: &mut Opened, position: &Position) -> Result<SignedCheckpoint, Si
 }
 
 /// Signs at a position and publishes at once, as without witnesses and others.
-fn publish(opened: &mut Opened, position: &Position) -> Result<u64, SignError> {
+pub(crate) fn publish(opened: &mut Opened, position: &Position) -> Result<u64, SignError> {
     let signed = sign(opened, position)?;
     opened.checkpoints.settle(&signed, &keys(&[key_state()]))?;
     opened.checkpoints.publish(&opened.reader, &signed)?;

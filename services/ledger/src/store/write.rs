@@ -23,17 +23,17 @@ const MAX_KNOWN_DIRS: usize = 4096;
 
 /// Where the parts of the store are.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
-    pub(super) data: PathBuf,
-    pub(super) log: PathBuf,
-    pub(super) staging: PathBuf,
-    pub(super) state: PathBuf,
-    pub(super) checkpoint: PathBuf,
-    pub(super) history: PathBuf,
+pub(crate) struct Places {
+    pub(crate) data: PathBuf,
+    pub(crate) log: PathBuf,
+    pub(crate) staging: PathBuf,
+    pub(crate) state: PathBuf,
+    pub(crate) checkpoint: PathBuf,
+    pub(crate) history: PathBuf,
 }
 
 impl Places {
-    pub(super) fn new(data: &Path) -> Self {
+    pub(crate) fn new(data: &Path) -> Self {
         let log = data.join("log");
         Self {
             data: data.to_owned(),
@@ -47,7 +47,7 @@ impl Places {
 }
 
 /// Swaps files in as a whole: content, then names, then the directories that hold the names.
-pub(super) fn swap_in(
+pub(crate) fn swap_in(
     files: &dyn Files,
     staging: &Path,
     new: impl IntoIterator<Item = (PathBuf, Vec<u8>)>,

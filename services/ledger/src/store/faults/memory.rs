@@ -151,6 +151,11 @@ impl Shared {
         self.with(|memory| memory.fault = Some((memory.operations, Fault::Eio)));
     }
 
+    /// Changes a file behind the store's back.
+    pub(crate) fn change(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        self.with(|memory| change(memory.seen.get_mut(Path::new(path)).unwrap()));
+    }
+
     /// Whether an operation failed since.
     pub(crate) fn has_failed(&self) -> bool {
         self.with(|memory| memory.fault.is_some_and(|(at, _)| memory.operations > at))
