@@ -17,6 +17,7 @@ mod demo;
 mod describe;
 pub mod evidence;
 mod export;
+mod fsck;
 mod log;
 mod payload;
 mod print;
@@ -67,6 +68,8 @@ enum Verb {
     Verify(check::Verify),
     /// Write evidence: entries with proofs, and how to verify them without this program
     Export(export::Export),
+    /// Check the data directory of a stopped ledger, name what is damaged, and repair it
+    Fsck(fsck::Fsck),
     /// Enrol, revoke and list keys; ask what an agent enforces
     #[command(subcommand)]
     Agent(agents::Agents),
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
             Verb::Usage(usage) => usage.run().await,
             Verb::Log(log) => log.run().await,
             Verb::Verify(verify) => verify.run().await,
+            Verb::Fsck(fsck) => fsck.run().await,
             Verb::Export(export) => export.run().await,
             Verb::Agent(agents) => agents.run().await,
             Verb::Witness(arguments) => witness::run(arguments).await,

@@ -375,7 +375,8 @@ impl Check {
                 repair.put("state", position.encode(self.trust.origin()))?;
             }
         }
-        for rewrite in &signed.rewrites {
+        // As long as something is missing, a damaged checkpoint may be all that says how much was published: it stays.
+        for rewrite in signed.rewrites.iter().filter(|_| plan.is_whole) {
             repair.put(&rewrite.path, rewrite.bytes.clone())?;
         }
         if let (true, Some(newest)) = (plan.is_whole, kept.last()) {
@@ -403,6 +404,8 @@ impl Check {
                     | Class::StateDamaged
                     | Class::StateStale
                     | Class::StateAhead
+                    | Class::HistoryDamaged
+                    | Class::HistoryTorn
                     | Class::HistoryBehind
                     | Class::CheckpointMissing
                     | Class::CheckpointDamaged

@@ -41,6 +41,30 @@ fn a_program_runs_with_its_own_output_and_exit_status() {
 }
 
 #[test]
+fn a_data_directory_is_checked_and_repaired_when_its_ledger_is_stopped() {
+    let up = Up::start();
+    up.run("budget set", &["--scope", "acme", "invocations=5"]).ok();
+    let ledger = up.path("ledger").to_str().unwrap().to_owned();
+    exchequer(["fsck", &ledger]).fails(2, &["in use by another process"]);
+    let (status, data) = up.stop();
+    assert_eq!(status, 0);
+    let fsck = |rest: &[&str]| exchequer([&["fsck", &*ledger], rest].concat());
+    assert!(fsck(&[]).ok().starts_with("SOUND"));
+    let tiles = data.path().join("ledger/log/tile/0/000.p");
+    let tile = fs::read_dir(tiles).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&tile).unwrap();
+    fs::write(&tile, &whole[..40]).unwrap();
+    let said = fsck(&["--format", "json"]);
+    let report: Json = serde_json::from_str(&said.stdout).unwrap();
+    let found = &report["findings"][0];
+    assert_eq!((said.status, &found["class"]), (1, &Json::from("tile_truncated")), "{}", said.stdout);
+    assert_eq!((&found["repair"], &found["repaired"]), (&Json::from("entries"), &Json::from(false)));
+    assert!(fsck(&["--repair"]).ok().starts_with("REPAIRED"));
+    assert!(fs::read(&tile).unwrap() == whole && fsck(&[]).ok().starts_with("SOUND"));
+    exchequer(["fsck", "/nowhere"]).fails(2, &["/nowhere"]);
+}
+
+#[test]
 fn a_refusal_names_the_scope_and_the_meter_that_bind() {
     let up = Up::start();
     let run = |rest: &[&str]| up.run("run", &[rest, &["--", "true"]].concat());

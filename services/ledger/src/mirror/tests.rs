@@ -94,8 +94,9 @@ async fn survives(log: &Log, fault: Fault, at: u64, raw: Arc<dyn ObjectStore>, d
         Some(dir) => Place::over_directory(store, dir.to_owned()),
         None => Place::over(store, object_store::path::Path::default(), true),
     };
+    let lock = dir.map(|dir| dir.join("mirror.lock"));
     let intruder = (log.mirror(over(raw.clone())), log.published.clone());
-    let store = Arc::new(Faulty::new(raw.clone(), fault, at, intruder));
+    let store = Arc::new(Faulty::new(raw.clone(), fault, at, intruder, lock));
     let mirror = log.mirror(over(store.clone()));
     let (mut shown, mut complete) = (0, 0);
     for signed in &log.published {

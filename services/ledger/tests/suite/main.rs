@@ -1,11 +1,13 @@
 //! The ledger as a whole, over the embedded stream and over a real nats-server.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod fsck;
 mod ha;
 mod http;
 mod integrate;
 mod keys;
 mod listing;
+mod mirror;
 mod pipeline;
 mod refill;
 mod rpc;

@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    fs::File,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -41,6 +43,8 @@ pub(super) struct Faulty {
     at: u64,
     operations: AtomicU64,
     intruder: (Mirror, Vec<SignedCheckpoint>),
+    /// The directory's lock, which keeps the intruder out while it is held.
+    lock: Option<PathBuf>,
 }
 
 impl Faulty {
@@ -49,8 +53,9 @@ impl Faulty {
         fault: Fault,
         at: u64,
         intruder: (Mirror, Vec<SignedCheckpoint>),
+        lock: Option<PathBuf>,
     ) -> Self {
-        Self { store, fault, at, operations: AtomicU64::new(0), intruder }
+        Self { store, fault, at, operations: AtomicU64::new(0), intruder, lock }
     }
 
     pub(super) fn operations(&self) -> u64 {
@@ -69,7 +74,14 @@ impl Faulty {
             Fault::OlderInBetween => published.first(),
             Fault::NewerInBetween => published.last(),
         };
-        mirror.push(newest.unwrap()).await.unwrap();
+        let is_kept_out = self
+            .lock
+            .as_ref()
+            .and_then(|lock| File::open(lock).ok())
+            .is_some_and(|lock| lock.try_lock().is_err());
+        if !is_kept_out {
+            mirror.push(newest.unwrap()).await.unwrap();
+        }
         None
     }
 }
