@@ -187,6 +187,12 @@ async fn a_mirror_that_is_not_this_logs_or_is_ahead_is_never_overwritten() {
     assert!(matches!(ahead, MirrorError::Ahead { mirrored: 301, size: 300 }) && !ahead.is_final(), "{ahead}");
 
     let strange = NoteSigner::new(ORIGIN, SigningKey::from_bytes(&[8; 32])).unwrap();
+    // By a key that this log may get to know from the entries that it lacks.
+    let later = Checkpoint::new(ORIGIN, 400, *log.published[0].checkpoint().root()).unwrap();
+    let store = Arc::new(InMemory::new());
+    store.put(&"state".into(), later.sign(&strange).to_string().into()).await.unwrap();
+    let ahead = refused(store, &log).await;
+    assert!(matches!(ahead, MirrorError::Ahead { mirrored: 400, size: 300 }), "{ahead}");
     let head = Checkpoint::new(ORIGIN, 200, *log.published[0].checkpoint().root()).unwrap();
     for (path, bytes) in [
         ("state", head.sign(&strange).to_string()),

@@ -8,14 +8,15 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use exchequer_auth::keys;
+use exchequer_auth::{Role, keys};
+use exchequer_event::v1;
 use exchequer_ledger::{Class, CouldNotCheck, FsckOptions, FsckReport, RepairSource, fsck};
 use exchequer_stream::EventStream;
 use exchequer_testkit::{SimAgent, temp_dir};
-use exchequer_tlog::{Checkpoint, Hash, NoteSigner};
+use exchequer_tlog::{Checkpoint, Hash, NoteSigner, VerifierKey};
 use tempfile::TempDir;
 
-use super::support::{Log, ORIGIN, World, checkpoint, covered, local_stream, options, start, tile_files};
+use super::support::{Log, ORIGIN, World, checkpoint, covered, leaf_hashes, local_stream, options, start, tile_files};
 
 /// Entries: genesis, enrolment, and three batches of 201. Two full bundles and 93 entries of a third.
 const SIZE: u64 = 605;
@@ -79,9 +80,9 @@ impl Template {
         Self { dir, agent, root, verifier_key }
     }
 
-    fn entries(&self, data: &Path) -> Vec<exchequer_tlog::Hash> {
-        let log = Log::read(data, &self.verifier_key);
-        log.entries.iter().map(|entry| exchequer_tlog::leaf_hash(entry)).collect()
+    /// What each entry of a log is.
+    fn leaves(&self, data: &Path) -> Vec<Hash> {
+        leaf_hashes(&Log::read(data, &self.verifier_key).entries)
     }
 
     /// A copy with this damage.
@@ -376,7 +377,7 @@ async fn after_a_cut_a_stream_that_holds_something_else_does_not_change_what_is_
     let service = start(&options, &stream).await;
     covered(&service, BEFORE + 1).await;
     service.stop().await;
-    let (original, now) = (template.entries(&template.dir.path().join("ledger")), template.entries(&options.data));
+    let (original, now) = (template.leaves(&template.dir.path().join("ledger")), template.leaves(&options.data));
     let kept = usize::try_from(BEFORE).unwrap();
     assert!(now[..kept] == original[..kept]);
 }
@@ -444,6 +445,31 @@ impl Damaged<'_> {
         assert!(report.is_sound(), "{report}");
         self.starts_with_the_original_tree().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_of_a_key_that_was_replaced_are_the_logs_and_a_key_that_the_log_lacks_is_refused() {
+    let mut agent = SimAgent::new("a1");
+    let world = World::new(&[&agent]).await;
+    world.take(&mut agent, "acme", 200).await;
+    let admin = ("ada", None, &[Role::Admin][..]);
+    let rotation = v1::RotateLedgerKeyRequest { keep_old: false, reason: "a year old".into() };
+    world.client().rotate_ledger_key(world.request(admin, rotation)).await.unwrap();
+    world.take(&mut agent, "acme", 1).await;
+    let World { dir: _dir, service, options, .. } = world;
+    service.stop().await;
+    let check = |keys: Vec<VerifierKey>, repair| {
+        fsck(FsckOptions { data: options.data.clone(), keys, repair, mirror: None, token: None })
+    };
+    let report = check(Vec::new(), false).await.unwrap();
+    assert!(report.findings.is_empty(), "{report}");
+    flip("log/tile/0/000", 100)(&options.data);
+    let report = check(Vec::new(), true).await.unwrap();
+    assert!(report.is_sound() && report.classes.keys().eq([&Class::TileChanged]), "{report}");
+    let before = files(&options.data);
+    let strange = NoteSigner::new(ORIGIN, SigningKey::from_bytes(&[9; 32])).unwrap().verifier().clone();
+    let error = check(vec![strange], true).await.unwrap_err();
+    assert!(matches!(error, CouldNotCheck::NoKey(_)) && files(&options.data) == before, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
