@@ -32,7 +32,8 @@ impl Repair {
     /// Puts a file in place; its path is under the data directory.
     pub(super) fn put(&mut self, path: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
         let target = self.places.data.join(path);
-        if target.exists() {
+        // What lies there after a first copy was made is this repair's own.
+        if target.exists() && !self.aside.join(path).exists() {
             let copy = self.room(path)?;
             fs::copy(&target, &copy)
                 .and_then(|_| fs::File::open(&copy)?.sync_all())

@@ -111,6 +111,10 @@ impl Mirror {
             match &state {
                 Some(held) => self.check_prefix(held.signed.checkpoint()).await?,
                 None if self.place.get(CHECKPOINT, MAX_NOTE_BYTES).await?.is_some() => {
+                    // Another ledger of this log may have filled it just now.
+                    if self.held(STATE).await?.is_some() {
+                        continue;
+                    }
                     return Err(MirrorError::Foreign("it has a checkpoint, and no state".to_owned()));
                 }
                 None => {}
