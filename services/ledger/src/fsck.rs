@@ -295,7 +295,14 @@ impl Check {
         let planned = |tree: Tree, walked: Walked, is_state_wrong, mut findings: Vec<Finding>| {
             let is_whole = walked.is_whole();
             findings.extend(walked.findings);
-            Plan { tree: Some(tree), findings, is_whole, is_state_wrong, last: walked.last, keys: walked.keys }
+            Plan {
+                tree: Some(tree),
+                findings,
+                is_whole,
+                is_state_wrong,
+                last: walked.last,
+                keys: walked.keys,
+            }
         };
         let Some((tree, walked)) = by_state else {
             return match newest {

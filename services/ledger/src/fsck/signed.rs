@@ -170,8 +170,7 @@ impl Signed {
 
     /// Whether what lies in the published checkpoint's place is none of this log's.
     pub(super) fn is_published_unsound(&self) -> bool {
-        let is_unsound =
-            |class| matches!(class, Class::CheckpointDamaged | Class::CheckpointForged);
+        let is_unsound = |class| matches!(class, Class::CheckpointDamaged | Class::CheckpointForged);
         self.findings.iter().any(|finding| finding.path == PUBLISHED && is_unsound(finding.class))
     }
 

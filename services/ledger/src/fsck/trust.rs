@@ -32,8 +32,8 @@ impl Trust {
         if !given.is_empty() {
             return Ok(trust(given.to_vec()));
         }
-        let key = keys::load(data.join("ledger.key"))
-            .map_err(|error| CouldNotCheck::NoKey(error.to_string()))?;
+        let key =
+            keys::load(data.join("ledger.key")).map_err(|error| CouldNotCheck::NoKey(error.to_string()))?;
         // The origin is not in the key's file. That of a checkpoint which the key signed is right; any other is a guess.
         let state = std::fs::read_to_string(&places.state).unwrap_or_default();
         let stated = state.lines().nth(1).and_then(|line| line.strip_prefix("origin ")).map(str::to_owned);

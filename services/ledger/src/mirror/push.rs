@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use exchequer_tlog::{
-    BundleEdge, BundleId, Checkpoint, Hash, LEVELS, MAX_NOTE_BYTES, RightEdge, SignedCheckpoint,
-    TILE_WIDTH, TileId, TileWrite, consistency_proof, leaf_hash, verify_consistency,
+    BundleEdge, BundleId, Checkpoint, Hash, LEVELS, MAX_NOTE_BYTES, RightEdge, SignedCheckpoint, TILE_WIDTH,
+    TileId, TileWrite, consistency_proof, leaf_hash, verify_consistency,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 

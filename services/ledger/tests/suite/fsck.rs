@@ -16,7 +16,9 @@ use exchequer_testkit::{SimAgent, eventually, temp_dir};
 use exchequer_tlog::{Checkpoint, Hash, NoteSigner, VerifierKey};
 use tempfile::TempDir;
 
-use super::support::{Log, ORIGIN, PATIENCE, World, checkpoint, covered, leaf_hashes, local_stream, options, start, tile_files};
+use super::support::{
+    Log, ORIGIN, PATIENCE, World, checkpoint, covered, leaf_hashes, local_stream, options, start, tile_files,
+};
 
 /// Entries: genesis, enrolment, and three batches of 201. Two full bundles and 93 entries of a third.
 const SIZE: u64 = 605;
@@ -138,10 +140,14 @@ impl Damaged<'_> {
         let aside = report.set_aside.clone();
         for (path, bytes) in &before {
             let now = fs::read(path).ok();
-            let kept = aside.as_ref().and_then(|aside| {
-                fs::read(aside.join(path.strip_prefix(self.data()).unwrap())).ok()
-            });
-            assert!(now.as_ref() == Some(bytes) || kept.as_ref() == Some(bytes), "{} is gone", path.display());
+            let kept = aside
+                .as_ref()
+                .and_then(|aside| fs::read(aside.join(path.strip_prefix(self.data()).unwrap())).ok());
+            assert!(
+                now.as_ref() == Some(bytes) || kept.as_ref() == Some(bytes),
+                "{} is gone",
+                path.display()
+            );
         }
         let again = self.run(false, false).await;
         // What is served was taken away where it was damaged: the ledger publishes.
@@ -241,7 +247,13 @@ async fn a_sound_log_is_sound_and_one_in_use_is_let_alone() {
 
     let stream = local_stream(sound.dir.path());
     let service = start(&options(sound.data(), &[&template.agent]), &stream).await;
-    let options = |data, mirror: Option<String>| FsckOptions { data, keys: Vec::new(), repair: true, mirror, token: None };
+    let options = |data, mirror: Option<String>| FsckOptions {
+        data,
+        keys: Vec::new(),
+        repair: true,
+        mirror,
+        token: None,
+    };
     let error = fsck(options(sound.data(), None)).await.unwrap_err();
     assert!(matches!(error, CouldNotCheck::InUse(_)), "{error}");
     service.stop().await;
@@ -271,7 +283,9 @@ async fn tiles_are_named_and_rebuilt_from_the_entries() {
     )
     .await;
     check(
-        &|data| [flip("log/tile/0/000", 1), flip("log/tile/1/000.p/2", 1)].iter().for_each(|damage| damage(data)),
+        &|data| {
+            [flip("log/tile/0/000", 1), flip("log/tile/1/000.p/2", 1)].iter().for_each(|damage| damage(data))
+        },
         &[(TileChanged, "log/tile/0/000"), (TileChanged, "log/tile/1/000.p/2")],
     )
     .await;
@@ -376,9 +390,13 @@ async fn after_a_cut_a_stream_of_another_log_changes_nothing_of_what_is_left_and
     options.data = cut_back.data();
     let service = start(&options, &stream).await;
     // Under the same key, the other log's checkpoint was published there: nothing may be signed beside it.
-    eventually(PATIENCE, || std::future::ready(format!("{:?}", service.readiness()).contains("it is forked"))).await;
+    eventually(PATIENCE, || {
+        std::future::ready(format!("{:?}", service.readiness()).contains("it is forked"))
+    })
+    .await;
     service.stop().await;
-    let (original, now) = (template.leaves(&template.dir.path().join("ledger")), template.leaves(&options.data));
+    let (original, now) =
+        (template.leaves(&template.dir.path().join("ledger")), template.leaves(&options.data));
     let kept = usize::try_from(BEFORE).unwrap();
     assert!(now[..kept] == original[..kept]);
 }
@@ -386,8 +404,8 @@ async fn after_a_cut_a_stream_of_another_log_changes_nothing_of_what_is_left_and
 #[tokio::test(flavor = "multi_thread")]
 async fn state_and_checkpoints_are_named_and_restored_from_each_other() {
     use Class::{
-        CheckpointDamaged, CheckpointForged, CheckpointMissing, CheckpointStale, HistoryBehind, HistoryDamaged,
-        HistoryTorn, StateDamaged, StateMissing, StateStale,
+        CheckpointDamaged, CheckpointForged, CheckpointMissing, CheckpointStale, HistoryBehind,
+        HistoryDamaged, HistoryTorn, StateDamaged, StateMissing, StateStale,
     };
     use RepairSource::{Checkpoints, Removal};
     let template = Template::new().await;

@@ -29,7 +29,8 @@ async fn what_is_published_is_mirrored_and_a_mirror_that_is_away_degrades_and_is
         std::future::ready(shown.is_ok_and(|shown| shown == published))
     };
     for executions in [1, 100, 200] {
-        let size = exchequer_tlog::SignedCheckpoint::parse(&service.checkpoint()).unwrap().checkpoint().size();
+        let size =
+            exchequer_tlog::SignedCheckpoint::parse(&service.checkpoint()).unwrap().checkpoint().size();
         let batch = agent.batch("acme", executions);
         stream.append(exchequer_stream::Message::new(agent.subject(), batch)).await.unwrap();
         covered(&service, size + 1 + 2 * executions as u64).await;
