@@ -137,7 +137,7 @@ fn event(logged: &v1::LogEntry) -> Option<v1::Event> {
 pub fn with_event(logged: &v1::LogEntry, event: &v1::Event) -> v1::LogEntry {
     let stream_seq = entry::decode(&logged.entry).map_or(0, |entry| entry.stream_seq);
     let entry = v1::Entry { stream_seq, kind: Some(Kind::Event(event.encode_to_vec().into())) };
-    v1::LogEntry { index: logged.index, entry: entry.encode_to_vec().into() }
+    v1::LogEntry { entry: entry.encode_to_vec().into(), ..logged.clone() }
 }
 
 #[cfg(test)]
