@@ -190,7 +190,7 @@ mod tests {
         for at in 0..proof_of_first.len() {
             proof_of_first[at].0[0] ^= 1;
             let mut check = RangeCheck::new(300, first as u64, &proof_of_first).unwrap();
-            for leaf in range {
+            for leaf in &range {
                 check.push(*leaf);
             }
             let is_left = siblings(300, 37, &proof(37)).unwrap().collect::<Vec<_>>();

@@ -173,7 +173,8 @@ fn take(path: &Path, found: Report, report: &mut Report) {
     sum.events += more.events;
     sum.decision_runs += more.decision_runs;
     for note in found.notes {
-        if !report.notes.contains(&note) && !(report.key_given && note == OWN_WORD) {
+        let is_answered = report.key_given && note == OWN_WORD;
+        if !is_answered && !report.notes.contains(&note) {
             report.note(note);
         }
     }

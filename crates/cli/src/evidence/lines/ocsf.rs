@@ -108,6 +108,9 @@ pub(super) fn event(place: &Place<'_>, decoded: &v1::Entry, time_unix_ms: u64) -
             "stream_seq": decoded.stream_seq,
         } },
     });
+    if !facets.skill.is_empty() {
+        event["unmapped"]["exchequer"]["skill"] = json!(facets.skill);
+    }
     if !facets.tenant.is_empty() {
         event["metadata"]["tenant_uid"] = json!(facets.tenant);
     }
