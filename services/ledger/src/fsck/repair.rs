@@ -20,7 +20,7 @@ impl Repair {
     /// Begins a repair; the directory for what it replaces is made when it is needed.
     pub(super) fn begin(places: Places) -> Self {
         let free = |number: &u32| !places.data.join(format!("fsck-{number}")).exists();
-        let number = (1..).find(free).unwrap_or_default();
+        let number = (1..=u32::MAX).find(free).unwrap_or_default();
         Self { aside: places.data.join(format!("fsck-{number}")), places, is_used: false }
     }
 

@@ -13,7 +13,9 @@ pub(super) type Version = Vec<Option<Hash>>;
 /// The root over hashes that make up a complete subtree, or any row of leaves.
 pub(super) fn root_over(hashes: &[Hash]) -> Hash {
     let mut tree = Frontier::new();
-    hashes.iter().for_each(|hash| tree.append(*hash));
+    for hash in hashes {
+        tree.append(*hash);
+    }
     tree.root()
 }
 

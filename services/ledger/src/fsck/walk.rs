@@ -200,8 +200,9 @@ impl Walk<'_, '_> {
         self.walked.last = entries.last().cloned();
         if self.walked.first_lost.is_none() {
             // One that is none counts too: keys know their place by it.
-            let decoded = entries.iter().map(|bytes| entry::decode(bytes).unwrap_or_default());
-            decoded.for_each(|entry| self.acceptor.evolve(&entry));
+            for bytes in entries {
+                self.acceptor.evolve(&entry::decode(bytes).unwrap_or_default());
+            }
         }
     }
 

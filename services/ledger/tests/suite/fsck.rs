@@ -74,7 +74,7 @@ impl Template {
         world.take(&mut agent, "acme", 100).await;
         let World { dir, stream, service, .. } = world;
         let root = *checkpoint(&service).checkpoint().root();
-        let verifier_key = service.verifier_key().to_owned();
+        let verifier_key = service.verifier_key();
         service.stop().await;
         drop(stream);
         fs::remove_dir_all(data.join("derived")).unwrap();
@@ -284,7 +284,8 @@ async fn tiles_are_named_and_rebuilt_from_the_entries() {
     .await;
     check(
         &|data| {
-            [flip("log/tile/0/000", 1), flip("log/tile/1/000.p/2", 1)].iter().for_each(|damage| damage(data))
+            flip("log/tile/0/000", 1)(data);
+            flip("log/tile/1/000.p/2", 1)(data);
         },
         &[(TileChanged, "log/tile/0/000"), (TileChanged, "log/tile/1/000.p/2")],
     )
@@ -418,16 +419,16 @@ async fn state_and_checkpoints_are_named_and_restored_from_each_other() {
     check(&flip(HISTORY, 80), &[(HistoryDamaged, HISTORY)], Removal).await;
     check(&cut(HISTORY, usize::MAX), &[(HistoryTorn, HISTORY)], Removal).await;
     check(&remove("checkpoints"), &[(HistoryBehind, "checkpoints")], Checkpoints).await;
-    let published: [(&dyn Fn(&Path), _); 2] =
-        [(&remove("log/checkpoint"), CheckpointMissing), (&set_back(&["log/checkpoint"]), CheckpointStale)];
-    for (damage, class) in published {
-        // Whether the history's newest may be published is the ledger's to settle, with its witnesses.
+    // Whether the history's newest may be published is the ledger's to settle, with its witnesses.
+    let is_settled_at_the_start = async |damage: &dyn Fn(&Path), class| {
         let damaged = template.damaged(damage);
         damaged.is_named(false, &[(class, "log/checkpoint")]).await;
         let before = files(&damaged.data());
         assert!(damaged.run(true, false).await.is_sound() && files(&damaged.data()) == before);
         damaged.starts_with_the_original_tree().await;
-    }
+    };
+    is_settled_at_the_start(&remove("log/checkpoint"), CheckpointMissing).await;
+    is_settled_at_the_start(&set_back(&["log/checkpoint"]), CheckpointStale).await;
     check(&cut("log/checkpoint", 40), &[(CheckpointDamaged, "log/checkpoint")], Removal).await;
     let forged = another(SigningKey::from_bytes(&[9; 32]));
     let path = "log/checkpoint";

@@ -40,7 +40,7 @@ async fn what_is_published_is_mirrored_and_a_mirror_that_is_away_degrades_and_is
     let batch = agent.batch("acme", 10);
     stream.append(exchequer_stream::Message::new(agent.subject(), batch)).await.unwrap();
     covered(&service, 2 + 3 + 201 + 401 + 21).await;
-    let key = service.verifier_key().to_owned();
+    let key = service.verifier_key();
     service.stop().await;
     let log = Log::read(&dir.path().join("copy"), &key);
     assert_eq!(log.signed.checkpoint().size(), 628);
