@@ -14,6 +14,7 @@
 
 use exchequer_event::{
     entry::{self, Facets},
+    payload::{self, KeyId},
     seal,
     v1::{self, ExitCause, budget_event, control_record, entry::Kind, event},
 };
@@ -108,6 +109,9 @@ pub(super) fn event(place: &Place<'_>, decoded: &v1::Entry, time_unix_ms: u64) -
             "stream_seq": decoded.stream_seq,
         } },
     });
+    if let Some(id) = payload_key(decoded) {
+        event["unmapped"]["exchequer"]["payload_key_id"] = json!(id.to_string());
+    }
     if !facets.skill.is_empty() {
         event["unmapped"]["exchequer"]["skill"] = json!(facets.skill);
     }
@@ -127,6 +131,12 @@ pub(super) fn event(place: &Place<'_>, decoded: &v1::Entry, time_unix_ms: u64) -
         event[name] = value;
     }
     event
+}
+
+/// The key that a part of an event is encrypted under: its fields are empty here.
+fn payload_key(decoded: &v1::Entry) -> Option<KeyId> {
+    let Some(Kind::Event(bytes)) = &decoded.kind else { return None };
+    payload::key_id(&seal::decode_event(bytes).ok()?)
 }
 
 /// What an entry maps to beside what every event has.
@@ -197,13 +207,17 @@ fn map_event(event: &v1::Event) -> Mapped {
     match &event.kind {
         Some(event::Kind::ExecutionAdmitted(admitted)) => {
             let mut actor = recorder(agent);
-            actor["user"] = json!({ "uid": admitted.caller });
-            let name = admitted.program.rsplit('/').next().unwrap_or_default();
             let mut process = process(event);
-            process["cmd_line"] = json!(command_line(admitted));
+            let mut message = "an execution was launched; who launched what is confidential".to_owned();
+            if event.confidential.is_none() {
+                let name = admitted.program.rsplit('/').next().unwrap_or_default();
+                actor["user"] = json!({ "uid": admitted.caller });
+                process["cmd_line"] = json!(command_line(admitted));
+                process["name"] = json!(name);
+                process["file"] = json!({ "name": name, "path": admitted.program, "type_id": 0 });
+                message = format!("{} launched {}", admitted.caller, admitted.program);
+            }
             process["created_time"] = json!(event.time_unix_ms);
-            process["name"] = json!(name);
-            process["file"] = json!({ "name": name, "path": admitted.program, "type_id": 0 });
             process["sandbox"] = json!(admitted.profile);
             Mapped {
                 class: Class::ProcessActivity,
@@ -211,33 +225,36 @@ fn map_event(event: &v1::Event) -> Mapped {
                 severity: INFORMATIONAL,
                 status: Some(SUCCESS),
                 code: "execution_admitted",
-                message: format!("{} launched {}", admitted.caller, admitted.program),
+                message,
                 more: vec![("actor", actor), ("device", device(agent)), ("process", process)],
             }
         }
         Some(event::Kind::ExecutionFinished(finished)) => map_finished(event, finished),
         Some(event::Kind::ExecutionDenied(denied)) => {
             let mut actor = recorder(agent);
-            actor["user"] = json!({ "uid": denied.caller });
             let gate = denied.gate().as_str_name();
-            let api = json!({
+            let mut api = json!({
                 "operation": "Execute",
-                "response": { "error": gate, "error_message": denied.reason },
+                "response": { "error": gate },
                 "service": { "name": "exchequer.v1.AgentService" },
             });
+            let mut message = "an execution was refused; who asked for what is confidential".to_owned();
+            let mut more = vec![("src_endpoint", json!({ "svc_name": "sandbox-agent", "uid": agent }))];
+            if event.confidential.is_none() {
+                actor["user"] = json!({ "uid": denied.caller });
+                api["response"]["error_message"] = json!(denied.reason);
+                message = format!("{} was refused to launch {}", denied.caller, denied.program);
+                more.push(("status_detail", json!(denied.reason)));
+            }
+            more.extend([("actor", actor), ("api", api)]);
             Mapped {
                 class: Class::ApiActivity,
                 activity: 1,
                 severity: LOW,
                 status: Some(FAILURE),
                 code: "execution_denied",
-                message: format!("{} was refused to launch {}", denied.caller, denied.program),
-                more: vec![
-                    ("actor", actor),
-                    ("api", api),
-                    ("src_endpoint", json!({ "svc_name": "sandbox-agent", "uid": agent })),
-                    ("status_detail", json!(denied.reason)),
-                ],
+                message,
+                more,
             }
         }
         Some(event::Kind::AgentStarted(started)) => {
@@ -388,5 +405,55 @@ fn map_control(record: &v1::ControlRecord) -> Mapped {
             ("api", json!({ "operation": operation, "service": { "name": "exchequer.v1.LedgerService" } })),
             ("src_endpoint", json!({ "svc_name": "ledger" })),
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_confidential_of_an_event_is_left_out_and_the_key_named() {
+        let confidential = v1::Confidential {
+            key_id: vec![7; 16].into(),
+            nonce: vec![0; 24].into(),
+            ciphertext: vec![0; 48].into(),
+            commitment: vec![0; 32].into(),
+        };
+        let kinds = [
+            event::Kind::ExecutionAdmitted(v1::ExecutionAdmitted::default()),
+            event::Kind::ExecutionDenied(v1::ExecutionDenied::default()),
+        ];
+        for kind in kinds {
+            let (confidential, kind) = (Some(confidential.clone()), Some(kind));
+            let event = v1::Event {
+                agent_id: "a1".into(),
+                epoch: 1,
+                seq: 1,
+                prev_hash: vec![0; 32].into(),
+                time_unix_ms: 5,
+                confidential,
+                kind,
+                ..v1::Event::default()
+            };
+            let entry = v1::Entry { stream_seq: 1, kind: Some(Kind::Event(event.encode_to_vec().into())) };
+            let place = Place {
+                origin: "test.local/log",
+                index: 3,
+                leaf: String::new(),
+                leaf_hex: String::new(),
+                proof: Vec::new(),
+                entry: String::new(),
+            };
+            let shown = super::event(&place, &entry, 5);
+            assert_eq!(shown["unmapped"]["exchequer"]["payload_key_id"], "07".repeat(16));
+            assert!(shown["message"].as_str().unwrap().ends_with("is confidential"), "{shown}");
+            let kept_back =
+                ["/actor/user", "/process/cmd_line", "/process/file", "/process/name", "/status_detail"];
+            for path in kept_back {
+                assert_eq!(shown.pointer(path), None, "{shown}");
+            }
+            assert_eq!(shown.pointer("/api/response/error_message"), None);
+        }
     }
 }
