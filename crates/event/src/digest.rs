@@ -79,9 +79,11 @@ pub enum Purpose {
     PayloadPlace,
     /// A payload with its salt: what the log commits to.
     PayloadCommitment,
+    /// Which message was put back where, and after which loss: the mark on it, as signed.
+    RefillMark,
 }
 
-const CONTEXTS: [(Purpose, &str); 15] = [
+const CONTEXTS: [(Purpose, &str); 16] = [
     (Purpose::Event, "exchequer.v1 event"),
     (Purpose::DecisionRun, "exchequer.v1 decision run"),
     (Purpose::TreeNode, "exchequer.v1 tree node"),
@@ -97,10 +99,11 @@ const CONTEXTS: [(Purpose, &str); 15] = [
     (Purpose::PayloadKey, "exchequer.v1 payload key"),
     (Purpose::PayloadPlace, "exchequer.v1 payload place"),
     (Purpose::PayloadCommitment, "exchequer.v1 payload commitment"),
+    (Purpose::RefillMark, "exchequer.v1 refill mark"),
 ];
 
 // Deriving the context key costs as much as hashing a short event, so it is done once.
-static KEYS: LazyLock<[ContextKey; 15]> =
+static KEYS: LazyLock<[ContextKey; 16]> =
     LazyLock::new(|| CONTEXTS.map(|(_, context)| hash_derive_key_context(context)));
 
 impl Purpose {

@@ -7,9 +7,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use exchequer_event::{
     control::{sign_control, topic},
+    digest::Digest,
     name::control_subject,
+    seal,
     v1::{self, control_record::Kind},
 };
 use exchequer_stream::{AppendError, Durability, EventStream, Message};
@@ -46,6 +49,11 @@ impl ControlWriter {
         let subject = control_subject(topic(&kind));
         let record = v1::ControlRecord { time_unix_ms: unix_ms(), actor: actor.to_owned(), kind: Some(kind) };
         Message::new(subject, sign_control(&self.key.current().signing, &record).encode_to_vec())
+    }
+
+    /// A signature by the key of this moment.
+    pub(crate) fn sign(&self, digest: Digest) -> Bytes {
+        seal::sign(&self.key.current().signing, digest)
     }
 
     /// Appends a record on behalf of an actor; its stream sequence.

@@ -4,12 +4,13 @@
 //! entries stands in its place. What others appended into lost places meanwhile is appended again behind the cursor, and after it
 //! once more what was lost, for readers of the budgets that had not read so far: in their order, the chains come out the same. A
 //! [`StreamLost`](v1::StreamLost) record closes it, which says that all of it was done: until then, each message that was put back
-//! carries a mark, and whoever finds one does the rest. Every step may be repeated.
+//! carries a [`mark`], and whoever finds one does the rest. Every step may be repeated.
 //!
 //! Left out: messages that the log does not hold; their authors publish them again. Invariant: only the holder of the signing
 //! lease writes; a message is put back at its own sequence or not at all; the log does not change.
 
 mod held;
+mod mark;
 
 use std::time::Duration;
 
@@ -28,8 +29,6 @@ use crate::{
     store::{LogReader, Position, StoreError, message_digest},
 };
 
-/// Header of a message that was put back: the first sequence that was lost with it.
-const MARK: &str = "Exchequer-Refill";
 const LOSS_SUBJECT: &str = "control.loss";
 /// Messages that are compared or put back together.
 const CHUNK: u64 = 32;
@@ -95,7 +94,7 @@ impl Refill<'_> {
                 records => records?,
             };
             match &self.compare(&mut records, cursor, cursor).await?[..] {
-                [(record, true)] => match mark(record) {
+                [(record, true)] => match mark::read(record, &self.standing.keys()) {
                     Some(from) if !self.is_recorded(from).await? => {
                         format!("was refilled from {from} on, and that did not come to its end")
                     }
@@ -120,6 +119,7 @@ impl Refill<'_> {
             Err(ReadError::Pruned { first, .. }) => first,
             Err(error) => return Err(error.into()),
         };
+        let keys = self.standing.keys();
         let mut upper = tip.min(self.position.cursor);
         let mut step = FIRST_STEP;
         while upper >= first {
@@ -131,13 +131,13 @@ impl Refill<'_> {
                 for (record, is_ours) in self.compare(&mut records, next, upper).await? {
                     next = record.seq + 1;
                     if is_ours {
-                        newest = Some((record.seq, mark(&record)));
+                        newest = Some((record.seq, mark::read(&record, &keys)));
                     }
                 }
             }
             if let Some((seq, mark)) = newest {
                 // A refill that did not come to its end, or was itself lost in part, begins where it began.
-                return Ok(mark.filter(|from| *from <= seq).unwrap_or(seq + 1).max(first));
+                return Ok(mark.unwrap_or(seq + 1).max(first));
             }
             upper = lower - 1;
             step = step.saturating_mul(STEP_GROWTH);
@@ -200,6 +200,7 @@ impl Refill<'_> {
     async fn settle(&self, from: u64) -> Result<Digest, Unfit> {
         let cursor = self.position.cursor;
         let mut records = self.stream.read(from, &[]).await?;
+        let keys = self.standing.keys();
         let (mut refilled, mut reappended) = (0, 0);
         let mut at_cursor = self.position.last_message;
         let mut next = from;
@@ -212,7 +213,7 @@ impl Refill<'_> {
                 if !is_ours {
                     self.append_again(record).await?;
                     reappended += 1;
-                } else if mark(&record) == Some(from) {
+                } else if mark::read(&record, &keys) == Some(from) {
                     refilled += 1;
                 }
             }
@@ -254,7 +255,7 @@ impl Refill<'_> {
             return Err(Unfit::LeaseLost);
         }
         let mut message = Message::new(record.subject, record.payload);
-        message.headers = record.headers.into_iter().filter(|(name, _)| name != MARK).collect();
+        message.headers = record.headers.into_iter().filter(|(name, _)| name != mark::NAME).collect();
         self.stream.append(message).await?;
         Ok(())
     }
@@ -267,7 +268,7 @@ impl Refill<'_> {
             let refilled = v1::StreamRefilled { seq: held.seq, entries: held.entries.clone() };
             self.control.message("ledger", ControlKind::StreamRefilled(refilled))
         };
-        message.header(MARK, from.to_string()).expecting_tip(held.seq - 1)
+        mark::set(message, from, held.seq, &self.control)
     }
 
     /// The next records from `from` on, to `to` at the furthest, each with whether it is the log's message of its sequence.
@@ -312,10 +313,4 @@ impl Refill<'_> {
             _ => false,
         })
     }
-}
-
-/// The first sequence that was lost with this message, if it was put back.
-fn mark(record: &Record) -> Option<u64> {
-    let (_, value) = record.headers.iter().find(|(name, _)| name == MARK)?;
-    value.parse().ok().filter(|from| *from > 0)
 }

@@ -170,6 +170,50 @@ async fn events_that_the_broker_lost_before_the_ledger_read_them_come_again() {
     drop(dir);
 }
 
+/// The marks of messages that were put back.
+async fn marked(stream: &Arc<dyn EventStream>, from: u64, to: u64) -> Vec<Message> {
+    let records = stream.read(from, &[]).await.unwrap();
+    let records = records.take(usize::try_from(to + 1 - from).unwrap()).map(Result::unwrap);
+    let message = |record: exchequer_stream::Record| Message {
+        headers: record.headers,
+        ..Message::new(record.subject, record.payload)
+    };
+    records.map(message).collect().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_that_no_ledger_set_on_just_this_message_begins_no_refill() {
+    const MARK: &str = "Exchequer-Refill";
+    let mut server = NatsServer::start();
+    let mut agent = SimAgent::new("a1");
+    let world = World::over(temp_dir(), connect(&server, true).await, &[&agent]).await;
+    let copy = server.copy_store();
+    let size = world.take(&mut agent, "acme", 1).await;
+    let lost = world.stream.tip().await.unwrap();
+    server.restart_from(copy.path());
+    world.covered(size + 1).await;
+    let World { dir, stream, service, options, .. } = world;
+    let vkey = service.verifier_key();
+    service.stop().await;
+    let [put_back] = &marked(&stream, lost, lost).await[..] else { panic!("one message") };
+    let (_, genuine) = put_back.headers.iter().find(|(name, _)| name == MARK).expect("a mark");
+    assert!(genuine.starts_with(&format!("{lost} ")), "{genuine}");
+    // The mark of another message, and one that nobody signed, each on the last message that the log has taken in.
+    let mut size = size + 1;
+    for mark in ["1", genuine, &genuine.replacen(&lost.to_string(), "1", 1)] {
+        let service = start(&options, &stream).await;
+        append(&stream, Message::new(agent.subject(), agent.batch("acme", 1)).header(MARK, mark)).await;
+        size += 3;
+        super::support::covered(&service, size).await;
+        service.stop().await;
+        let service = start(&options, &stream).await;
+        eventually(PATIENCE, || std::future::ready(service.readiness().is_ready())).await;
+        service.stop().await;
+    }
+    assert_eq!(losses(&Log::read(&options.data, &vkey)).len(), 1, "what was lost, and nothing else");
+    drop(dir);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_log_had_taken_in_is_put_back_and_the_tree_stays_the_same() {
     let mut server = NatsServer::start();
