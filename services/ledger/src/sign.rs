@@ -88,6 +88,12 @@ impl Signer {
             self.standing.report(Part::Sign, Some(fault));
             return self.stand_by(RETRY, Some(changed), shutdown).await;
         }
+        // The lease is for who can go on from what is published. Whoever is behind reads on without it, and would only keep the one from
+        // signing, and from putting back what the broker lost, who can.
+        if let Err(error @ SignError::Behind { .. }) = self.agreement.follow().await {
+            self.standing.report(Part::Sign, Some(error.to_string()));
+            return self.stand_by(RETRY, None, shutdown).await;
+        }
         let wait = match self.stream.acquire_lease(LEASE, &self.holder, LEASE_TTL).await {
             Ok(LeaseOutcome::Held(lease)) => {
                 self.standing.report(Part::Sign, None);
@@ -121,10 +127,14 @@ impl Signer {
     ) -> Ended {
         let until = Instant::now() + wait;
         while Instant::now() < until {
-            if let Err(error) = self.agreement.follow().await {
-                self.standing.report(Part::Sign, Some(error.to_string()));
-                if error.is_fork() {
-                    return Ended::Forked;
+            match self.agreement.follow().await {
+                // It is standing by as it is.
+                Ok(_) | Err(SignError::Behind { .. }) => {}
+                Err(error) => {
+                    self.standing.report(Part::Sign, Some(error.to_string()));
+                    if error.is_fork() {
+                        return Ended::Forked;
+                    }
                 }
             }
             let next = until.min(Instant::now() + self.interval.min(FOLLOW_EVERY));
@@ -189,6 +199,11 @@ impl Signer {
                         Err(error) if error.is_fork() => {
                             self.give_back(lease).await;
                             return Ended::Forked;
+                        }
+                        // Whoever has the tree that is published gets the lease.
+                        Err(SignError::Behind { .. }) => {
+                            self.give_back(lease).await;
+                            return Ended::Again;
                         }
                         // Whoever has the key that may sign gets the lease.
                         Err(SignError::Key { .. }) if self.key.check(&self.standing).await.is_err() => {

@@ -58,35 +58,36 @@ pub(crate) struct Agreement {
 }
 
 impl Agreement {
-    /// Takes up what is published; `None` as long as it is beyond the own tree.
-    pub(crate) async fn follow(&self) -> Result<Option<Followed>, SignError> {
+    /// Takes up what is published, which is an error as long as it is beyond the own tree.
+    pub(crate) async fn follow(&self) -> Result<Followed, SignError> {
         let Some((note, revision)) = self.stream.latest(CHECKPOINT_KEY).await? else {
-            return Ok(Some(Followed { revision: 0, size: 0 }));
+            return Ok(Followed { revision: 0, size: 0 });
         };
         let published = self.standing.published.borrow().clone();
         if published.size > 0 && note == published.note {
-            return Ok(Some(Followed { revision, size: published.size }));
+            return Ok(Followed { revision, size: published.size });
         }
         let signed = SignedCheckpoint::parse(&note).map_err(SignError::NoCheckpoint)?;
         let size = signed.checkpoint().size();
         let (position, keys) = self.standing.at();
-        if size > position.size {
-            return Ok(None);
-        }
         let keys = LogKeys::new(&self.origin, &keys);
+        if size > position.size {
+            keys.may_be_ours(&signed)?;
+            return Err(SignError::Behind { published: size, size: position.size });
+        }
         self.blocking(move |this, checkpoints| {
             checkpoints.take_up(&this.reader, &signed, &keys)?;
             // An older one than what is visible here: the stream lost the newer one. It is compared, and published over.
             if size >= published.size { this.show(checkpoints, &signed) } else { Ok(()) }
         })
         .await?;
-        Ok(Some(Followed { revision, size }))
+        Ok(Followed { revision, size })
     }
 
     /// Signs the committed tree if it grew over what is published, and publishes it; the receipts that are covered now.
     pub(crate) async fn publish(&self) -> Result<BTreeMap<String, AgentOutcome>, SignError> {
         for _ in 0..ATTEMPTS {
-            let Some(over) = self.follow().await? else { return Ok(BTreeMap::new()) };
+            let over = self.follow().await?;
             let Due { position, keys, receipts } = self.standing.take_due(&self.reader);
             let size = position.size;
             let keys = LogKeys::new(&self.origin, &keys);

@@ -240,7 +240,7 @@ async fn ledgers_that_all_believe_to_hold_the_lease_publish_one_sequence() {
             while node.published().size < UNTIL {
                 node.grow((node.writer.position().size + step).min(UNTIL));
                 match node.agreement.publish().await {
-                    Ok(_) | Err(SignError::Contended) => {}
+                    Ok(_) | Err(SignError::Contended | SignError::Behind { .. }) => {}
                     Err(error) => panic!("{error}"),
                 }
                 // Now and then an answer is lost.
@@ -316,8 +316,9 @@ async fn who_is_behind_waits_and_then_serves_the_very_same_checkpoint() {
     ahead.grow(300);
     ahead.agreement.publish().await.unwrap();
     behind.grow(299);
-    assert!(behind.agreement.follow().await.unwrap().is_none());
-    behind.agreement.publish().await.unwrap();
+    let is_behind = |error| matches!(error, SignError::Behind { published: 300, size: 299 });
+    assert!(is_behind(behind.agreement.follow().await.unwrap_err()));
+    assert!(is_behind(behind.agreement.publish().await.unwrap_err()));
     assert_eq!(
         (behind.published().size, history(dirs[1].path()).len()),
         (0, 0),
@@ -325,7 +326,7 @@ async fn who_is_behind_waits_and_then_serves_the_very_same_checkpoint() {
     );
     // It never is of just that size, and serves its files nevertheless.
     behind.grow(700);
-    behind.agreement.follow().await.unwrap().unwrap();
+    behind.agreement.follow().await.unwrap();
     assert_eq!(behind.published().note, ahead.published().note);
     assert_eq!(history(dirs[1].path()), history(dirs[0].path()));
     for file in ["checkpoint", "tile/0/001.p/44", "tile/1/000.p/1", "tile/entries/001.p/44"] {
@@ -364,7 +365,18 @@ async fn what_is_no_checkpoint_of_a_ledger_key_is_not_published_over() {
         let signer = LogSigner::new(ORIGIN, &SigningKey::from_bytes(&[9; 32])).unwrap();
         opened.checkpoints.sign(&node.reader, &position, &signer, 1).unwrap().to_string()
     };
-    for (value, is_foreign) in [(String::new(), false), ("junk".to_owned(), false), (foreign, true)] {
+    // Its size is beyond the own tree, and not what the key signed.
+    let altered = {
+        let elsewhere = temp_dir();
+        let tree = store::open(Arc::new(Disk), elsewhere.path(), ORIGIN).unwrap();
+        let mut opened = tree.with_keys(acceptor().keys(), Quorum::default()).unwrap();
+        let signer = LogSigner::new(ORIGIN, &key()).unwrap();
+        let signed = opened.checkpoints.sign(&node.reader, &position, &signer, 1).unwrap().to_string();
+        signed.replacen("\n10\n", "\n1000\n", 1)
+    };
+    let foreign = [(foreign, true), (altered, true)];
+    for (value, is_foreign) in [(String::new(), false), ("junk".to_owned(), false)].into_iter().chain(foreign)
+    {
         stream.put_latest(CHECKPOINT_KEY, value.clone().into()).await.unwrap();
         let refused = node.agreement.publish().await.unwrap_err();
         assert_eq!(matches!(refused, SignError::Foreign(_)), is_foreign, "{refused}");

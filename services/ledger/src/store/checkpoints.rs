@@ -11,8 +11,8 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use exchequer_event::{accept::KeyState, v1::KeyRole};
 use exchequer_stream::{AppendError, ReadError};
 use exchequer_tlog::{
-    Checkpoint, CheckpointError, Cosigner, Hash, KeyError, NoteSigner, Policy, ProofInvalid, SignatureKind,
-    SignedCheckpoint, TrustError, VerifierKey, consistency_proof, verify_consistency,
+    Checkpoint, CheckpointError, Cosigner, Hash, KeyError, NoteSigner, NoteVerifyError, Policy, ProofInvalid,
+    SignatureKind, SignedCheckpoint, TrustError, VerifierKey, consistency_proof, verify_consistency,
 };
 
 use super::{
@@ -91,6 +91,16 @@ pub(crate) enum SignError {
     /// It was to be published, and its signatures don't hold.
     #[error("the own checkpoint can't be published: {0}")]
     Untrusted(TrustError),
+    /// A tree beyond the own one is published. Who has it signs.
+    #[error(
+        "standing by: this ledger is behind what is published: it holds {size} entries, the checkpoint covers {published}"
+    )]
+    Behind {
+        /// Entries that are published.
+        published: u64,
+        /// Entries that are committed here.
+        size: u64,
+    },
     /// Somebody else published each time.
     #[error("others publish checkpoints at the same time")]
     Contended,
@@ -162,6 +172,15 @@ impl LogKeys {
         let key = |key: &VerifyingKey| VerifierKey::new(&*self.origin, SignatureKind::Ed25519, *key).ok();
         let log_keys = self.valid_at(size).filter_map(key).collect();
         Policy { origin: self.origin.clone(), log_keys, witnesses: Vec::new(), quorum: 0 }
+    }
+
+    /// Whether a checkpoint of a tree beyond the own one can be the log's. What it was signed with may be enrolled only beyond the own
+    /// tree, so an unknown key is not a wrong one.
+    pub(crate) fn may_be_ours(&self, signed: &SignedCheckpoint) -> Result<(), TrustError> {
+        match signed.verify(&self.policy(signed.checkpoint().size())) {
+            Ok(_) | Err(TrustError::Note(NoteVerifyError::NoKnownKey)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The policy under which a checkpoint of this size is published.

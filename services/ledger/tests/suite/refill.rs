@@ -402,6 +402,62 @@ async fn a_stream_that_was_lost_as_a_whole_is_filled_again_from_the_log() {
     audited(&log);
 }
 
+/// A further ledger of the same log, begun with the files of one that is stopped.
+fn from_files_of(dir: &std::path::Path, name: &str, of: &Options) -> Options {
+    let data = dir.join(name);
+    for part in ["log", "state", "checkpoints"] {
+        copy_dir(&of.data.join(part), &data.join(part));
+    }
+    Options { data, ..of.clone() }
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    if from.is_file() {
+        std::fs::copy(from, to).unwrap();
+        return;
+    }
+    std::fs::create_dir_all(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let name = item.unwrap().file_name();
+        copy_dir(&from.join(&name), &to.join(&name));
+    }
+}
+
+async fn says(service: &Service, text: &str) {
+    eventually(PATIENCE, || std::future::ready(format!("{:?}", service.readiness()).contains(text))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_is_behind_what_is_published_leaves_the_lease_to_the_one_that_can_refill() {
+    let mut server = NatsServer::start();
+    let mut agent = SimAgent::new("a1");
+    let world = World::over(temp_dir(), connect(&server, true).await, &[&agent]).await;
+    let World { dir, stream, service, options, .. } = world;
+    service.stop().await;
+    let behind = from_files_of(dir.path(), "behind", &options);
+    let copy = server.copy_store();
+    let service = start(&options, &stream).await;
+    append(&stream, Message::new(agent.subject(), agent.batch("acme", 1))).await;
+    super::support::covered(&service, 5).await;
+    service.stop().await;
+    let (published, _) = stream.latest("checkpoint").await.unwrap().unwrap();
+    // The broker loses events, and keeps the newest checkpoint.
+    server.restart_from(copy.path());
+    eventually(PATIENCE, || async { stream.put_latest("checkpoint", published.clone()).await.is_ok() }).await;
+
+    let standby = start(&behind, &stream).await;
+    says(&standby, "behind what is published: it holds 2 entries, the checkpoint covers 5").await;
+    let ahead = start(&options, &stream).await;
+    super::support::covered(&ahead, 6).await;
+    super::support::covered(&standby, 6).await;
+    standby.stop().await;
+    let vkey = ahead.verifier_key();
+    ahead.stop().await;
+    let log = Log::read(&options.data, &vkey);
+    assert_eq!(losses(&log), [v1::StreamLost { from: 3, to: 3, refilled: 1, reappended: 0 }]);
+    drop(dir);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_signing_lease_nothing_is_put_back_and_it_says_what_it_waits_for() {
     let mut server = NatsServer::start();
