@@ -54,6 +54,12 @@ pub(crate) enum Unfit {
          not come to pass, begin again with that ledger's files"
     )]
     Waiting(String),
+    /// Reading on would make another tree of it.
+    #[error(
+        "the stream holds others' messages in places that were lost, up to {to}, and the log ends before, at {cursor}: begin again \
+         with the files of a ledger that goes on beyond"
+    )]
+    Replaced { cursor: u64, to: u64 },
     #[error("the signing lease was lost while the stream was being refilled")]
     LeaseLost,
     #[error("the stream is another log's, and nothing is written to it: {0}")]
@@ -85,6 +91,12 @@ impl Refill<'_> {
             return Ok(self.position.last_message);
         }
         let tip = self.stream.tip().await?;
+        let loss = self.newest_loss().await?;
+        if let Some(v1::StreamLost { to, reappended: 1.., .. }) = loss
+            && cursor < to
+        {
+            return Err(Unfit::Replaced { cursor, to });
+        }
         let why = if tip < cursor {
             format!("ends at {tip}, the log holds it up to {cursor}")
         } else {
@@ -95,11 +107,15 @@ impl Refill<'_> {
             };
             match &self.compare(&mut records, cursor, cursor).await?[..] {
                 [(record, true)] => match mark::read(record, &self.standing.keys()) {
-                    Some(from) if !self.is_recorded(from).await? => {
+                    Some(from) if !loss.is_some_and(|loss| is_end_of(&loss, from, cursor)) => {
                         format!("was refilled from {from} on, and that did not come to its end")
                     }
                     _ => return Ok(message_digest(record)),
                 },
+                // It is settled: what others put here comes once more behind it, and so do the lost messages.
+                [(record, false)] if loss.is_some_and(|loss| loss.from <= cursor && loss.to == cursor) => {
+                    return Ok(message_digest(record));
+                }
                 _ => format!("holds another message {cursor} than the log was built from"),
             }
         };
@@ -300,17 +316,19 @@ impl Refill<'_> {
         Ok(read.await.map_err(|_| Unfit::Ended)??)
     }
 
-    /// Whether the refill that began at `from` is on record: it came to its end.
-    async fn is_recorded(&self, from: u64) -> Result<bool, Unfit> {
-        let Some(record) = self.stream.last(LOSS_SUBJECT).await? else { return Ok(false) };
-        let cursor = self.position.cursor;
+    /// The newest loss on record, which came to its end then.
+    async fn newest_loss(&self) -> Result<Option<v1::StreamLost>, Unfit> {
+        let Some(record) = self.stream.last(LOSS_SUBJECT).await? else { return Ok(None) };
         Ok(match stood_for(&record, &self.standing.keys()) {
-            Some(ControlKind::StreamLost(lost)) => {
-                let is_this = lost.from == from && lost.to >= cursor;
-                // A later loss was found by a ledger that had read beyond this one.
-                (is_this || lost.from > cursor) && record.seq > lost.to
-            }
-            _ => false,
+            Some(ControlKind::StreamLost(lost)) if record.seq > lost.to => Some(lost),
+            _ => None,
         })
     }
+}
+
+/// Whether the loss is the end of the refill that began at `from` and reached the cursor.
+fn is_end_of(loss: &v1::StreamLost, from: u64, cursor: u64) -> bool {
+    let is_this = loss.from == from && loss.to >= cursor;
+    // A later loss was found by a ledger that had read beyond this one.
+    is_this || loss.from > cursor
 }

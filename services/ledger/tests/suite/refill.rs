@@ -459,6 +459,48 @@ async fn a_ledger_that_is_behind_what_is_published_leaves_the_lease_to_the_one_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_ledger_settled_counts_for_those_at_the_same_place_and_those_before_it_say_that_they_need_files()
+ {
+    let mut server = NatsServer::start();
+    let (mut agent, mut other) = (SimAgent::new("a1"), SimAgent::new("a2"));
+    let world = World::over(temp_dir(), connect(&server, true).await, &[&agent, &other]).await;
+    let copy = server.copy_store();
+    let size = world.take(&mut agent, "acme", 1).await;
+    let World { dir, stream, service, options, .. } = world;
+    service.stop().await;
+    let before = from_files_of(dir.path(), "before", &options);
+    let service = start(&options, &stream).await;
+    append(&stream, Message::new(agent.subject(), agent.batch("acme", 1))).await;
+    super::support::covered(&service, size + 3).await;
+    service.stop().await;
+    // One that is killed after the record, before it kept that it read it, is at the same place.
+    let same = from_files_of(dir.path(), "same", &options);
+    let cursor = stream.tip().await.unwrap();
+    server.restart_from(copy.path());
+    for _ in 0..2 {
+        append(&stream, Message::new(other.subject(), other.batch("acme", 1))).await;
+    }
+    let service = start(&options, &stream).await;
+    publish(&stream, &service.public_key(), &other).await;
+    let size = super::support::checkpoint(&service).checkpoint().size();
+    let standby = start(&same, &stream).await;
+    super::support::covered(&standby, size).await;
+    let short = start(&before, &stream).await;
+    says(&short, "begin again with the files").await;
+    short.stop().await;
+    let vkey = service.verifier_key();
+    service.stop().await;
+    // It leads now, and has nothing left to refill.
+    append(&stream, Message::new(other.subject(), other.batch("acme", 1))).await;
+    publish(&stream, &standby.public_key(), &other).await;
+    standby.stop().await;
+    let log = Log::read(&same.data, &vkey);
+    assert_eq!(losses(&log), [v1::StreamLost { from: cursor - 1, to: cursor, refilled: 0, reappended: 2 }]);
+    assert_eq!(seqs_of(&log, &other), all_of(&other));
+    drop(dir);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_signing_lease_nothing_is_put_back_and_it_says_what_it_waits_for() {
     let mut server = NatsServer::start();
     let mut agent = SimAgent::new("a1");
