@@ -72,7 +72,7 @@ impl Agreement {
         let (position, keys) = self.standing.at();
         let keys = LogKeys::new(&self.origin, &keys);
         if size > position.size {
-            keys.may_be_ours(&signed)?;
+            keys.check_beyond(&signed)?;
             return Err(SignError::Behind { published: size, size: position.size });
         }
         self.blocking(move |this, checkpoints| {
