@@ -248,7 +248,7 @@ async fn fit(pipeline: &Pipeline, stream: &dyn EventStream) -> Result<Digest, Un
         reader: pipeline.reader.clone(),
         control: pipeline.control.clone(),
         standing: &pipeline.standing,
-        origin: pipeline.acceptor.origin().to_owned(),
+        acceptor: &pipeline.acceptor,
         position: pipeline.writer.position().clone(),
     };
     refill.fit().await

@@ -15,13 +15,14 @@ mod mark;
 use std::time::Duration;
 
 use exchequer_event::{
+    accept::{Acceptor, Incoming, Outcome},
     digest::Digest,
     v1::{self, control_record::Kind as ControlKind},
 };
 use exchequer_stream::{AppendError, EventStream, Message, ReadError, Record, RecordStream};
 use futures::StreamExt as _;
 
-use self::held::{Held, held, stood_for};
+use self::held::{Events, Held, held, stood_for};
 use crate::{
     control::ControlWriter,
     genesis::{self, GenesisError},
@@ -78,7 +79,8 @@ pub(crate) struct Refill<'a> {
     pub(crate) reader: LogReader,
     pub(crate) control: ControlWriter,
     pub(crate) standing: &'a Standing,
-    pub(crate) origin: String,
+    /// The acceptor at the position.
+    pub(crate) acceptor: &'a Acceptor,
     pub(crate) position: Position,
 }
 
@@ -159,7 +161,7 @@ impl Refill<'_> {
             step = step.saturating_mul(STEP_GROWTH);
         }
         if first == 1 && tip > 0 {
-            match genesis::compare(self.stream, tip, &self.origin, &self.standing.keys()).await {
+            match genesis::compare(self.stream, tip, self.acceptor.origin(), &self.standing.keys()).await {
                 Ok(()) => {}
                 Err(error @ (GenesisError::Origin { .. } | GenesisError::Key { .. })) => {
                     return Err(Unfit::OtherLog(error));
@@ -219,6 +221,7 @@ impl Refill<'_> {
         let keys = self.standing.keys();
         let (mut refilled, mut reappended) = (0, 0);
         let mut at_cursor = self.position.last_message;
+        let mut events = None;
         let mut next = from;
         while next <= cursor {
             for (record, is_ours) in self.compare(&mut records, next, cursor).await? {
@@ -227,6 +230,16 @@ impl Refill<'_> {
                     at_cursor = message_digest(&record);
                 }
                 if !is_ours {
+                    if self.is_repetition(&record) {
+                        // Asked for once: it reads all that was lost.
+                        let events = match &mut events {
+                            Some(events) => events,
+                            empty => empty.insert(self.events(from).await?),
+                        };
+                        if events.is_nothing_at(&record) {
+                            continue;
+                        }
+                    }
                     self.append_again(record).await?;
                     reappended += 1;
                 } else if mark::read(&record, &keys) == Some(from) {
@@ -247,6 +260,26 @@ impl Refill<'_> {
             "the stream holds again what the broker lost"
         );
         Ok(at_cursor)
+    }
+
+    /// Whether the log holds every event of the batch, wherever.
+    fn is_repetition(&self, record: &Record) -> bool {
+        let (subject, payload) = (&*record.subject, record.payload.clone());
+        let decided = self.acceptor.decide(&Incoming { stream_seq: record.seq, subject, payload });
+        matches!(decided.outcome, Outcome::Duplicate { .. })
+    }
+
+    /// What the log took in from `from` to the cursor.
+    async fn events(&self, from: u64) -> Result<Events, Unfit> {
+        let mut events = Events::default();
+        let mut next = from;
+        while next <= self.position.cursor {
+            for held in self.held(next, self.position.cursor).await? {
+                next = held.seq + 1;
+                events.take(&held);
+            }
+        }
+        Ok(events)
     }
 
     /// Appends all lost messages that the log holds whole behind those of others. To the log, they are repetitions.

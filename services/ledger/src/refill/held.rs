@@ -2,10 +2,14 @@
 //!
 //! Left out: the stream. Invariant: a message that is rebuilt becomes, where it was, exactly the entries that it was rebuilt from.
 
+use std::collections::{HashMap, HashSet};
+
 use bytes::Bytes;
 use exchequer_event::{
     accept::KeyState,
-    control, digest, entry,
+    control,
+    digest::{self, Digest},
+    entry,
     name::{MAX_SUBJECT_BYTES, Subject, budget_subject, clip, control_subject, events_subject},
     seal,
     v1::{self, KeyRole, control_record::Kind as ControlKind, entry::Kind},
@@ -28,6 +32,34 @@ pub(super) struct Held {
     /// Its entries, encoded, in log order.
     pub(super) entries: Vec<Bytes>,
     kinds: Vec<Kind>,
+}
+
+/// Which messages became something, and which events they brought, of a part of the log.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    came_at: HashMap<Digest, u64>,
+    something: HashSet<u64>,
+}
+
+impl Events {
+    /// Takes up what became of a message.
+    pub(super) fn take(&mut self, held: &Held) {
+        if !held.entries.is_empty() {
+            self.something.insert(held.seq);
+        }
+        for event in held.kinds.iter().filter_map(event) {
+            self.came_at.insert(seal::event_digest(&event), held.seq);
+        }
+    }
+
+    /// Whether a batch of which the log holds every event becomes nothing at its place too, as what the log was built from did there:
+    /// all of it came before. An agent that goes back publishes such a batch at any time.
+    pub(super) fn is_nothing_at(&self, record: &Record) -> bool {
+        let Ok(batch) = v1::SignedBatch::decode(record.payload.clone()) else { return false };
+        let came_before =
+            |event: &Bytes| self.came_at.get(&seal::event_digest(event)).is_none_or(|seq| *seq < record.seq);
+        !self.something.contains(&record.seq) && batch.events.iter().all(came_before)
+    }
 }
 
 /// What the committed log holds of the messages `from..=to`: of the first ones at least, if all are too much at once. Blocks.

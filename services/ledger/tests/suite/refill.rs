@@ -501,6 +501,41 @@ async fn what_a_ledger_settled_counts_for_those_at_the_same_place_and_those_befo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repetition_that_the_broker_kept_is_no_message_of_others() {
+    let mut server = NatsServer::start();
+    let mut agent = SimAgent::new("a1");
+    let world = World::over(temp_dir(), connect(&server, true).await, &[&agent]).await;
+    let batch = agent.batch("acme", 1);
+    for _ in 0..3 {
+        append(&world.stream, Message::new(agent.subject(), batch.clone())).await;
+    }
+    let kept = world.stream.tip().await.unwrap();
+    let copy = server.copy_store();
+    let size = world.take(&mut agent, "acme", 1).await;
+    // Among what is lost are repetitions too.
+    let repeated = agent.seal(1, agent.seq()).encode_to_vec();
+    append(&world.stream, Message::new(agent.subject(), repeated)).await;
+    append(&world.stream, Message::new(agent.subject(), batch.clone())).await;
+    world.take(&mut agent, "acme", 1).await;
+    let World { dir, stream, service, options, .. } = world;
+    let vkey = service.verifier_key();
+    service.stop().await;
+    let tip = stream.tip().await.unwrap();
+    server.restart_from(copy.path());
+    let service = start(&options, &stream).await;
+    super::support::covered(&service, size + 4).await;
+    let fresh = Options { data: dir.path().join("fresh"), ..options.clone() };
+    let fresh_service = start(&fresh, &stream).await;
+    eventually(PATIENCE, || std::future::ready(tile_files(&options.data) == tile_files(&fresh.data))).await;
+    fresh_service.stop().await;
+    service.stop().await;
+    let [lost] = losses(&Log::read(&options.data, &vkey))[..] else { panic!("one loss") };
+    assert_eq!((lost.to, lost.refilled, lost.reappended), (tip, tip - kept, 0), "{lost:?}");
+    assert_eq!(stream.tip().await.unwrap(), tip + 1, "nothing is repeated");
+    drop(dir);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_signing_lease_nothing_is_put_back_and_it_says_what_it_waits_for() {
     let mut server = NatsServer::start();
     let mut agent = SimAgent::new("a1");
