@@ -447,7 +447,7 @@ impl Acceptor {
             _ if self.origin.is_empty() => {
                 return Err(Refusal::new(RejectionReason::Genesis, "the log has no genesis yet"));
             }
-            _ if !self.valid_keys(KeyRole::Ledger, "").contains(&open.signer) => {
+            _ if !self.is_ledgers(open) => {
                 return Err(Refusal::new(
                     RejectionReason::UnknownKey,
                     "public_key is not an enrolled ledger key",

@@ -139,7 +139,10 @@ fn enrolled_ledger_key(signed: &v1::SignedControl) -> Option<Bytes> {
 }
 
 /// The keys that a chain leads to from a trusted one.
-fn followed_keys(trusted: &VerifyingKey, chain: &[v1::SignedControl]) -> Result<Vec<VerifyingKey>, Refusal> {
+pub(crate) fn followed_keys(
+    trusted: &VerifyingKey,
+    chain: &[v1::SignedControl],
+) -> Result<Vec<VerifyingKey>, Refusal> {
     if chain.len() > MAX_KEY_CHAIN {
         return Err(malformed(format!("key_chain has {} records; at most {MAX_KEY_CHAIN}", chain.len())));
     }

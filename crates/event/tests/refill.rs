@@ -7,7 +7,7 @@ mod world;
 use exchequer_event::{
     accept::{Acceptor, Decided, Incoming, Outcome},
     audit::Auditor,
-    control::{sign_control, topic},
+    control::{MAX_KEY_CHAIN, sign_control, topic},
     name::{MAX_BATCH_EVENTS, MAX_REFILL_BYTES, control_subject},
     v1::{self, RejectionReason as Reason, control_record, entry::Kind},
 };
@@ -55,7 +55,18 @@ impl Story {
     }
 
     fn stand_in_by(&self, by: &ed25519_dalek::SigningKey, at: u64, seq: u64, entries: Vec<Bytes>) -> Decided {
-        let kind = control_record::Kind::StreamRefilled(v1::StreamRefilled { seq, entries });
+        self.stand_in_led(by, Vec::new(), at, seq, entries)
+    }
+
+    fn stand_in_led(
+        &self,
+        by: &ed25519_dalek::SigningKey,
+        key_chain: Vec<v1::SignedControl>,
+        at: u64,
+        seq: u64,
+        entries: Vec<Bytes>,
+    ) -> Decided {
+        let kind = control_record::Kind::StreamRefilled(v1::StreamRefilled { seq, entries, key_chain });
         let subject = control_subject(topic(&kind));
         let record = v1::ControlRecord { time_unix_ms: 9, actor: "ledger".into(), kind: Some(kind) };
         let payload = sign_control(by, &record).encode_to_vec().into();
@@ -111,6 +122,56 @@ fn it_counts_at_its_own_sequence_and_by_an_enrolled_ledger_key_only() {
 }
 
 #[test]
+fn a_key_that_was_enrolled_only_behind_the_place_counts_where_records_lead_to_it() {
+    use v1::KeyRole::{Agent as AgentKey, Ledger};
+    let mut story = Story::new();
+    let (ledger, second, third) = (story.world.ledger.clone(), key(101), key(102));
+    let enrolled = |role: v1::KeyRole, of: &ed25519_dalek::SigningKey| {
+        let public_key = Bytes::copy_from_slice(of.verifying_key().as_bytes());
+        control_record::Kind::KeyEnrolled(v1::KeyEnrolled {
+            role: role.into(),
+            holder: "ledger".into(),
+            public_key,
+        })
+    };
+    let link = |by: &ed25519_dalek::SigningKey, role, of: &ed25519_dalek::SigningKey| {
+        let record =
+            v1::ControlRecord { time_unix_ms: 9, actor: "ledger".into(), kind: Some(enrolled(role, of)) };
+        sign_control(by, &record)
+    };
+    let outcome = |story: &Story, at, key_chain| {
+        story.stand_in_led(&third, key_chain, at, at, story.entries(at)).outcome
+    };
+    let both = || vec![link(&ledger, Ledger, &second), link(&second, Ledger, &third)];
+    let taken = Outcome::Batch { agent_id: "a".to_owned(), new_events: 2 };
+    let unknown = Outcome::Rejected { agent_id: None, reason: Reason::UnknownKey };
+    assert_eq!(outcome(&story, OVERLAP, both()), taken);
+    for chain in [
+        vec![],
+        both()[..1].to_vec(),
+        both()[1..].to_vec(),
+        vec![link(&ledger, AgentKey, &third)],
+        vec![link(&third, Ledger, &third)],
+        vec![both()[0].clone(); MAX_KEY_CHAIN].into_iter().chain(both()).collect(),
+    ] {
+        assert_eq!(outcome(&story, OVERLAP, chain), unknown);
+    }
+    // What was revoked before the place leads nowhere.
+    let revoked = v1::KeyRevoked {
+        role: Ledger.into(),
+        holder: "ledger".into(),
+        public_key: Bytes::copy_from_slice(second.verifying_key().as_bytes()),
+        reason: String::new(),
+    };
+    assert_eq!(story.world.control(enrolled(Ledger, &second)), Outcome::Control);
+    assert_eq!(story.world.control(control_record::Kind::KeyRevoked(revoked)), Outcome::Control);
+    let at = story.world.messages.len() as u64 + 1;
+    story.before.resize(usize::try_from(at).unwrap(), story.world.acceptor.clone());
+    assert_eq!(outcome(&story, at, both()), unknown);
+    assert_eq!(outcome(&story, at, vec![link(&ledger, Ledger, &third)]), Outcome::Refilled);
+}
+
+#[test]
 fn who_has_folded_a_lost_message_takes_a_ledger_keys_word_for_it_and_nobody_elses() {
     let world = World::new();
     let stated = |by: &ed25519_dalek::SigningKey, kind: control_record::Kind| {
@@ -119,7 +180,7 @@ fn who_has_folded_a_lost_message_takes_a_ledger_keys_word_for_it_and_nobody_else
         (subject, Bytes::from(sign_control(by, &record).encode_to_vec()))
     };
     let refilled =
-        || control_record::Kind::StreamRefilled(v1::StreamRefilled { seq: 7, entries: Vec::new() });
+        || control_record::Kind::StreamRefilled(v1::StreamRefilled { seq: 7, ..Default::default() });
     let lost = v1::StreamLost { from: 3, to: 7, refilled: 0, reappended: 5 };
     for (by, is_believed) in [(world.ledger.clone(), true), (key(1), false)] {
         let (subject, payload) = stated(&by, refilled());
@@ -197,7 +258,7 @@ fn it_is_never_an_entry_itself_and_a_loss_is_one() {
     for entry in &world.entries {
         auditor.check(entry).unwrap();
     }
-    let refilled = v1::StreamRefilled { seq: 5, entries: Vec::new() };
+    let refilled = v1::StreamRefilled { seq: 5, ..Default::default() };
     let record = v1::ControlRecord {
         time_unix_ms: 1,
         actor: "ledger".into(),
@@ -235,7 +296,8 @@ fn the_largest_batch_fits_into_what_may_stand_for_it() {
         .map(|entry| entry.encode_to_vec().into())
         .collect();
     assert_eq!(entries.len(), MAX_BATCH_EVENTS);
-    let kind = control_record::Kind::StreamRefilled(v1::StreamRefilled { seq, entries });
+    let kind =
+        control_record::Kind::StreamRefilled(v1::StreamRefilled { seq, entries, ..Default::default() });
     let record = v1::ControlRecord { time_unix_ms: 1, actor: "ledger".into(), kind: Some(kind) };
     let size = sign_control(&world.ledger, &record).encode_to_vec().len();
     assert!(size < MAX_REFILL_BYTES, "{size}");

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use exchequer_event::{
-    control::{sign_control, topic},
+    control::{key_chain, sign_control, topic},
     digest::Digest,
     name::control_subject,
     seal,
@@ -54,6 +54,11 @@ impl ControlWriter {
     /// A signature by the key of this moment.
     pub(crate) fn sign(&self, digest: Digest) -> Bytes {
         seal::sign(&self.key.current().signing, digest)
+    }
+
+    /// The records that lead from the genesis' key to the one of this moment.
+    pub(crate) fn key_chain(&self, standing: &Standing) -> Vec<v1::SignedControl> {
+        key_chain(&standing.ledger_enrolments(), &self.key.current().public())
     }
 
     /// Appends a record on behalf of an actor; its stream sequence.

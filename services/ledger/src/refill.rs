@@ -314,7 +314,8 @@ impl Refill<'_> {
         let message = if let Some((subject, payload)) = held.original() {
             Message::new(subject, payload)
         } else {
-            let refilled = v1::StreamRefilled { seq: held.seq, entries: held.entries.clone() };
+            let key_chain = self.control.key_chain(self.standing);
+            let refilled = v1::StreamRefilled { seq: held.seq, entries: held.entries.clone(), key_chain };
             self.control.message("ledger", ControlKind::StreamRefilled(refilled))
         };
         mark::set(message, from, held.seq, &self.control)

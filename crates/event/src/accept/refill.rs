@@ -4,14 +4,17 @@
 //! nothing, which nobody can check once the message is gone; it can't state events that their agent did not sign at this point of
 //! its chain.
 
+use ed25519_dalek::VerifyingKey;
 use prost::Message;
 
-use super::{Acceptor, Incoming, Kinds, Outcome};
+use super::{Acceptor, Incoming, KeyState, Kinds, Outcome};
 use crate::{
-    audit, control, entry,
+    audit,
+    control::{self, MAX_KEY_CHAIN, OpenControl},
+    entry,
     name::{MAX_BATCH_EVENTS, Subject},
     seal::{Refusal, malformed, mismatch},
-    v1::{self, RejectionReason, control_record::Kind as ControlKind, entry::Kind},
+    v1::{self, KeyRole, RejectionReason, control_record::Kind as ControlKind, entry::Kind},
 };
 
 impl Acceptor {
@@ -34,6 +37,31 @@ impl Acceptor {
         let Some(Subject::Control(_)) = Subject::parse(message.subject) else { return None };
         let (_, open) = control::open_control_message(&message.payload).ok()?;
         self.check_control(&open).ok().map(|()| open.kind)
+    }
+
+    /// Whether an enrolled ledger key signed it. What stands for a lost message may be signed by one that was enrolled only behind its
+    /// place: the records with it lead there from a key that is enrolled here.
+    pub(super) fn is_ledgers(&self, open: &OpenControl) -> bool {
+        let keys = self.valid_keys(KeyRole::Ledger, "");
+        if keys.contains(&open.signer) {
+            return true;
+        }
+        let ControlKind::StreamRefilled(refilled) = &open.kind else { return false };
+        // What is revoked here leads nowhere.
+        let is_revoked = |signer: &[u8]| {
+            let is_it =
+                |key: &KeyState| key.role == KeyRole::Ledger && key.revoked && key.key.as_bytes() == signer;
+            self.keys().iter().any(is_it)
+        };
+        if refilled.key_chain.len() > MAX_KEY_CHAIN || is_revoked(open.signer.as_bytes()) {
+            return false;
+        }
+        let chain: Vec<_> =
+            refilled.key_chain.iter().filter(|signed| !is_revoked(&signed.public_key)).cloned().collect();
+        let leads = |key: &VerifyingKey| {
+            control::followed_keys(key, &chain).is_ok_and(|led| led.contains(&open.signer))
+        };
+        keys.iter().any(leads)
     }
 
     /// The entries that a refilled message yields, if they are such as one lost message can have become here.

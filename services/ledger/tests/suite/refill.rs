@@ -501,6 +501,28 @@ async fn what_a_ledger_settled_counts_for_those_at_the_same_place_and_those_befo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_rotated_key_signs_for_places_from_before_it_leads_to_the_same_tree() {
+    let mut server = NatsServer::start();
+    let mut agent = SimAgent::new("a1");
+    let world = World::over(temp_dir(), connect(&server, true).await, &[&agent]).await;
+    let copy = server.copy_store();
+    let size = world.take(&mut agent, "acme", 1).await;
+    append(&world.stream, Message::new(agent.subject(), "refused")).await;
+    world.covered(size + 1).await;
+    let admin = ("ada", None, &[exchequer_auth::Role::Admin][..]);
+    let rotation = v1::RotateLedgerKeyRequest { keep_old: false, reason: "a year old".into() };
+    world.client().rotate_ledger_key(world.request(admin, rotation)).await.unwrap();
+    world.covered(size + 3).await;
+    server.restart_from(copy.path());
+    world.covered(size + 4).await;
+    let fresh = Options { data: world.dir.path().join("fresh"), ..world.options.clone() };
+    let service = start(&fresh, &world.stream).await;
+    let is_same = || std::future::ready(tile_files(&world.options.data) == tile_files(&fresh.data));
+    eventually(PATIENCE, is_same).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repetition_that_the_broker_kept_is_no_message_of_others() {
     let mut server = NatsServer::start();
     let mut agent = SimAgent::new("a1");

@@ -40,7 +40,10 @@ async fn put_back(world: &World, all: &[Record], kept: u64) {
         }
         let message = if matches!(decided.outcome, Outcome::Rejected { .. }) {
             let entries = decided.entries.iter().map(|entry| entry.encode_to_vec().into()).collect();
-            stated(world, Kind::StreamRefilled(v1::StreamRefilled { seq: record.seq, entries }))
+            stated(
+                world,
+                Kind::StreamRefilled(v1::StreamRefilled { seq: record.seq, entries, ..Default::default() }),
+            )
         } else {
             Message::new(record.subject.clone(), record.payload.clone())
         };
