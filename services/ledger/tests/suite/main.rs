@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod fsck;
+mod beside;
 mod ha;
 mod http;
 mod integrate;
