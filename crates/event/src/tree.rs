@@ -4,7 +4,7 @@
 //! `rs_merkle`'s verifier takes the leaf count on trust and ignores surplus hashes; here the count comes from the signed seal and the
 //! path has to have exactly the right length.
 
-use rs_merkle::{MerkleProof, MerkleTree};
+use rs_merkle::{Hasher as _, MerkleProof, MerkleTree};
 
 use crate::digest::{DIGEST_LEN, Digest, Purpose};
 
@@ -27,9 +27,17 @@ impl rs_merkle::Hasher for NodeHasher {
 }
 
 /// Root over the leaves, in order; [`Digest::ZERO`] for none. An odd node moves up unhashed, as in RFC 6962.
+///
+/// Computed in place: every batch needs it several times, and nobody needs the tree that `rs_merkle` would keep.
 pub fn root(leaves: &[Digest]) -> Digest {
-    let leaves: Vec<_> = leaves.iter().map(|leaf| leaf.0).collect();
-    Digest(MerkleTree::<NodeHasher>::from_leaves(&leaves).root().unwrap_or_default())
+    let mut row: Vec<_> = leaves.iter().map(|leaf| leaf.0).collect();
+    while row.len() > 1 {
+        for parent in 0..row.len().div_ceil(2) {
+            row[parent] = NodeHasher::concat_and_hash(&row[2 * parent], row.get(2 * parent + 1));
+        }
+        row.truncate(row.len().div_ceil(2));
+    }
+    Digest(row.first().copied().unwrap_or_default())
 }
 
 /// Hashes that lead from a leaf to the root, lowest first; `None` if there is no such leaf.
@@ -94,6 +102,12 @@ mod tests {
             let leaves = leaves(count);
             let root = root(&leaves);
             assert_eq!(root, naive_root(&leaves), "{count}");
+            let raw: Vec<_> = leaves.iter().map(|leaf| leaf.0).collect();
+            assert_eq!(
+                MerkleTree::<NodeHasher>::from_leaves(&raw).root().unwrap_or_default(),
+                root.0,
+                "{count}"
+            );
             for index in 0..count {
                 let mut path = path(&leaves, index).unwrap();
                 assert!(path_holds(root, leaves[index], index, count, &path), "{index} of {count}");

@@ -1,8 +1,8 @@
 //! The ledger as a whole, over the embedded stream and over a real nats-server.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod fsck;
 mod beside;
+mod fsck;
 mod ha;
 mod http;
 mod integrate;
