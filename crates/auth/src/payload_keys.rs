@@ -1,6 +1,6 @@
 //! Payload key files: 32 random bytes under which a tenant's payloads are encrypted, made once and erased when they are to be forgotten.
 //!
-//! They are files as [`keys`](crate::keys) makes them, with another tag: neither is taken for the other. Left out: what the key does.
+//! They are files as [`crate::keys`] makes them, with another tag: neither is taken for the other. Left out: what the key does.
 //! Invariant: nothing but a whole payload key is ever overwritten or removed.
 
 use std::{

@@ -1,6 +1,6 @@
 //! Confidential payloads: what of an event only the holders of its tenant's payload key can read.
 //!
-//! [`conceal`] moves the payload fields of an event into a ciphertext beside a commitment; [`PayloadKey::open`] brings them back, and
+//! [`PayloadKey::conceal`] moves the payload fields of an event into a ciphertext beside a commitment; [`PayloadKey::open`] brings them back, and
 //! [`reveal`] checks a payload that somebody shows against the commitment, without a key. Acceptance, audit and proofs are over the
 //! event's bytes, ciphertext included, so they hold whether or not the key still exists.
 //!

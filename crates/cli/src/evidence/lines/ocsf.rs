@@ -390,8 +390,14 @@ fn map_control(record: &v1::ControlRecord) -> Mapped {
         Some(Control::DurabilityDegraded(degraded)) => {
             return Mapped::base("durability_degraded", MEDIUM, degraded.detail.clone());
         }
-        #[allow(unreachable_patterns, reason = "kinds that come later are control records all the same")]
-        _ => return Mapped::base("control", INFORMATIONAL, "a control record"),
+        Some(Control::StreamLost(lost)) => {
+            let message = format!("the stream lost messages from {} to {}", lost.from, lost.to);
+            return Mapped::base("stream_lost", MEDIUM, message);
+        }
+        // What stands for a lost message is not an entry itself.
+        Some(Control::StreamRefilled(_)) | None => {
+            return Mapped::base("control", INFORMATIONAL, "a control record");
+        }
     };
     Mapped {
         class: Class::ApiActivity,
