@@ -159,6 +159,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     let found = tokio::task::spawn_blocking(move || scan::log(&ledger.data.join("log"), &verifier)).await??;
     let (lost, duplicated) = found.compare(&sent);
     ensure!(lost == 0 && duplicated == 0, "{lost} events lost, {duplicated} twice in the log");
+    ensure!(found.root_holds, "the entries do not lead to the signed root");
     Ok(Report {
         scenario: "ingest",
         events: full.events + paced.events,

@@ -3,7 +3,7 @@
 
 use ed25519_dalek::SigningKey;
 use exchequer_event::{
-    accept::{Acceptor, Decided, Incoming, Outcome},
+    accept::{Acceptor, Decided, Examined, Incoming, KeyState, Outcome},
     audit::Auditor,
     control,
     digest::Digest,
@@ -141,6 +141,12 @@ impl World {
         self.messages.push((subject.to_owned(), payload.clone()));
         let incoming = Incoming { stream_seq: self.messages.len() as u64, subject, payload };
         let decided = self.acceptor.decide(&incoming);
+        // Prepared ahead, with keys that have been revoked since or with none: nothing else may come of it.
+        let once = |key: &KeyState| KeyState { revoked: false, ..key.clone() };
+        for likely in [self.acceptor.keys().iter().map(once).collect(), Vec::new()] {
+            let ahead = self.acceptor.decide_examined(&incoming, Examined::new(&incoming, &likely));
+            assert_eq!((&ahead.entries, &ahead.outcome), (&decided.entries, &decided.outcome));
+        }
         for entry in &decided.entries {
             self.acceptor.evolve(entry);
             self.auditor.check(entry).unwrap();
