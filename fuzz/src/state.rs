@@ -69,6 +69,7 @@ pub(crate) fn budgets() -> Vec<Vec<u8>> {
         holder: "agent-1".into(),
         amounts: vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 1 }],
         expires_unix_ms: 9,
+        ..Default::default()
     };
     let decision = v1::Decision {
         idempotency_key: "key".into(),

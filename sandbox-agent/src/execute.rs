@@ -197,7 +197,7 @@ impl Executor {
             amounts: holds::amounts(&checked.limits, &checked.extra_holds),
             ttl_ms: checked.limits.wall_ms.saturating_add(margin),
             idempotency_key: request.execution_id.clone(),
-            holder: String::new(),
+            ..v1::ReserveRequest::default()
         };
         self.holds.reserve(reserve).await.map_err(|error| match error {
             HoldError::Denied(denied) => budget_denial(&denied),
@@ -367,6 +367,16 @@ fn budget_denial(denied: &v1::HoldDenied) -> Denial {
             Code::ResourceExhausted,
             format!("scope {scope} is in debt for {meter}; {} was requested", denied.requested),
         ),
+        v1::DenialReason::RateLimited => (
+            Code::ResourceExhausted,
+            format!(
+                "scope {scope} is at its rate limit for {meter}; try again in {} ms",
+                denied.retry_after_ms
+            ),
+        ),
+        v1::DenialReason::Concurrency => {
+            (Code::ResourceExhausted, format!("scope {scope} has as many open holds as it may have"))
+        }
         v1::DenialReason::Exhausted | v1::DenialReason::Unspecified => (
             Code::ResourceExhausted,
             format!(

@@ -113,6 +113,7 @@ impl From<&Event> for v1::BudgetEvent {
             Event::BudgetSet { scope, granted } => Kind::BudgetSet(v1::BudgetSet {
                 scope: scope.to_string(),
                 granted: meter_amounts(granted.iter()),
+                ..Default::default()
             }),
             Event::HoldGranted { hold_id, scope, holder, amounts, expires_ms } => {
                 Kind::HoldGranted(v1::HoldGranted {
@@ -121,6 +122,7 @@ impl From<&Event> for v1::BudgetEvent {
                     holder: holder.to_string(),
                     amounts: meter_amounts(amounts.iter()),
                     expires_unix_ms: *expires_ms,
+                    ..Default::default()
                 })
             }
             Event::HoldDenied { scope, denial } => Kind::HoldDenied(denied(scope, denial)),
@@ -128,11 +130,13 @@ impl From<&Event> for v1::BudgetEvent {
                 hold_id: hold_id.to_string(),
                 added: meter_amounts(added.iter()),
                 expires_unix_ms: *expires_ms,
+                ..Default::default()
             }),
             Event::HoldSettled { hold_id, used, late } => Kind::HoldSettled(v1::HoldSettled {
                 hold_id: hold_id.to_string(),
                 used: meter_amounts(used.iter()),
                 late: *late,
+                ..Default::default()
             }),
             Event::HoldVoided { hold_id } => {
                 Kind::HoldVoided(v1::HoldVoided { hold_id: hold_id.to_string() })
@@ -149,6 +153,7 @@ impl From<&Event> for v1::BudgetEvent {
                 Kind::CommandRefused(v1::CommandRefused {
                     reason: reason.into(),
                     hold_id: hold_id.to_string(),
+                    ..Default::default()
                 })
             }
         };
@@ -195,10 +200,11 @@ impl TryFrom<&v1::BudgetEvent> for Event {
                     v1::RefusalReason::UnknownHold => Refusal::UnknownHold,
                     v1::RefusalReason::HoldClosed => Refusal::HoldClosed,
                     v1::RefusalReason::NotHolder => Refusal::NotHolder,
-                    v1::RefusalReason::Unspecified => return Err(Fault::Missing.at("reason")),
+                    _ => return Err(Fault::Missing.at("reason")),
                 },
                 hold_id: hold_id(&refused.hold_id)?,
             },
+            _ => return Err(Fault::Missing.at("kind")),
         };
         Ok(event)
     }
@@ -217,12 +223,21 @@ fn denied(scope: &ScopePath, denial: &Denial) -> v1::HoldDenied {
     };
     let (binding_scope, binding_meter) =
         binding.map(|(scope, meter)| (scope.to_string(), meter.to_string())).unwrap_or_default();
-    v1::HoldDenied { scope, reason: reason.into(), binding_scope, binding_meter, requested, available }
+    v1::HoldDenied {
+        scope,
+        reason: reason.into(),
+        binding_scope,
+        binding_meter,
+        requested,
+        available,
+        ..Default::default()
+    }
 }
 
 fn denial(denied: &v1::HoldDenied) -> Result<Denial, Invalid> {
     let reason = denied.reason();
-    if reason == v1::DenialReason::Unspecified {
+    if !matches!(reason, v1::DenialReason::Exhausted | v1::DenialReason::InDebt | v1::DenialReason::NoBudget)
+    {
         return Err(Fault::Missing.at("reason"));
     }
     let absent = |field, empty: bool| {
@@ -404,10 +419,11 @@ pub fn budget(scope: &ScopePath, balances: &[(Meter, Balance)]) -> Result<v1::Bu
                 held: narrow(meter, balance.held)?,
                 spent: narrow(meter, balance.spent)?,
                 debt: narrow(meter, balance.debt)?,
+                ..Default::default()
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(v1::Budget { scope: scope.to_string(), balances })
+    Ok(v1::Budget { scope: scope.to_string(), balances, ..Default::default() })
 }
 
 /// A hold as a message has it.
@@ -426,5 +442,6 @@ pub fn hold(hold_id: &HoldId, hold: &Hold) -> v1::GetHoldResponse {
         amounts: meter_amounts(hold.amounts.iter()),
         used: meter_amounts(used.iter()),
         expires_unix_ms: hold.expires_ms,
+        ..Default::default()
     }
 }

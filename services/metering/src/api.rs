@@ -105,6 +105,64 @@ impl Api {
 
 #[tonic::async_trait]
 impl MeteringService for Api {
+    type WatchBudgetsStream = tonic::codegen::BoxStream<v1::WatchBudgetsResponse>;
+    async fn watch_budgets(&self, _: Request<v1::WatchBudgetsRequest>) -> Reply<Self::WatchBudgetsStream> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn remove_budget(&self, _: Request<v1::RemoveBudgetRequest>) -> Reply<v1::RemoveBudgetResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn add_grant(&self, _: Request<v1::AddGrantRequest>) -> Reply<v1::AddGrantResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn revoke_grant(&self, _: Request<v1::RevokeGrantRequest>) -> Reply<v1::RevokeGrantResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn set_rate_limit(&self, _: Request<v1::SetRateLimitRequest>) -> Reply<v1::SetRateLimitResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn set_concurrency_limit(
+        &self,
+        _: Request<v1::SetConcurrencyLimitRequest>,
+    ) -> Reply<v1::SetConcurrencyLimitResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn set_price(&self, _: Request<v1::SetPriceRequest>) -> Reply<v1::SetPriceResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn define_meter(&self, _: Request<v1::DefineMeterRequest>) -> Reply<v1::DefineMeterResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn set_webhook(&self, _: Request<v1::SetWebhookRequest>) -> Reply<v1::SetWebhookResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn get_settings(&self, _: Request<v1::GetSettingsRequest>) -> Reply<v1::GetSettingsResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn draw_lease(&self, _: Request<v1::DrawLeaseRequest>) -> Reply<v1::DrawLeaseResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn revoke_hold(&self, _: Request<v1::RevokeHoldRequest>) -> Reply<v1::RevokeHoldResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn list_holds(&self, _: Request<v1::ListHoldsRequest>) -> Reply<v1::ListHoldsResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn decide(&self, _: Request<v1::DecideRequest>) -> Reply<v1::DecideResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn report_usage(&self, _: Request<v1::ReportUsageRequest>) -> Reply<v1::ReportUsageResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn correct_usage(&self, _: Request<v1::CorrectUsageRequest>) -> Reply<v1::CorrectUsageResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn query_usage(&self, _: Request<v1::QueryUsageRequest>) -> Reply<v1::QueryUsageResponse> {
+        Err(Status::unimplemented("draft"))
+    }
+    async fn get_position(&self, _: Request<v1::GetPositionRequest>) -> Reply<v1::GetPositionResponse> {
+        Err(Status::unimplemented("draft"))
+    }
     async fn set_budget(&self, request: Request<v1::SetBudgetRequest>) -> Reply<v1::SetBudgetResponse> {
         let (caller, message) = open(request)?;
         let mut check = Check::default();
@@ -138,7 +196,7 @@ impl MeteringService for Api {
         self.serving()?;
         let budget = self.budget_of(&scope)?;
         let budget = budget.ok_or_else(|| Status::not_found(format!("scope {scope} has no budget")))?;
-        Ok(Response::new(v1::GetBudgetResponse { budget: Some(budget) }))
+        Ok(Response::new(v1::GetBudgetResponse { budget: Some(budget.clone()), budgets: vec![budget] }))
     }
 
     async fn list_budgets(&self, request: Request<v1::ListBudgetsRequest>) -> Reply<v1::ListBudgetsResponse> {
@@ -414,9 +472,7 @@ fn refusal(refused: &v1::CommandRefused) -> Status {
         v1::RefusalReason::NotHolder => {
             Status::permission_denied(format!("hold {hold_id} belongs to another holder"))
         }
-        v1::RefusalReason::UnknownHold | v1::RefusalReason::Unspecified => {
-            Status::not_found(format!("there is no hold {hold_id}"))
-        }
+        _ => Status::not_found(format!("there is no hold {hold_id}")),
     }
 }
 
