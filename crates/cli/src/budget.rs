@@ -98,6 +98,7 @@ impl Budget {
                     scope: set.scope,
                     granted: set.granted,
                     idempotency_key: set.idempotency_key,
+                    ..v1::SetBudgetRequest::default()
                 };
                 let answer = set.connection.metering().await?.set_budget(request).await?.into_inner();
                 show(&[answer.budget.unwrap_or_default()], set.format, true)?;

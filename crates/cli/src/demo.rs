@@ -171,7 +171,7 @@ impl Demo {
         let request = v1::SetBudgetRequest {
             scope: self.tenant.clone(),
             granted: granted.to_vec(),
-            idempotency_key: String::new(),
+            ..v1::SetBudgetRequest::default()
         };
         self.metering()?.set_budget(request).await?;
         let balances = self.balances().await?;

@@ -312,6 +312,7 @@ fn budget_text(kind: &budget_event::Kind) -> String {
             let reason = refused.reason().as_str_name().trim_start_matches("REFUSAL_REASON_").to_lowercase();
             format!("refused: {reason} {}", refused.hold_id)
         }
+        other => format!("{other:?}"),
     }
 }
 

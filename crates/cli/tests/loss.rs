@@ -118,7 +118,7 @@ impl Parts {
             amounts: cpu(cpu_ms),
             ttl_ms: 600_000,
             idempotency_key: key.to_owned(),
-            holder: String::new(),
+            ..v1::ReserveRequest::default()
         };
         self.agent.reserve(request).await.unwrap().into_inner().outcome.unwrap()
     }
@@ -188,8 +188,11 @@ async fn a_broker_that_loses_its_end_costs_neither_events_nor_decisions() {
     let mut server = NatsServer::start();
     let mut parts = Parts::start(&server).await;
     let mut ids = SimAgent::new(AGENT);
-    let budget =
-        v1::SetBudgetRequest { scope: "acme".to_owned(), granted: cpu(1000), idempotency_key: String::new() };
+    let budget = v1::SetBudgetRequest {
+        scope: "acme".to_owned(),
+        granted: cpu(1000),
+        ..v1::SetBudgetRequest::default()
+    };
     parts.admin.set_budget(budget).await.unwrap();
     let copy = server.copy_store();
 

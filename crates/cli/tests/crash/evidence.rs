@@ -351,7 +351,7 @@ impl Budgets {
             Event::HoldVoided(voided) => self.close(&voided.hold_id, Standing::Voided),
             Event::HoldExpired(expired) => self.close(&expired.hold_id, Standing::Expired),
             Event::HoldDenied(_) => {}
-            Event::HoldExtended(_) | Event::CommandRefused(_) => panic!("nobody asked for that: {kind:?}"),
+            other => panic!("nobody asked for that: {other:?}"),
         }
     }
 
@@ -381,6 +381,8 @@ impl Sums {
                 held,
                 spent,
                 debt: (held + spent).saturating_sub(*granted),
+                allowance: *granted,
+                ..v1::Balance::default()
             };
             (meter.clone(), balance)
         };

@@ -234,7 +234,7 @@ async fn reserve(client: &Metering, tenant: &'static str, key: String, amounts: 
         amounts: meter_amounts(amounts),
         ttl_ms: 3_600_000,
         idempotency_key: key.clone(),
-        holder: String::new(),
+        ..v1::ReserveRequest::default()
     };
     let response = answered(|| {
         let (mut client, request) = (client.clone(), request.clone());

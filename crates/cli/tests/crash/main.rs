@@ -217,6 +217,7 @@ async fn set_budgets(deployment: &Deployment) {
             scope: tenant.to_owned(),
             granted: meter_amounts(granted),
             idempotency_key: "budget".to_owned(),
+            ..v1::SetBudgetRequest::default()
         };
         answered(|| {
             let (mut client, request) = (client.clone(), request.clone());

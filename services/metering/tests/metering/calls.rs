@@ -18,7 +18,12 @@ fn extend(hold_id: &str, added: &[(&str, u64)], key: &str) -> v1::ExtendRequest 
 }
 
 fn settle(hold_id: &str, used: &[(&str, u64)], key: &str) -> v1::SettleRequest {
-    v1::SettleRequest { hold_id: hold_id.to_owned(), used: amounts(used), idempotency_key: key.to_owned() }
+    v1::SettleRequest {
+        hold_id: hold_id.to_owned(),
+        used: amounts(used),
+        idempotency_key: key.to_owned(),
+        source: None,
+    }
 }
 
 fn void(hold_id: &str, key: &str) -> v1::VoidRequest {

@@ -213,7 +213,7 @@ pub fn set(scope: &str, granted: &[(&str, u64)]) -> v1::SetBudgetRequest {
     v1::SetBudgetRequest {
         scope: scope.to_owned(),
         granted: amounts(granted),
-        idempotency_key: String::new(),
+        ..v1::SetBudgetRequest::default()
     }
 }
 
@@ -223,7 +223,7 @@ pub fn reserve(scope: &str, asked: &[(&str, u64)], key: &str) -> v1::ReserveRequ
         amounts: amounts(asked),
         ttl_ms: 600_000,
         idempotency_key: key.to_owned(),
-        holder: String::new(),
+        ..v1::ReserveRequest::default()
     }
 }
 
