@@ -82,6 +82,7 @@ impl MeteringService for Answers {
                 binding_meter: "cpu_ms".into(),
                 requested: 10,
                 available: 5,
+                ..v1::HoldDenied::default()
             }),
         };
         Ok(Response::new(v1::ReserveResponse { outcome: Some(outcome), stream_seq: 1 }))
@@ -91,6 +92,131 @@ impl MeteringService for Answers {
         self.asked.voids.fetch_add(1, Ordering::Relaxed);
         let voided = v1::HoldVoided { hold_id: request.into_inner().hold_id };
         Ok(Response::new(v1::VoidResponse { voided: Some(voided), stream_seq: 1 }))
+    }
+
+    type WatchBudgetsStream = futures::stream::Empty<Result<v1::WatchBudgetsResponse, Status>>;
+
+    async fn watch_budgets(
+        &self,
+        _: Request<v1::WatchBudgetsRequest>,
+    ) -> Result<Response<Self::WatchBudgetsStream>, Status> {
+        unasked()
+    }
+
+    async fn remove_budget(
+        &self,
+        _: Request<v1::RemoveBudgetRequest>,
+    ) -> Result<Response<v1::RemoveBudgetResponse>, Status> {
+        unasked()
+    }
+
+    async fn add_grant(
+        &self,
+        _: Request<v1::AddGrantRequest>,
+    ) -> Result<Response<v1::AddGrantResponse>, Status> {
+        unasked()
+    }
+
+    async fn revoke_grant(
+        &self,
+        _: Request<v1::RevokeGrantRequest>,
+    ) -> Result<Response<v1::RevokeGrantResponse>, Status> {
+        unasked()
+    }
+
+    async fn set_rate_limit(
+        &self,
+        _: Request<v1::SetRateLimitRequest>,
+    ) -> Result<Response<v1::SetRateLimitResponse>, Status> {
+        unasked()
+    }
+
+    async fn set_concurrency_limit(
+        &self,
+        _: Request<v1::SetConcurrencyLimitRequest>,
+    ) -> Result<Response<v1::SetConcurrencyLimitResponse>, Status> {
+        unasked()
+    }
+
+    async fn set_price(
+        &self,
+        _: Request<v1::SetPriceRequest>,
+    ) -> Result<Response<v1::SetPriceResponse>, Status> {
+        unasked()
+    }
+
+    async fn define_meter(
+        &self,
+        _: Request<v1::DefineMeterRequest>,
+    ) -> Result<Response<v1::DefineMeterResponse>, Status> {
+        unasked()
+    }
+
+    async fn set_webhook(
+        &self,
+        _: Request<v1::SetWebhookRequest>,
+    ) -> Result<Response<v1::SetWebhookResponse>, Status> {
+        unasked()
+    }
+
+    async fn get_settings(
+        &self,
+        _: Request<v1::GetSettingsRequest>,
+    ) -> Result<Response<v1::GetSettingsResponse>, Status> {
+        unasked()
+    }
+
+    async fn draw_lease(
+        &self,
+        _: Request<v1::DrawLeaseRequest>,
+    ) -> Result<Response<v1::DrawLeaseResponse>, Status> {
+        unasked()
+    }
+
+    async fn revoke_hold(
+        &self,
+        _: Request<v1::RevokeHoldRequest>,
+    ) -> Result<Response<v1::RevokeHoldResponse>, Status> {
+        unasked()
+    }
+
+    async fn list_holds(
+        &self,
+        _: Request<v1::ListHoldsRequest>,
+    ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        unasked()
+    }
+
+    async fn decide(&self, _: Request<v1::DecideRequest>) -> Result<Response<v1::DecideResponse>, Status> {
+        unasked()
+    }
+
+    async fn report_usage(
+        &self,
+        _: Request<v1::ReportUsageRequest>,
+    ) -> Result<Response<v1::ReportUsageResponse>, Status> {
+        unasked()
+    }
+
+    async fn correct_usage(
+        &self,
+        _: Request<v1::CorrectUsageRequest>,
+    ) -> Result<Response<v1::CorrectUsageResponse>, Status> {
+        unasked()
+    }
+
+    async fn query_usage(
+        &self,
+        _: Request<v1::QueryUsageRequest>,
+    ) -> Result<Response<v1::QueryUsageResponse>, Status> {
+        unasked()
+    }
+
+    async fn get_position(
+        &self,
+        _: Request<v1::GetPositionRequest>,
+    ) -> Result<Response<v1::GetPositionResponse>, Status> {
+        unasked()
     }
 
     async fn set_budget(
