@@ -1,11 +1,14 @@
 //! What can be asked of the budgets. A command is valid once it exists; whether it succeeds is for `decide` to say.
 //!
-//! Expiry is not a command: nobody asks for it, see [`crate::sweep`].
+//! What time brings (expiry, the end of a window) is not a command: nobody asks for it, see [`crate::sweep`].
+
+use std::sync::Arc;
 
 use crate::{
     fault::{Fault, Invalid},
-    id::{HoldId, IdempotencyKey, Subject, TenantId},
-    meter::{Allowance, Amounts},
+    id::{GrantId, HoldId, IdempotencyKey, Label, Subject, TenantId, WebhookUrl},
+    meter::{Amounts, MAX_METERS, Meter},
+    policy::{BudgetTerms, Correction, GrantTerms, Price, RateLimit, Source, Window},
     scope::ScopePath,
 };
 
@@ -46,12 +49,52 @@ pub struct Idempotency {
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Limits meters at a scope. What was spent there before counts. Lowering a budget below what is held and spent makes debt.
+    /// Sets budgets. Over all time, what was spent there before counts; a new budget over another window begins with nothing spent.
+    /// Lowering a budget below what is held and spent makes debt.
     SetBudget {
         /// The scope.
         scope: ScopePath,
-        /// The new totals; meters that are not named keep theirs. Not empty.
-        granted: Allowance,
+        /// The terms.
+        terms: Arc<BudgetTerms>,
+    },
+    /// Removes budgets, with their grants.
+    RemoveBudget {
+        /// The scope.
+        scope: ScopePath,
+        /// The window.
+        window: Window,
+        /// The meters; empty for all.
+        meters: Vec<Meter>,
+    },
+    /// Adds a grant to a budget.
+    AddGrant(Arc<GrantTerms>),
+    /// Ends a grant.
+    RevokeGrant {
+        /// The grant.
+        grant_id: GrantId,
+    },
+    /// Sets or removes a rate limit.
+    SetRateLimit(RateLimit),
+    /// Sets or removes a limit on open holds.
+    SetConcurrencyLimit {
+        /// The scope.
+        scope: ScopePath,
+        /// Open holds at most; 0 removes the limit.
+        max_open_holds: u64,
+    },
+    /// Sets or removes a price.
+    SetPrice(Price),
+    /// Defines a meter of the tenant's own, or describes it anew.
+    DefineMeter {
+        /// The meter: a custom one.
+        meter: Meter,
+        /// What it counts.
+        description: Option<Label>,
+    },
+    /// Sets where thresholds are reported.
+    SetWebhook {
+        /// The URL; none for nowhere.
+        url: Option<WebhookUrl>,
     },
     /// Holds amounts at a scope and all that enclose it.
     Reserve {
@@ -65,6 +108,11 @@ pub enum Action {
         amounts: Amounts,
         /// How long.
         ttl: Ttl,
+        /// Balancing: of each meter named here, as much of its amount as is left is held, but no less than this. Names meters of
+        /// `amounts`, each with at most its amount.
+        at_least: Amounts,
+        /// Whether it is a lease.
+        lease: bool,
     },
     /// Adds to a hold and lets it live until `now + ttl`, if that is later than it does.
     Extend {
@@ -81,12 +129,72 @@ pub enum Action {
         hold_id: HoldId,
         /// What was used; may be empty, and may be more than was held.
         used: Amounts,
+        /// What the usage belongs to.
+        source: Option<Arc<Source>>,
+    },
+    /// Records what was used of a lease.
+    Draw {
+        /// The lease.
+        hold_id: HoldId,
+        /// What was used. Not empty.
+        used: Amounts,
+        /// What the usage belongs to.
+        source: Option<Arc<Source>>,
     },
     /// Returns all of a hold.
     Void {
         /// The hold.
         hold_id: HoldId,
     },
+    /// Forbids that a hold is extended. Its holder need not be who asks.
+    Revoke {
+        /// The hold.
+        hold_id: HoldId,
+        /// Why.
+        reason: Label,
+    },
+    /// Records usage that no hold covers.
+    Report {
+        /// The scope.
+        scope: ScopePath,
+        /// What was used. Not empty.
+        used: Amounts,
+        /// What it belongs to.
+        source: Option<Arc<Source>>,
+        /// What is counted once per distinct value.
+        subject: Option<Label>,
+    },
+    /// Corrects usage.
+    Correct(Arc<Correction>),
+    /// Records that a notification was taken or given up. The writer's own.
+    EndNotification {
+        /// Its number.
+        notification: u64,
+        /// Whether it was taken.
+        delivered: bool,
+        /// Attempts made.
+        attempts: u32,
+        /// The last answer or error.
+        detail: Option<Label>,
+    },
+}
+
+impl Action {
+    /// The scope that it names, unless it names a hold, a grant or nothing.
+    pub fn scope(&self) -> Option<&ScopePath> {
+        Some(match self {
+            Self::SetBudget { scope, .. }
+            | Self::RemoveBudget { scope, .. }
+            | Self::SetConcurrencyLimit { scope, .. }
+            | Self::Reserve { scope, .. }
+            | Self::Report { scope, .. } => scope,
+            Self::AddGrant(grant) => &grant.scope,
+            Self::SetRateLimit(limit) => &limit.scope,
+            Self::SetPrice(price) => &price.scope,
+            Self::Correct(correction) => &correction.scope,
+            _ => return None,
+        })
+    }
 }
 
 /// A valid command: one tenant's, by one actor.
@@ -110,20 +218,40 @@ impl Command {
         idempotency: Option<Idempotency>,
         action: Action,
     ) -> Result<Self, Invalid> {
+        if let Some(scope) = action.scope() {
+            within(&tenant, scope)?;
+        }
         match &action {
-            Action::SetBudget { scope, granted } => {
-                within(&tenant, scope)?;
-                if granted.is_empty() {
-                    return Err(Fault::Empty.at("granted"));
+            Action::SetBudget { terms, .. } => {
+                terms.check()?;
+                if terms.zone.as_ref().is_some_and(|zone| !zone.known()) {
+                    return Err(Fault::UnknownZone.at("time_zone"));
                 }
             }
-            Action::Reserve { scope, amounts, .. } => {
-                within(&tenant, scope)?;
+            Action::RemoveBudget { meters, .. } if meters.len() > MAX_METERS => {
+                return Err(Fault::TooLong { max: MAX_METERS }.at("meters"));
+            }
+            Action::AddGrant(grant) => grant.check().map_err(|invalid| invalid.within("grant"))?,
+            Action::SetRateLimit(limit) => limit.check().map_err(|invalid| invalid.within("limit"))?,
+            Action::SetPrice(price) => price.check().map_err(|invalid| invalid.within("price"))?,
+            Action::DefineMeter { meter, .. } if !meter.is_custom() => {
+                return Err(Fault::Unexpected.at("meter.meter"));
+            }
+            Action::Reserve { amounts, at_least, .. } => {
                 if amounts.is_empty() {
                     return Err(Fault::Empty.at("amounts"));
                 }
+                if at_least.iter().any(|(meter, least)| least > amounts.get(meter)) {
+                    return Err(Fault::Unexpected.at("at_least"));
+                }
             }
-            Action::Extend { .. } | Action::Settle { .. } | Action::Void { .. } => {}
+            Action::Draw { used, .. } | Action::Report { used, .. } if used.is_empty() => {
+                return Err(Fault::Empty.at("used"));
+            }
+            Action::Correct(correction) if correction.amounts.is_empty() => {
+                return Err(Fault::Empty.at("correction.amounts"));
+            }
+            _ => {}
         }
         Ok(Self { tenant, actor, idempotency, action })
     }

@@ -1,39 +1,51 @@
-//! Decides commands and expiry. Reads the state and changes nothing; what it returns is applied by [`State::record`].
+//! Decides commands. Reads the state and changes nothing; what it returns is applied by [`State::record`].
 //!
-//! Time passes by the writer's sweeps alone: a hold is open until its expiry is recorded, so what a state answers never
-//! depends on when it is asked. A writer sweeps before it decides.
-
-use std::collections::BTreeMap;
+//! Time passes by the writer's sweeps alone: a hold is open until its expiry is recorded, and a window is the present one until its
+//! end is, so what a state answers never depends on when it is asked. A writer sweeps until nothing is due before it decides.
 
 use thiserror::Error;
 
 use crate::{
     command::{Action, Command},
-    event::{Decision, Denial, Event, Refusal},
-    id::{HoldId, Subject, TenantId},
-    meter::{Amounts, MAX_AMOUNT},
-    scope::ScopePath,
-    state::{Hold, HoldStatus, State},
+    event::{Decision, Event, Refusal},
+    id::{HoldId, Label},
+    meter::Amounts,
+    past::Past,
+    state::{Hold, State},
 };
 
-/// Holds that one sweep ends at most, so that a run of it fits into a log entry.
-pub const SWEEP_MAX: usize = 512;
+mod admission;
+mod configure;
+mod holds;
+pub(crate) mod thresholds;
+mod usage;
+
+pub use configure::{
+    MAX_BUDGETS, MAX_CONCURRENCY_LIMITS, MAX_GRANTS_PER_BUDGET, MAX_PRICES, MAX_RATE_LIMITS,
+};
+pub use thresholds::{MAX_NOTIFICATIONS, MAX_REACHED};
+
+/// How far ahead of the writer's clock a usage may claim to be, milliseconds.
+pub const MAX_AHEAD_MS: u64 = 300_000;
 
 /// What became of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decided {
     /// A new decision, to be recorded and journaled.
     New(Decision),
-    /// The answer that its key got before. Nothing to record.
+    /// The answer that its key got in a block that is not yet retired. Nothing to record.
     Repeated(Event),
+    /// Its key was answered by the block of this stream sequence, where the answer is to be read back. Nothing to record.
+    RepeatedAt(u64),
 }
 
 impl Decided {
-    /// The answer to the caller.
-    pub fn reply(&self) -> &Event {
+    /// The answer to the caller, unless it is to be read back.
+    pub fn reply(&self) -> Option<&Event> {
         match self {
-            Self::New(decision) => &decision.events[0],
-            Self::Repeated(reply) => reply,
+            Self::New(decision) => decision.events.first(),
+            Self::Repeated(reply) => Some(reply),
+            Self::RepeatedAt(_) => None,
         }
     }
 }
@@ -50,139 +62,96 @@ pub enum DecideError {
 }
 
 /// Decides `command` at `now_ms`, or at the state's own time if that is later.
-pub fn decide(state: &State, command: &Command, now_ms: u64) -> Result<Decided, DecideError> {
-    if let Some(asked) = command.idempotency()
-        && let Some(recorded) = state.recorded(command.tenant(), &asked.key)
-    {
-        return if recorded.request_hash == asked.request_hash {
-            Ok(Decided::Repeated(recorded.reply.clone()))
-        } else {
-            Err(DecideError::IdempotencyConflict)
-        };
-    }
-    let now_ms = now_ms.max(state.now_ms());
-    let event = match command.action() {
-        Action::SetBudget { scope, granted } => Event::BudgetSet { scope: scope.clone(), granted: *granted },
-        Action::Reserve { hold_id, scope, holder, amounts, ttl } => {
-            if state.hold(hold_id).is_some() {
-                return Err(DecideError::HoldIdTaken);
-            }
-            match binding(state, scope, amounts) {
-                Some(denial) => Event::HoldDenied { scope: scope.clone(), denial },
-                None => Event::HoldGranted {
-                    hold_id: hold_id.clone(),
-                    scope: scope.clone(),
-                    holder: holder.clone(),
-                    amounts: *amounts,
-                    expires_ms: now_ms.saturating_add(ttl.as_ms()),
-                },
-            }
+pub fn decide(state: &State, past: &Past, command: &Command, now_ms: u64) -> Result<Decided, DecideError> {
+    if let Some(asked) = command.idempotency() {
+        let id = state.ids.key(command.tenant(), &asked.key);
+        if let Some(recent) = state.recent.get(&id) {
+            return if recent.request_hash == asked.request_hash {
+                Ok(Decided::Repeated(recent.reply.clone()))
+            } else {
+                Err(DecideError::IdempotencyConflict)
+            };
         }
-        Action::Extend { hold_id, added, ttl } => match own_hold(state, command, hold_id) {
-            Ok(hold) if hold.status == HoldStatus::Open => {
-                match beyond_one_hold(hold, added).or_else(|| binding(state, &hold.scope, added)) {
-                    Some(denial) => Event::HoldDenied { scope: hold.scope.clone(), denial },
-                    None => Event::HoldExtended {
-                        hold_id: hold_id.clone(),
-                        added: *added,
-                        expires_ms: hold.expires_ms.max(now_ms.saturating_add(ttl.as_ms())),
-                    },
-                }
-            }
-            Ok(_) => refused(Refusal::HoldClosed, hold_id),
-            Err(refusal) => refused(refusal, hold_id),
-        },
-        Action::Settle { hold_id, used } => match own_hold(state, command, hold_id) {
-            Ok(hold) => match hold.status {
-                HoldStatus::Open | HoldStatus::Expired => Event::HoldSettled {
-                    hold_id: hold_id.clone(),
-                    used: *used,
-                    late: hold.status == HoldStatus::Expired,
-                },
-                HoldStatus::Settled { .. } | HoldStatus::Voided => refused(Refusal::HoldClosed, hold_id),
-            },
-            Err(refusal) => refused(refusal, hold_id),
-        },
-        Action::Void { hold_id } => match own_hold(state, command, hold_id) {
-            Ok(hold) if hold.status == HoldStatus::Open => Event::HoldVoided { hold_id: hold_id.clone() },
-            Ok(_) => refused(Refusal::HoldClosed, hold_id),
-            Err(refusal) => refused(refusal, hold_id),
-        },
-    };
+        if let Some(answer) = past.answer_of(&id) {
+            return if answer.request[..] == asked.request_hash[..answer.request.len()] {
+                Ok(Decided::RepeatedAt(answer.stream_seq))
+            } else {
+                Err(DecideError::IdempotencyConflict)
+            };
+        }
+    }
+    let events = Asked { state, past, command, now_ms: now_ms.max(state.now_ms()) }.events()?;
     Ok(Decided::New(Decision {
         idempotency: command.idempotency().cloned(),
         actor: command.actor().clone(),
-        events: vec![event],
+        events,
     }))
 }
 
-/// Ends the holds that are due at `now_ms`, or at the state's own time if that is later: one decision per tenant, in order of
-/// tenant, of up to [`SWEEP_MAX`] holds together. Record them and sweep again until nothing is due.
-pub fn sweep(state: &State, now_ms: u64) -> Vec<(TenantId, Decision)> {
-    let mut by_tenant: BTreeMap<TenantId, Vec<Event>> = BTreeMap::new();
-    for (tenant, hold_id) in state.due(now_ms.max(state.now_ms())).take(SWEEP_MAX) {
-        by_tenant.entry(tenant).or_default().push(Event::HoldExpired { hold_id: hold_id.clone() });
-    }
-    by_tenant
-        .into_iter()
-        .map(|(tenant, events)| (tenant, Decision { idempotency: None, actor: Subject::metering(), events }))
-        .collect()
+/// What `command` would be answered at `now_ms` if it were new: a dry run, of which nothing is recorded.
+pub fn preview(state: &State, past: &Past, command: &Command, now_ms: u64) -> Result<Event, DecideError> {
+    let asked = Asked { state, past, command, now_ms: now_ms.max(state.now_ms()) };
+    Ok(asked.events()?.swap_remove(0))
 }
 
-fn refused(refusal: Refusal, hold_id: &HoldId) -> Event {
-    Event::CommandRefused { refusal, hold_id: hold_id.clone() }
+/// A command, and all that its decision depends on.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    state: &'a State,
+    past: &'a Past,
+    command: &'a Command,
+    now_ms: u64,
 }
 
-fn own_hold<'s>(state: &'s State, command: &Command, hold_id: &HoldId) -> Result<&'s Hold, Refusal> {
-    let hold = state.hold(hold_id).ok_or(Refusal::UnknownHold)?;
-    if hold.scope.tenant() == command.tenant().as_str() && hold.holder == *command.actor() {
-        Ok(hold)
-    } else {
-        Err(Refusal::NotHolder)
-    }
-}
-
-/// What forbids `amounts` at `scope`, if anything does. Meters that no enclosing scope limits are free.
-fn binding(state: &State, scope: &ScopePath, amounts: &Amounts) -> Option<Denial> {
-    if amounts.is_empty() {
-        return None;
-    }
-    let mut limited = false;
-    for name in scope.enclosing() {
-        let Some(account) = state.account(name) else {
-            continue;
-        };
-        limited |= account.is_limited();
-        for (meter, requested) in amounts.iter() {
-            let Some(balance) = account.balance(meter) else {
-                continue;
-            };
-            if balance.debt > 0 {
-                return Some(Denial::InDebt { scope: scope.of_enclosing(name), meter, requested });
+impl<'a> Asked<'a> {
+    fn events(&self) -> Result<Vec<Event>, DecideError> {
+        Ok(match self.command.action() {
+            Action::Reserve { hold_id, .. }
+                if self.state.hold(hold_id).is_some() || self.past.hold_of(hold_id).is_some() =>
+            {
+                return Err(DecideError::HoldIdTaken);
             }
-            if balance.available < requested {
-                let available = balance.available;
-                return Some(Denial::Exhausted {
-                    scope: scope.of_enclosing(name),
-                    meter,
-                    requested,
-                    available,
-                });
+            Action::Reserve { .. } => vec![self.reserve()],
+            Action::Extend { hold_id, added, ttl } => vec![self.extend(hold_id, added, *ttl)],
+            Action::Void { hold_id } => vec![self.void(hold_id)],
+            Action::Revoke { hold_id, reason } => vec![self.revoke(hold_id, reason)],
+            Action::Settle { hold_id, used, source } => self.settle(hold_id, used, source.as_ref()),
+            Action::Draw { hold_id, used, source } => self.draw(hold_id, used, source.as_ref()),
+            Action::Report { scope, used, source, subject } => {
+                self.report(scope, used, source.as_ref(), subject.as_ref())
             }
+            Action::Correct(correction) => self.correct(correction),
+            _ => self.configure(),
+        })
+    }
+
+    /// The hold, if it is the tenant's.
+    fn hold_of_tenant(&self, hold_id: &HoldId) -> Result<&'a Hold, Refusal> {
+        match self.state.hold(hold_id) {
+            Some(hold) if hold.scope.tenant() == self.command.tenant().as_str() => Ok(hold),
+            Some(_) => Err(Refusal::NotHolder),
+            None if self.past.hold(self.command.tenant(), hold_id).is_some() => Err(Refusal::HoldClosed),
+            None => Err(Refusal::UnknownHold),
         }
     }
-    (!limited).then_some(Denial::NoBudget)
+
+    /// The hold, if it is the actor's.
+    fn own_hold(&self, hold_id: &HoldId) -> Result<&'a Hold, Refusal> {
+        let hold = self.hold_of_tenant(hold_id)?;
+        if hold.holder == *self.command.actor() { Ok(hold) } else { Err(Refusal::NotHolder) }
+    }
+
+    /// A refusal, if the tenant has not defined all that is named.
+    fn unknown_meter(&self, amounts: &Amounts, field: &str) -> Option<Event> {
+        let unknown = amounts.custom().any(|(meter, _)| !self.state.defines(self.command.tenant(), meter));
+        unknown.then(|| refused_field(Refusal::UnknownMeter, field))
+    }
 }
 
-fn beyond_one_hold(hold: &Hold, added: &Amounts) -> Option<Denial> {
-    added
-        .iter()
-        .map(|(meter, requested)| (meter, requested, MAX_AMOUNT - hold.amounts.get(meter)))
-        .find(|&(_, requested, available)| requested > available)
-        .map(|(meter, requested, available)| Denial::Exhausted {
-            scope: hold.scope.clone(),
-            meter,
-            requested,
-            available,
-        })
+fn refused_hold(refusal: Refusal, hold_id: &HoldId) -> Event {
+    Event::CommandRefused { refusal, hold_id: Some(hold_id.clone()), field: None }
+}
+
+fn refused_field(refusal: Refusal, field: &str) -> Event {
+    Event::CommandRefused { refusal, hold_id: None, field: Label::parse(field).ok() }
 }

@@ -51,6 +51,18 @@ pub enum Fault {
     /// A scope of another tenant.
     #[error("lies outside the tenant")]
     OutsideTenant,
+    /// Not the name of a time zone that is known.
+    #[error("is not a known IANA time zone")]
+    UnknownZone,
+    /// Not an http or https URL.
+    #[error("is not an http or https URL")]
+    NotAUrl,
+    /// Not above what it has to be above.
+    #[error("must be later")]
+    NotLater,
+    /// Given twice.
+    #[error("is given twice")]
+    Repeated,
     /// A digest of another length.
     #[error("must be {expected} bytes long")]
     Length {

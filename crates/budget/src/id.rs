@@ -69,6 +69,46 @@ text!(
     |text| check(text, 128, |c| !c.is_control())
 );
 
+text!(
+    /// A grant, unique within its tenant: 1 to 64 characters of `[A-Za-z0-9._-]`.
+    GrantId,
+    scope::check_segment
+);
+
+text!(
+    /// An IANA time zone by its name, such as `Europe/Vienna`: 1 to 64 characters of `[A-Za-z0-9._+/-]`. Whether it exists is for
+    /// [`crate::Zone::known`] to say.
+    Zone,
+    |text| check(text, 64, |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '/' | '-'))
+);
+
+text!(
+    /// Words about something, such as a reason, or another's name for it: 1 to 256 characters without control characters.
+    Label,
+    |text| check(text, 256, |c| !c.is_control())
+);
+
+text!(
+    /// Where thresholds are reported: an http or https URL of up to 2048 characters.
+    WebhookUrl,
+    |text| {
+        check(text, 2048, |c| c.is_ascii_graphic())?;
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        if rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')) {
+            Ok(())
+        } else {
+            Err(Fault::NotAUrl)
+        }
+    }
+);
+
+impl Label {
+    /// Nothing for no text.
+    pub fn optional(text: &str) -> Result<Option<Self>, Fault> {
+        if text.is_empty() { Ok(None) } else { Self::parse(text).map(Some) }
+    }
+}
+
 impl Subject {
     /// The writer itself, as the actor of what no caller asked for.
     pub fn metering() -> Self {
@@ -112,5 +152,15 @@ mod tests {
         assert_eq!(IdempotencyKey::parse("a\nb").err(), Some(Fault::Character));
         assert_eq!(Subject::parse(Subject::metering().as_str()), Ok(Subject::metering()));
         assert_eq!(TenantId::parse("a/b").err(), Some(Fault::Character));
+        for (url, want) in [
+            ("https://hooks.example/x?y=z", None),
+            ("http://[::1]:8080/", None),
+            ("ftp://x", Some(Fault::NotAUrl)),
+            ("https://", Some(Fault::NotAUrl)),
+            ("https:///x", Some(Fault::NotAUrl)),
+            ("https://x\r\ny", Some(Fault::Character)),
+        ] {
+            assert_eq!(WebhookUrl::parse(url).err(), want, "{url:?}");
+        }
     }
 }

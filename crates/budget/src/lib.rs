@@ -1,36 +1,61 @@
 //! Budgets as a pure fold: commands, events, state, decide and evolve.
 //!
-//! [`decide`] looks at a [`State`] and a [`Command`] and says which events happen; [`State::record`] applies them, live and at
-//! replay alike. A budget is one total per scope and meter over its life; windows, grants, rates and prices are not here.
-//! There is no clock, randomness, IO, async or logging in this crate: `now` and hold ids are passed in.
+//! [`decide`] looks at a [`State`], a [`Past`] and a [`Command`] and says which events happen; [`sweep`] says what time brings;
+//! [`State::record`] applies events, live and at replay alike. There is no clock, randomness, IO, async or logging in this crate:
+//! `now` and hold ids are passed in. Windows on a calendar are reckoned from the bundled tz database when they are decided, and
+//! recorded; applying what is recorded needs none.
 //!
 //! Invariants, checked by [`State::check`]:
-//! - `granted = available + held + spent - debt` per scope and meter, and never both `available` and `debt`;
-//! - `held` is the sum of the open holds at the scope and below, `spent` the sum of what was settled there;
-//! - no hold is granted that any enclosing budget does not cover in full.
+//! - `granted = available + held + spent - debt` per budget, and never both `available` and `debt`;
+//! - `held` is the sum of the open holds at the scope and below;
+//! - no hold is granted that any enclosing hard budget does not cover in full, an overdraft included.
 //!
-//! A state keeps closed holds and answered idempotency keys for good: it grows with history, without a bound yet.
+//! A state keeps what is live; what is over goes to the [`Past`], which is compact and never forgets.
 //!
-//! Arithmetic can't overflow: an amount is at most [`MAX_AMOUNT`] (2^48), a grant at most [`MAX_GRANTED`] (2^62), and sums over
-//! holds are `u128`, which 2^80 settlements of the largest amount would be needed to fill.
+//! Arithmetic can't overflow: an amount is at most [`MAX_AMOUNT`] (2^48), what a budget grants at most [`MAX_GRANTED`] (2^62), a
+//! grant at most [`MAX_GRANT`] (2^55), and sums are `u128`, which 2^80 settlements of the largest amount would be needed to fill;
+//! there they saturate.
 
+mod budget;
+mod calendar;
 mod command;
 mod decide;
 mod event;
+mod evolve;
 mod fault;
 mod id;
 mod meter;
+mod past;
+mod policy;
+mod price;
+mod rate;
 mod scope;
 mod snapshot;
 mod state;
+mod sweep;
 pub mod wire;
 
+pub use budget::{Balance, Budget, Grant};
 pub use command::{Action, Command, Idempotency, MAX_TTL_MS, MIN_TTL_MS, Ttl};
-pub use decide::{DecideError, Decided, SWEEP_MAX, decide, sweep};
-pub use event::{Decision, DecisionRun, Denial, Event, Refusal};
+pub use decide::{
+    DecideError, Decided, MAX_AHEAD_MS, MAX_BUDGETS, MAX_CONCURRENCY_LIMITS, MAX_GRANTS_PER_BUDGET,
+    MAX_NOTIFICATIONS, MAX_PRICES, MAX_RATE_LIMITS, MAX_REACHED, decide, preview,
+};
+pub use event::{
+    Decision, DecisionRun, Denial, Event, Exceeded, MAX_EXCEEDED, MAX_UNCHARGED, Reached, Refusal, Uncharged,
+};
 pub use fault::{Fault, Invalid};
-pub use id::{HoldId, IdempotencyKey, Subject, TenantId};
-pub use meter::{Allowance, Amounts, MAX_AMOUNT, MAX_GRANTED, Meter, Totals};
+pub use id::{GrantId, HoldId, IdempotencyKey, Label, Subject, TenantId, WebhookUrl, Zone};
+pub use meter::{
+    Allowance, Amounts, CustomMeter, MAX_AMOUNT, MAX_CUSTOM_METERS, MAX_GRANTED, MAX_METER_NAME, MAX_METERS,
+    Meter, Totals,
+};
+pub use past::{PAST_CONTEXT, PAST_ID_CONTEXT, Past, PastAnswer, PastError, PastHold, ROW_BYTES};
+pub use policy::{
+    BudgetTerms, Correction, Enforcement, GrantTerms, MAX_GRANT, MAX_PERCENT, MAX_PERIOD_MS, MAX_THRESHOLDS,
+    Overage, Price, RateLimit, Source, Threshold, Window,
+};
 pub use scope::{MAX_SEGMENTS, ScopePath};
 pub use snapshot::{STATE_CONTEXT, SnapshotError};
-pub use state::{Balance, Broken, Hold, HoldStatus, State, Usage};
+pub use state::{Broken, BudgetView, Hold, HoldStatus, Settings, State, Usage};
+pub use sweep::{SWEEP_MAX, sweep};

@@ -50,6 +50,12 @@ impl ScopePath {
         text.match_indices('/').map(move |(at, _)| &text[..at]).chain(iter::once(text))
     }
 
+    /// Whether `other` is this scope or lies below it.
+    pub fn encloses(&self, other: &Self) -> bool {
+        let rest = other.0.strip_prefix(&*self.0);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// A path that [`Self::enclosing`] named, which is valid because the whole is.
     pub(crate) fn of_enclosing(&self, name: &str) -> Self {
         if name.len() == self.0.len() { self.clone() } else { Self(name.into()) }
@@ -120,6 +126,9 @@ mod tests {
         assert_eq!(path.tenant(), "acme");
         assert_eq!(path.enclosing().collect::<Vec<_>>(), ["acme", "acme/skills", "acme/skills/python"]);
         let root = ScopePath::parse("acme").unwrap();
+        let beside = ScopePath::parse("acme/skills-x").unwrap();
+        assert!(root.encloses(&path) && path.encloses(&path) && !path.encloses(&root));
+        assert!(!ScopePath::parse("acme/skills").unwrap().encloses(&beside));
         assert_eq!(root.enclosing().collect::<Vec<_>>(), ["acme"]);
     }
 }

@@ -1,48 +1,39 @@
 //! The state of all budgets of a partition: a fold over recorded decisions.
 //!
-//! Balances are kept at every enclosing scope of a hold, budget or not, so that usage can be asked of any scope. What is
-//! available or owed is derived.
-//!
-//! Closed holds, and idempotency keys with their answers, are kept for good: there is no window after which a repeated request
-//! could be charged again. Memory therefore grows with history, and there is no bound yet.
+//! Kept is what is live: scopes with their usage, budgets and limits; holds that are open, or expired and not settled; grants;
+//! notifications that wait. What is over stays here until its block is accepted, and then goes to the [`Past`] by
+//! [`State::retire`]. Scopes are numbered in the order in which they appeared; the numbers are in no event and no snapshot.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
 };
-
-use thiserror::Error;
 
 use crate::{
-    event::{Decision, DecisionRun, Event},
-    id::{HoldId, IdempotencyKey, Subject, TenantId},
+    budget::Budget,
+    event::{Decision, DecisionRun, Event, Reached},
+    id::{GrantId, HoldId, Label, Subject, TenantId, WebhookUrl},
     meter::{Amounts, Meter, Totals},
-    scope::ScopePath,
+    past::{Ids, Past, PastId},
+    policy::Window,
+    rate::Rate,
+    scope::{MAX_SEGMENTS, ScopePath},
 };
 
-/// Full checks after every decision cost time in the square of the holds; debug builds stop at this many.
-#[cfg(debug_assertions)]
-const DEBUG_CHECK_HOLDS: usize = 256;
+mod check;
+mod read;
 
-/// A limited meter at a scope: `granted = available + held + spent - debt`, and `available` or `debt` is zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Balance {
-    /// Granted in total.
-    pub granted: u64,
-    /// Left for new holds.
-    pub available: u64,
-    /// In open holds.
-    pub held: u128,
-    /// Settled.
-    pub spent: u128,
-    /// Spent or held beyond what was granted.
-    pub debt: u128,
-}
+pub use check::Broken;
+pub use read::{BudgetView, Settings};
+
+/// Full checks after every event cost time in the square of what there is; debug builds stop at this many holds and scopes.
+#[cfg(debug_assertions)]
+const DEBUG_CHECK: usize = 256;
 
 /// What was used at a scope and below, since the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Settled.
+    /// Settled, drawn, reported and corrected.
     pub spent: Totals,
     /// In open holds.
     pub held: Totals,
@@ -59,12 +50,20 @@ pub struct Hold {
     pub scope: ScopePath,
     /// Who may extend, settle or void it.
     pub holder: Subject,
-    /// What it holds or held.
+    /// What it holds or held. Of a lease, what is or was left.
     pub amounts: Amounts,
+    /// What was used: drawn and settled, each meter cut at [`MAX_AMOUNT`](crate::MAX_AMOUNT).
+    pub used: Amounts,
     /// When it runs out or ran out, milliseconds since the Unix epoch.
     pub expires_ms: u64,
+    /// Whether its holder may draw from it.
+    pub lease: bool,
+    /// Whether it may not be extended any more.
+    pub revoked: bool,
     /// How it stands.
     pub status: HoldStatus,
+    /// Stream sequence of the block that granted it; 0 until that is retired.
+    pub granted_seq: u64,
 }
 
 /// How a hold stands.
@@ -72,104 +71,155 @@ pub struct Hold {
 pub enum HoldStatus {
     /// Its amounts are held.
     Open,
-    /// Its usage is spent.
+    /// Its usage is spent. Only until it is retired.
     Settled {
-        /// What was used.
-        used: Amounts,
         /// Whether it had run out before.
         late: bool,
     },
-    /// Nothing is held or spent.
+    /// Nothing is held or spent. Only until it is retired.
     Voided,
     /// Nothing is held; it can still be settled.
     Expired,
 }
 
+pub(crate) type NodeId = usize;
+
 /// What is kept per scope.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Account {
-    pub(crate) granted: [Option<u64>; Meter::COUNT],
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) path: ScopePath,
+    pub(crate) parent: Option<NodeId>,
     pub(crate) usage: Usage,
+    /// In order of window.
+    pub(crate) budgets: Vec<Budget>,
+    /// In order of meter.
+    pub(crate) rates: Vec<(Meter, Rate)>,
+    /// 0 for no limit.
+    pub(crate) max_open_holds: u64,
+    /// Millionths per how much, in order of meter.
+    pub(crate) prices: Vec<(Meter, (u64, u64))>,
 }
 
-impl Account {
-    pub(crate) fn is_limited(&self) -> bool {
-        self.granted.iter().any(Option::is_some)
+impl Node {
+    pub(crate) fn is_configured(&self) -> bool {
+        !self.budgets.is_empty()
+            || !self.rates.is_empty()
+            || self.max_open_holds > 0
+            || !self.prices.is_empty()
     }
 
-    pub(crate) fn balance(&self, meter: Meter) -> Option<Balance> {
-        let granted = self.granted[meter.index()]?;
-        let (held, spent) = (self.usage.held.get(meter), self.usage.spent.get(meter));
-        let taken = held + spent;
-        let debt = taken.saturating_sub(u128::from(granted));
-        // What was taken fits u64 unless it is above what was granted, and then nothing is left.
-        let available = u64::try_from(taken).map_or(0, |taken| granted.saturating_sub(taken));
-        Some(Balance { granted, available, held, spent, debt })
+    pub(crate) fn budget(&self, window: Window) -> Option<&Budget> {
+        self.budgets.iter().find(|budget| budget.window == window)
     }
 
-    fn balances(&self) -> impl Iterator<Item = (Meter, Balance)> {
-        Meter::ALL.into_iter().filter_map(|meter| Some((meter, self.balance(meter)?)))
-    }
-
-    fn open(&mut self, amounts: &Amounts) {
-        self.usage.open_holds += 1;
-        self.hold(amounts);
-    }
-
-    fn hold(&mut self, amounts: &Amounts) {
-        for (meter, amount) in amounts.iter() {
-            self.usage.held.0[meter.index()] += u128::from(amount);
-        }
-    }
-
-    fn release(&mut self, amounts: &Amounts) {
-        self.usage.open_holds -= 1;
-        for (meter, amount) in amounts.iter() {
-            let held = &mut self.usage.held.0[meter.index()];
-            *held = held.checked_sub(u128::from(amount)).expect("held is the sum of the open holds");
-        }
-    }
-
-    fn settle(&mut self, used: &Amounts) {
-        self.usage.settled_holds += 1;
-        for (meter, amount) in used.iter() {
-            self.usage.spent.0[meter.index()] += u128::from(amount);
-        }
+    pub(crate) fn budget_mut(&mut self, window: Window) -> Option<&mut Budget> {
+        self.budgets.iter_mut().find(|budget| budget.window == window)
     }
 }
 
-/// What a key was answered.
+/// Which budget a grant is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) node: NodeId,
+    pub(crate) window: Window,
+    pub(crate) meter: Meter,
+}
+
+/// What is kept per tenant, where there is anything.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tenant {
+    pub(crate) meters: BTreeMap<Meter, Option<Label>>,
+    pub(crate) webhook: Option<WebhookUrl>,
+    /// None for one that has ended and is not yet retired.
+    pub(crate) grants: BTreeMap<GrantId, Option<Place>>,
+    pub(crate) budgets: usize,
+    pub(crate) rate_limits: usize,
+    pub(crate) concurrency_limits: usize,
+    pub(crate) prices: usize,
+    pub(crate) waiting: usize,
+}
+
+/// What happens at a time, beside the end of holds. Ordered as it happens at the same time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    GrantEnds(TenantId, GrantId),
+    WindowEnds(ScopePath, Window),
+    GrantBegins(TenantId, GrantId),
+}
+
+/// What a key was answered in a block that is not yet retired.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Recorded {
+pub(crate) struct Recent {
     pub(crate) request_hash: [u8; 32],
     pub(crate) reply: Event,
 }
 
+/// What waits to be retired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Retiring {
+    Answer(PastId),
+    Granted(HoldId),
+    Closed(HoldId),
+    Grant(TenantId, GrantId),
+}
+
 /// All budgets of a partition. Starts empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct State {
     pub(crate) now_ms: u64,
-    pub(crate) accounts: BTreeMap<ScopePath, Account>,
-    pub(crate) holds: BTreeMap<HoldId, Hold>,
-    pub(crate) keys: BTreeMap<TenantId, BTreeMap<IdempotencyKey, Recorded>>,
-    /// Derived from `holds`: the open ones, by when they run out.
+    pub(crate) decisions: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) numbers: HashMap<ScopePath, NodeId>,
+    /// Scopes with a budget, a limit or a price.
+    pub(crate) configured: BTreeMap<ScopePath, NodeId>,
+    pub(crate) tenants: BTreeMap<TenantId, Tenant>,
+    pub(crate) holds: HashMap<HoldId, Hold>,
+    /// The open holds, by when they run out.
     pub(crate) expiry: BTreeSet<(u64, HoldId)>,
+    pub(crate) timers: BTreeSet<(u64, Timer)>,
+    pub(crate) last_notification: u64,
+    pub(crate) notifications: BTreeMap<u64, Arc<Reached>>,
+    pub(crate) recent: HashMap<PastId, Recent>,
+    /// With the number of the decision that each belongs to.
+    pub(crate) retiring: VecDeque<(u64, Retiring)>,
+    pub(crate) ids: Ids,
 }
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("now_ms", &self.now_ms)
+            .field("decisions", &self.decisions)
+            .field("scopes", &self.nodes.len())
+            .field("holds", &self.holds)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        self.encode() == other.encode()
+    }
+}
+
+impl Eq for State {}
 
 impl State {
     /// Applies a decision of `tenant` that was made at `now_ms`. Live and at replay alike; never refuses.
     pub fn record(&mut self, decision: &Decision, tenant: &TenantId, now_ms: u64) {
         self.now_ms = self.now_ms.max(now_ms);
+        self.decisions += 1;
         for event in &decision.events {
-            self.evolve(event);
+            self.evolve(tenant, event);
         }
         if let (Some(idempotency), Some(reply)) = (&decision.idempotency, decision.events.first()) {
-            if !self.keys.contains_key(tenant.as_str()) {
-                self.keys.insert(tenant.clone(), BTreeMap::new());
-            }
-            let keys = self.keys.get_mut(tenant.as_str()).expect("inserted above");
-            keys.entry(idempotency.key.clone())
-                .or_insert_with(|| Recorded { request_hash: idempotency.request_hash, reply: reply.clone() });
+            let id = self.ids.key(tenant, &idempotency.key);
+            let decisions = self.decisions;
+            let retiring = &mut self.retiring;
+            self.recent.entry(id).or_insert_with(|| {
+                retiring.push_back((decisions, Retiring::Answer(id)));
+                Recent { request_hash: idempotency.request_hash, reply: reply.clone() }
+            });
         }
     }
 
@@ -180,234 +230,119 @@ impl State {
         }
     }
 
-    /// Applies one event. An event that contradicts the state (a hold unknown, closed or granted before, an extension beyond
-    /// what a hold can hold) changes nothing; `decide` makes none.
-    pub fn evolve(&mut self, event: &Event) {
-        match event {
-            Event::BudgetSet { scope, granted } => {
-                let account = self.accounts.entry(scope.clone()).or_default();
-                for (meter, amount) in granted.iter() {
-                    account.granted[meter.index()] = Some(amount);
-                }
-            }
-            Event::HoldGranted { hold_id, scope, holder, amounts, expires_ms } => {
-                if !self.holds.contains_key(hold_id) {
-                    each_enclosing(&mut self.accounts, scope, |account| account.open(amounts));
-                    self.expiry.insert((*expires_ms, hold_id.clone()));
-                    let hold = Hold {
-                        scope: scope.clone(),
-                        holder: holder.clone(),
-                        amounts: *amounts,
-                        expires_ms: *expires_ms,
-                        status: HoldStatus::Open,
-                    };
-                    self.holds.insert(hold_id.clone(), hold);
-                }
-            }
-            Event::HoldExtended { hold_id, added, expires_ms } => {
-                if let Some(hold) = self.holds.get_mut(hold_id)
-                    && hold.status == HoldStatus::Open
-                    && let Some(amounts) = hold.amounts.checked_add(added)
-                {
-                    each_enclosing(&mut self.accounts, &hold.scope, |account| account.hold(added));
-                    self.expiry.remove(&(hold.expires_ms, hold_id.clone()));
-                    self.expiry.insert((*expires_ms, hold_id.clone()));
-                    hold.amounts = amounts;
-                    hold.expires_ms = *expires_ms;
-                }
-            }
-            Event::HoldSettled { hold_id, used, late: _ } => {
-                if let Some(hold) = self.holds.get_mut(hold_id) {
-                    let late = match hold.status {
-                        HoldStatus::Open => false,
-                        HoldStatus::Expired => true,
-                        HoldStatus::Settled { .. } | HoldStatus::Voided => return,
-                    };
-                    each_enclosing(&mut self.accounts, &hold.scope, |account| {
-                        if !late {
-                            account.release(&hold.amounts);
-                        }
-                        account.settle(used);
-                    });
-                    if !late {
-                        self.expiry.remove(&(hold.expires_ms, hold_id.clone()));
+    /// Moves what is over into the past: all that was recorded so far is in the block of `stream_seq`.
+    pub fn retire(&mut self, past: &mut Past, stream_seq: u64) {
+        self.retire_up_to(past, stream_seq, self.decisions);
+    }
+
+    /// As [`Self::retire`], for a state that is ahead: of the first `decisions` only. The block's own state, and any number of
+    /// states ahead of it, can be retired into the same past.
+    pub fn retire_up_to(&mut self, past: &mut Past, stream_seq: u64, decisions: u64) {
+        while self.retiring.front().is_some_and(|(number, _)| *number <= decisions) {
+            match self.retiring.pop_front() {
+                Some((_, Retiring::Answer(id))) => {
+                    if let Some(recent) = self.recent.remove(&id) {
+                        past.add_answer(id, &recent.request_hash, stream_seq);
                     }
-                    hold.status = HoldStatus::Settled { used: *used, late };
                 }
+                Some((_, Retiring::Granted(hold_id))) => {
+                    if let Some(hold) = self.holds.get_mut(&hold_id) {
+                        hold.granted_seq = stream_seq;
+                    }
+                }
+                Some((_, Retiring::Closed(hold_id))) => {
+                    if let Some(hold) = self.holds.remove(&hold_id) {
+                        past.add_hold(&hold_id, hold.scope.tenant(), hold.granted_seq, stream_seq);
+                    }
+                }
+                Some((_, Retiring::Grant(tenant, grant_id))) => {
+                    if let Some(kept) = self.tenants.get_mut(&tenant) {
+                        kept.grants.remove(&grant_id);
+                    }
+                    past.add_grant(&tenant, &grant_id, stream_seq);
+                }
+                None => {}
             }
-            Event::HoldVoided { hold_id } => self.give_back(hold_id, HoldStatus::Voided),
-            Event::HoldExpired { hold_id } => self.give_back(hold_id, HoldStatus::Expired),
-            Event::HoldDenied { .. } | Event::CommandRefused { .. } => {}
         }
+    }
+
+    pub(crate) fn number(&self, scope: &str) -> Option<NodeId> {
+        self.numbers.get(scope).copied()
+    }
+
+    /// The number of a scope, which it gets now if it has none.
+    pub(crate) fn numbered(&mut self, scope: &ScopePath) -> NodeId {
+        if let Some(number) = self.number(scope.as_str()) {
+            return number;
+        }
+        let mut parent = None;
+        for name in scope.enclosing() {
+            parent = Some(self.number(name).unwrap_or_else(|| {
+                let (path, number) = (scope.of_enclosing(name), self.nodes.len());
+                self.nodes.push(Node {
+                    path: path.clone(),
+                    parent,
+                    usage: Usage::default(),
+                    budgets: Vec::new(),
+                    rates: Vec::new(),
+                    max_open_holds: 0,
+                    prices: Vec::new(),
+                });
+                self.numbers.insert(path, number);
+                number
+            }));
+        }
+        parent.unwrap_or_default()
+    }
+
+    /// The scopes that enclose `scope` and are known, from the outermost.
+    pub(crate) fn around(&self, scope: &ScopePath) -> Around {
+        let mut around = Around { numbers: [0; MAX_SEGMENTS], from: MAX_SEGMENTS };
+        let text = scope.as_str();
+        let mut innermost = self.number(text);
+        let mut rest = text;
+        while innermost.is_none()
+            && let Some((outer, _)) = rest.rsplit_once('/')
+        {
+            rest = outer;
+            innermost = self.number(outer);
+        }
+        while let Some(number) = innermost {
+            around.from -= 1;
+            around.numbers[around.from] = number;
+            innermost = self.nodes[number].parent;
+        }
+        around
+    }
+
+    pub(crate) fn each_enclosing(&mut self, number: NodeId, mut change: impl FnMut(&mut Node)) {
+        let mut next = Some(number);
+        while let Some(number) = next {
+            let node = &mut self.nodes[number];
+            change(node);
+            next = node.parent;
+        }
+    }
+
+    pub(crate) fn assert_sound(&self, event: &Event) {
         #[cfg(debug_assertions)]
-        if self.holds.len() <= DEBUG_CHECK_HOLDS {
+        if self.holds.len().max(self.nodes.len()) <= DEBUG_CHECK {
             assert_eq!(self.check(), Ok(()), "after {event:?}");
         }
-    }
-
-    fn give_back(&mut self, hold_id: &HoldId, status: HoldStatus) {
-        if let Some(hold) = self.holds.get_mut(hold_id)
-            && hold.status == HoldStatus::Open
-        {
-            each_enclosing(&mut self.accounts, &hold.scope, |account| {
-                account.release(&hold.amounts);
-            });
-            self.expiry.remove(&(hold.expires_ms, hold_id.clone()));
-            hold.status = status;
-        }
-    }
-
-    /// The latest time that a decision was recorded at: never falls.
-    pub fn now_ms(&self) -> u64 {
-        self.now_ms
-    }
-
-    /// When the next open hold runs out.
-    pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.expiry.first().map(|&(at, _)| at)
-    }
-
-    /// Number of open holds.
-    pub fn open_holds(&self) -> u64 {
-        self.expiry.len() as u64
-    }
-
-    /// A hold, open or closed.
-    pub fn hold(&self, hold_id: &HoldId) -> Option<&Hold> {
-        self.holds.get(hold_id)
-    }
-
-    /// The balance of a limited meter at a scope.
-    pub fn balance(&self, scope: &ScopePath, meter: Meter) -> Option<Balance> {
-        self.account(scope.as_str())?.balance(meter)
-    }
-
-    /// The balances of a scope's budget, in canonical order of meters; empty if it has none.
-    pub fn balances(&self, scope: &ScopePath) -> Vec<(Meter, Balance)> {
-        self.account(scope.as_str()).map(|account| account.balances().collect()).unwrap_or_default()
-    }
-
-    /// Scopes with a budget, in order, of one tenant or all, after `after`.
-    pub fn budgets<'s>(
-        &'s self,
-        tenant: Option<&'s TenantId>,
-        after: Option<&ScopePath>,
-    ) -> impl Iterator<Item = &'s ScopePath> {
-        // Beginning at the tenant keeps a page's cost independent of the tenants before it.
-        let from = match (after, tenant) {
-            (Some(after), Some(tenant)) if after.as_str() < tenant.as_str() => {
-                Bound::Included(tenant.as_str())
-            }
-            (Some(after), _) => Bound::Excluded(after.as_str()),
-            (None, Some(tenant)) => Bound::Included(tenant.as_str()),
-            (None, None) => Bound::Unbounded,
-        };
-        self.accounts
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(move |(scope, _)| {
-                tenant.is_none_or(|tenant| scope.as_str().starts_with(tenant.as_str()))
-            })
-            .filter(move |(scope, _)| tenant.is_none_or(|tenant| scope.tenant() == tenant.as_str()))
-            .filter(|(_, account)| account.is_limited())
-            .map(|(scope, _)| scope)
-    }
-
-    /// What was used at a scope and below.
-    pub fn usage(&self, scope: &ScopePath) -> Usage {
-        self.account(scope.as_str()).map(|account| account.usage).unwrap_or_default()
-    }
-
-    pub(crate) fn account(&self, scope: &str) -> Option<&Account> {
-        self.accounts.get(scope)
-    }
-
-    pub(crate) fn recorded(&self, tenant: &TenantId, key: &IdempotencyKey) -> Option<&Recorded> {
-        self.keys.get(tenant)?.get(key)
-    }
-
-    /// Open holds that run out by `now_ms`, the oldest first, and whose they are.
-    pub(crate) fn due(&self, now_ms: u64) -> impl Iterator<Item = (TenantId, &HoldId)> {
-        self.expiry.iter().take_while(move |&&(at, _)| at <= now_ms).map(|(_, hold_id)| {
-            let hold = self.holds.get(hold_id).expect("the index names holds");
-            (hold.scope.tenant_id(), hold_id)
-        })
-    }
-
-    /// Recomputes what is kept from the holds and compares. Takes time in proportion to all holds ever made.
-    pub fn check(&self) -> Result<(), Broken> {
-        let mut expected: BTreeMap<&str, Usage> = BTreeMap::new();
-        let mut open = 0;
-        for (hold_id, hold) in &self.holds {
-            let counted = match hold.status {
-                HoldStatus::Open => {
-                    open += 1;
-                    if !self.expiry.contains(&(hold.expires_ms, hold_id.clone())) {
-                        return Err(Broken::Expiry);
-                    }
-                    Some(hold.amounts)
-                }
-                HoldStatus::Settled { used, .. } => Some(used),
-                HoldStatus::Voided | HoldStatus::Expired => None,
-            };
-            for scope in hold.scope.enclosing() {
-                let usage = expected.entry(scope).or_default();
-                let Some(amounts) = counted else { continue };
-                let (count, totals) = if hold.status == HoldStatus::Open {
-                    (&mut usage.open_holds, &mut usage.held)
-                } else {
-                    (&mut usage.settled_holds, &mut usage.spent)
-                };
-                *count += 1;
-                for (meter, amount) in amounts.iter() {
-                    totals.0[meter.index()] += u128::from(amount);
-                }
-            }
-        }
-        if self.expiry.len() != open {
-            return Err(Broken::Expiry);
-        }
-        for (scope, account) in &self.accounts {
-            if account.usage != expected.remove(scope.as_str()).unwrap_or_default() {
-                return Err(Broken::Usage(scope.clone()));
-            }
-            for (meter, balance) in account.balances() {
-                let Balance { granted, available, held, spent, debt } = balance;
-                let balanced = u128::from(granted) + debt == u128::from(available) + held + spent;
-                if !balanced || (available > 0 && debt > 0) {
-                    return Err(Broken::Balance(scope.clone(), meter));
-                }
-            }
-        }
-        if expected.is_empty() { Ok(()) } else { Err(Broken::Missing) }
+        #[cfg(not(debug_assertions))]
+        let _ = event;
     }
 }
 
-/// How a state contradicts itself: a defect, or a damaged snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Broken {
-    /// What is held, spent or counted at a scope is not what its holds say.
-    #[error("usage of {0} is not that of its holds")]
-    Usage(ScopePath),
-    /// A balance that does not balance.
-    #[error("{1} of {0} does not balance")]
-    Balance(ScopePath, Meter),
-    /// A hold's scope is not accounted for.
-    #[error("a hold's scope has no account")]
-    Missing,
-    /// The open holds and the index of when they run out differ.
-    #[error("the expiry index does not match the open holds")]
-    Expiry,
+/// Scopes from the outermost in, few enough to need no allocation.
+#[derive(Clone, Copy)]
+pub(crate) struct Around {
+    numbers: [NodeId; MAX_SEGMENTS],
+    from: usize,
 }
 
-fn each_enclosing(
-    accounts: &mut BTreeMap<ScopePath, Account>,
-    scope: &ScopePath,
-    mut change: impl FnMut(&mut Account),
-) {
-    for name in scope.enclosing() {
-        match accounts.get_mut(name) {
-            Some(account) => change(account),
-            None => change(accounts.entry(scope.of_enclosing(name)).or_default()),
-        }
+impl Around {
+    pub(crate) fn numbers(&self) -> &[NodeId] {
+        &self.numbers[self.from..]
     }
 }

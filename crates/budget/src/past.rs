@@ -1,0 +1,238 @@
+//! What is over for good: answered idempotency keys, closed holds, ended grants. Append-only and compact; never forgotten, so that no
+//! repeated request is ever charged again, however late.
+//!
+//! A row says where in the stream an answer or a hold is to be read back. Left out: the answers themselves. Invariant: a row never
+//! changes, and the chain is BLAKE3 over all rows in their order, so equal chains and counts mean equal pasts.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use crate::id::{GrantId, HoldId, IdempotencyKey, TenantId};
+
+/// BLAKE3 `derive_key` context of the ids of rows.
+pub const PAST_ID_CONTEXT: &str = "exchequer.v1 budget past id";
+/// BLAKE3 `derive_key` context of the chain over rows.
+pub const PAST_CONTEXT: &str = "exchequer.v1 budget past";
+
+/// Bytes of a row.
+pub const ROW_BYTES: usize = 40;
+
+pub(crate) type PastId = [u8; 16];
+
+/// What names rows: a keyed digest, cheap enough for each decision.
+#[derive(Clone)]
+pub(crate) struct Ids([u8; 32]);
+
+impl Default for Ids {
+    fn default() -> Self {
+        Self(blake3::derive_key(PAST_ID_CONTEXT, b""))
+    }
+}
+
+impl Ids {
+    fn id(&self, kind: u8, parts: [&str; 2]) -> PastId {
+        // Kind, and a tenant without slashes before one: no two are the same text. Long keys don't fit the buffer.
+        let mut buffer = [0; 256];
+        let [first, second] = parts.map(str::as_bytes);
+        let len = 2 + first.len() + second.len();
+        let digest = if len <= buffer.len() {
+            buffer[0] = kind;
+            buffer[1..=first.len()].copy_from_slice(first);
+            buffer[1 + first.len()] = b'/';
+            buffer[2 + first.len()..len].copy_from_slice(second);
+            blake3::keyed_hash(&self.0, &buffer[..len])
+        } else {
+            blake3::keyed_hash(&self.0, &[&[kind], first, b"/", second].concat())
+        };
+        let mut id = PastId::default();
+        id.copy_from_slice(&digest.as_bytes()[..16]);
+        id
+    }
+
+    pub(crate) fn key(&self, tenant: &TenantId, key: &IdempotencyKey) -> PastId {
+        self.id(b'k', [tenant.as_str(), key.as_str()])
+    }
+
+    pub(crate) fn hold(&self, hold_id: &HoldId) -> PastId {
+        self.id(b'h', ["", hold_id.as_str()])
+    }
+
+    pub(crate) fn grant(&self, tenant: &TenantId, grant_id: &GrantId) -> PastId {
+        self.id(b'g', [tenant.as_str(), grant_id.as_str()])
+    }
+
+    pub(crate) fn tenant(&self, tenant: &str) -> [u8; 8] {
+        let mut short = [0; 8];
+        short.copy_from_slice(&self.id(b't', [tenant, ""])[..8]);
+        short
+    }
+}
+
+/// An idempotency key that was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastAnswer {
+    /// The first half of the request's digest.
+    pub request: [u8; 16],
+    /// Stream sequence of the block that answered it.
+    pub stream_seq: u64,
+}
+
+/// A hold that was settled or voided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastHold {
+    tenant: [u8; 8],
+    /// Stream sequence of the block that granted it.
+    pub granted_seq: u64,
+    /// Stream sequence of the block that settled or voided it.
+    pub closed_seq: u64,
+}
+
+/// Why bytes are not rows that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PastError {
+    /// They end within a row.
+    #[error("the rows end within one")]
+    Cut,
+    /// A row is there already.
+    #[error("a row is there twice")]
+    Repeated,
+}
+
+/// The past of a partition. Starts empty.
+#[derive(Clone)]
+pub struct Past {
+    pub(crate) ids: Ids,
+    rows: Vec<[u8; ROW_BYTES]>,
+    index: HashMap<PastId, usize>,
+    chain: blake3::Hasher,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self {
+            ids: Ids::default(),
+            rows: Vec::new(),
+            index: HashMap::new(),
+            chain: blake3::Hasher::new_derive_key(PAST_CONTEXT),
+        }
+    }
+}
+
+impl std::fmt::Debug for Past {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Past").field("rows", &self.rows.len()).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Past {
+    fn eq(&self, other: &Self) -> bool {
+        self.rows == other.rows
+    }
+}
+
+impl Eq for Past {}
+
+impl Past {
+    /// Rows.
+    pub fn count(&self) -> u64 {
+        self.rows.len() as u64
+    }
+
+    /// BLAKE3 over all rows.
+    pub fn chain(&self) -> [u8; 32] {
+        self.chain.finalize().into()
+    }
+
+    /// The rows after the first `skip`, [`ROW_BYTES`] each: what a snapshot adds to one that had that many.
+    pub fn rows_after(&self, skip: u64) -> &[[u8; ROW_BYTES]] {
+        usize::try_from(skip).ok().and_then(|skip| self.rows.get(skip..)).unwrap_or_default()
+    }
+
+    /// Takes rows that [`Self::rows_after`] gave, end to end. On an error those before the fault were taken.
+    pub fn extend(&mut self, bytes: &[u8]) -> Result<(), PastError> {
+        let (rows, rest) = bytes.as_chunks::<ROW_BYTES>();
+        if !rest.is_empty() {
+            return Err(PastError::Cut);
+        }
+        rows.iter().try_for_each(|row| if self.push(row) { Ok(()) } else { Err(PastError::Repeated) })
+    }
+
+    /// When a key was answered.
+    pub fn answer(&self, tenant: &TenantId, key: &IdempotencyKey) -> Option<PastAnswer> {
+        self.answer_of(&self.ids.key(tenant, key))
+    }
+
+    /// Where a hold is to be read back, if it is `tenant`'s and over.
+    pub fn hold(&self, tenant: &TenantId, hold_id: &HoldId) -> Option<PastHold> {
+        self.hold_of(hold_id).filter(|hold| hold.tenant == self.ids.tenant(tenant.as_str()))
+    }
+
+    /// Where a hold is to be read back, whosever it was: for callers that span tenants.
+    pub fn hold_of(&self, hold_id: &HoldId) -> Option<PastHold> {
+        let body = self.body(&self.ids.hold(hold_id))?;
+        Some(PastHold { tenant: part(body, 0), granted_seq: number(body, 8), closed_seq: number(body, 16) })
+    }
+
+    pub(crate) fn answer_of(&self, id: &PastId) -> Option<PastAnswer> {
+        let body = self.body(id)?;
+        Some(PastAnswer { request: part(body, 0), stream_seq: number(body, 16) })
+    }
+
+    pub(crate) fn has_grant(&self, tenant: &TenantId, grant_id: &GrantId) -> bool {
+        self.index.contains_key(&self.ids.grant(tenant, grant_id))
+    }
+
+    pub(crate) fn add_answer(&mut self, id: PastId, request_hash: &[u8; 32], stream_seq: u64) {
+        let (half, _) = request_hash.split_at(16);
+        self.add(id, &[half, &stream_seq.to_be_bytes()]);
+    }
+
+    pub(crate) fn add_hold(&mut self, hold_id: &HoldId, tenant: &str, granted_seq: u64, closed_seq: u64) {
+        let tenant = self.ids.tenant(tenant);
+        let parts = [&tenant[..], &granted_seq.to_be_bytes(), &closed_seq.to_be_bytes()];
+        self.add(self.ids.hold(hold_id), &parts);
+    }
+
+    pub(crate) fn add_grant(&mut self, tenant: &TenantId, grant_id: &GrantId, stream_seq: u64) {
+        self.add(self.ids.grant(tenant, grant_id), &[&[0; 16], &stream_seq.to_be_bytes()]);
+    }
+
+    fn add(&mut self, id: PastId, body: &[&[u8]]) {
+        let mut row = [0; ROW_BYTES];
+        let mut at = id.len();
+        row[..at].copy_from_slice(&id);
+        for part in body {
+            row[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        // One that is there stays as it is: two states that retire the same block into one past add it once.
+        self.push(&row);
+    }
+
+    fn push(&mut self, row: &[u8; ROW_BYTES]) -> bool {
+        let id: PastId = part(row, 0);
+        let at = self.rows.len();
+        if *self.index.entry(id).or_insert(at) != at {
+            return false;
+        }
+        self.rows.push(*row);
+        self.chain.update(row);
+        true
+    }
+
+    fn body(&self, id: &PastId) -> Option<&[u8]> {
+        let row = self.rows.get(*self.index.get(id)?)?;
+        Some(&row[id.len()..])
+    }
+}
+
+fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(part(bytes, at))
+}
