@@ -16,6 +16,7 @@ use crate::{
     execute::Executor,
     grpc::Service,
     holds::Holds,
+    leases::Leases,
     metrics,
     options::{Options, Peers},
     publish::{self, Progress, Publisher},
@@ -30,6 +31,8 @@ pub const CONTROLS: &str = "sandbox_controls";
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last events may take to be confirmed when the agent stops. What is not confirmed stays in the spool.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+/// How long leases may take to be given back when the agent stops. What is not given back runs out.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait for a receipt before a full spool is looked at again.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 /// Largest request: standard input and the rest of it.
@@ -74,6 +77,7 @@ pub struct Agent {
     missing: Vec<String>,
     public_key: VerifyingKey,
     _publisher: Task,
+    _keeper: Option<Task>,
 }
 
 impl Agent {
@@ -121,14 +125,17 @@ impl Agent {
                 execution_id = lost.execution_id,
                 "an execution was lost with the agent's last life"
             );
-            let kind = Kind::ExecutionFinished(record::lost(&lost.hold_id, LOST_WITH_AGENT));
+            let kind = Kind::ExecutionFinished(record::lost(&lost.hold_id, lost.reserved, LOST_WITH_AGENT));
             NewEvent { tenant: lost.tenant, execution_id: lost.execution_id, skill: lost.skill, kind }
         });
         for event in std::iter::once(NewEvent::own(started)).chain(lost) {
             record_when_there_is_room(&spool, event, &mut progress).await?;
         }
-        let executor = Executor::new(options, spool, holds, sandbox);
-        Ok(Self { executor, progress, missing, public_key, _publisher: publisher })
+        let lease = options.lease.clone();
+        let leases = lease.map(|lease| Leases::new(holds.clone(), lease, options.hold_margin));
+        let keeper = leases.as_ref().map(|leases| Task(leases.keep()));
+        let executor = Executor::new(options, spool, holds, leases, sandbox);
+        Ok(Self { executor, progress, missing, public_key, _publisher: publisher, _keeper: keeper })
     }
 
     /// The key under which the agent has to be enrolled.
@@ -157,6 +164,7 @@ impl Agent {
         let spool = &self.executor.spool;
         metrics::confirmed_seq().record(spool.confirmed_seq(), &[]);
         metrics::spool_bytes().record(spool.kept_bytes(), &[]);
+        metrics::record_slices(&self.executor.slices());
         let controls = if self.missing.is_empty() || self.executor.options.allow_degraded {
             Ok(())
         } else {
@@ -169,7 +177,8 @@ impl Agent {
             .component("publishing", publishing)
     }
 
-    /// Refuses new executions, lets running ones end, records the stop, and waits a little for the last receipt.
+    /// Refuses new executions, lets running ones end, records the stop, waits a little for the last receipt, and gives its
+    /// leases back.
     pub async fn stop(mut self) {
         self.executor.drain(DRAIN_PATIENCE).await;
         let stopped = Kind::AgentStopped(v1::AgentStopped { reason: "told to stop".to_owned() });
@@ -181,6 +190,10 @@ impl Agent {
                 }
             }
             Err(error) => tracing::error!(%error, "the stop could not be recorded"),
+        }
+        // What was drawn has to be charged before a lease may go back, and it is charged once it is published.
+        if let Some(leases) = &self.executor.leases {
+            leases.close(CLOSE_PATIENCE).await;
         }
     }
 }

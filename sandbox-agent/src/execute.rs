@@ -1,6 +1,6 @@
 //! One execution from request to recorded outcome.
 //!
-//! slot → room in the spool → hold → sandbox prepared and its controls read back → **admission on disk** → released → output streamed
+//! slot → room in the spool → hold, or a share of a slice → sandbox prepared and its controls read back → **admission on disk** → released → output streamed
 //! → **outcome on disk** → answered. Whatever refuses on the way gives back what was held and is recorded as a denial before it is
 //! answered, as long as the spool has room for more than outcomes. The caller may go away at any moment: the execution is then cancelled, and its outcome is still recorded.
 //!
@@ -12,7 +12,10 @@ use std::{
 };
 
 use exchequer_auth::Caller;
-use exchequer_event::v1::{self, DenialGate, event::Kind, execute_response::Part};
+use exchequer_event::{
+    metered::Metered,
+    v1::{self, DenialGate, event::Kind, execute_response::Part},
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Status};
@@ -21,6 +24,7 @@ use tracing::Instrument as _;
 
 use crate::{
     holds::{self, HoldError, Holds},
+    leases::{Leases, Share},
     metrics,
     options::Options,
     record::{self, Outputs},
@@ -51,6 +55,8 @@ pub struct Executor {
     pub spool: Arc<Spool>,
     /// Where they are paid.
     pub holds: Holds,
+    /// Slices that pay for most of them, if the agent takes leases.
+    pub leases: Option<Arc<Leases>>,
     /// Where they run.
     pub sandbox: Sandbox,
     slots: Arc<Semaphore>,
@@ -82,13 +88,40 @@ impl Request {
 struct Admitted {
     prepared: Prepared,
     output: mpsc::Receiver<Chunk>,
-    hold_id: String,
+    payment: Payment,
     part: v1::Admitted,
     _slot: OwnedSemaphorePermit,
 }
 
+/// What pays for an execution.
+enum Payment {
+    /// A hold of its own.
+    Hold(v1::HoldGranted),
+    /// A share of a slice.
+    Share(Share),
+}
+
+impl Payment {
+    fn hold_id(&self) -> &str {
+        match self {
+            Self::Hold(hold) => &hold.hold_id,
+            Self::Share(share) => share.hold_id(),
+        }
+    }
+
+    /// What is reserved, if it is of a lease.
+    fn reserved(&self) -> Vec<v1::MeterAmount> {
+        match self {
+            Self::Hold(_) => Vec::new(),
+            Self::Share(share) => share.reserved(),
+        }
+    }
+}
+
 /// A refusal to admit: what is recorded, and what is answered.
 struct Denial {
+    /// Whether the admission may be on disk after all: then its usage counts as unknown at the next start.
+    is_admission_in_doubt: bool,
     gate: DenialGate,
     scope: String,
     meter: String,
@@ -97,19 +130,26 @@ struct Denial {
 
 impl Denial {
     fn new(gate: DenialGate, status: Status) -> Self {
-        Self { gate, scope: String::new(), meter: String::new(), status }
+        Self { is_admission_in_doubt: false, gate, scope: String::new(), meter: String::new(), status }
     }
 }
 
 impl Executor {
     /// An executor over these parts.
-    pub fn new(options: Options, spool: Arc<Spool>, holds: Holds, sandbox: Sandbox) -> Arc<Self> {
+    pub fn new(
+        options: Options,
+        spool: Arc<Spool>,
+        holds: Holds,
+        leases: Option<Arc<Leases>>,
+        sandbox: Sandbox,
+    ) -> Arc<Self> {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(options.max_concurrent)),
             probes: Semaphore::new(MAX_PROBES),
             options,
             spool,
             holds,
+            leases,
             sandbox,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -124,6 +164,11 @@ impl Executor {
         let controls = probe(&self.sandbox).await;
         let failed = |error| Status::unavailable(format!("the probe could not run: {error}"));
         Ok(record::controls(&controls.map_err(failed)?))
+    }
+
+    /// The slices of budgets that are held now.
+    pub fn slices(&self) -> Vec<v1::Slice> {
+        self.leases.as_ref().map(|leases| leases.list()).unwrap_or_default()
     }
 
     /// Begins an execution. It goes on by itself; dropping the parts cancels it.
@@ -179,14 +224,33 @@ impl Executor {
             RecordError::Full { .. } => busy(error.to_string()),
             error => Denial::new(DenialGate::Policy, Status::unavailable(error.to_string())),
         })?;
-        let hold = self.hold(request).await?;
-        match self.prepare(request, &hold, slot).await {
-            Ok(admitted) => Ok(admitted),
+        let payment = self.pay(request).await?;
+        match self.prepare(request, &payment).await {
+            Ok((prepared, output, part)) => Ok(Admitted { prepared, output, payment, part, _slot: slot }),
             Err(denial) => {
-                self.holds.void(&hold.hold_id).await;
+                match payment {
+                    Payment::Hold(hold) => self.holds.void(&hold.hold_id).await,
+                    // It would be charged after all.
+                    Payment::Share(_) if denial.is_admission_in_doubt => {}
+                    Payment::Share(share) => share.give_back(),
+                }
                 Err(denial)
             }
         }
+    }
+
+    /// A share of the scope's slice, or a hold of its own. What is asked for beside the machine is no part of slices.
+    async fn pay(&self, request: &Request) -> Result<Payment, Denial> {
+        let checked = &request.checked;
+        if let Some(leases) = self.leases.as_ref().filter(|_| checked.extra_holds.is_empty())
+            && let Some(share) = leases.admit(&checked.scope, &checked.limits).await
+        {
+            metrics::count_admission("slice");
+            return Ok(Payment::Share(share));
+        }
+        let hold = self.hold(request).await?;
+        metrics::count_admission("hold");
+        Ok(Payment::Hold(hold))
     }
 
     async fn hold(&self, request: &Request) -> Result<v1::HoldGranted, Denial> {
@@ -212,9 +276,8 @@ impl Executor {
     async fn prepare(
         &self,
         request: &Request,
-        hold: &v1::HoldGranted,
-        slot: OwnedSemaphorePermit,
-    ) -> Result<Admitted, Denial> {
+        payment: &Payment,
+    ) -> Result<(Prepared, mpsc::Receiver<Chunk>, v1::Admitted), Denial> {
         let checked = &request.checked;
         let (chunks, output) = mpsc::channel(WAITING_PARTS);
         let stdin = (!checked.stdin.is_empty()).then(|| checked.stdin.clone());
@@ -241,24 +304,29 @@ impl Executor {
             arguments_redacted: checked.arguments_redacted.clone(),
             input_digest: checked.input_digest.into(),
             limits: Some(checked.limits),
-            hold_id: hold.hold_id.clone(),
+            hold_id: payment.hold_id().to_owned(),
             scope: checked.scope.clone(),
             controls,
+            reserved: payment.reserved(),
         };
         let admitted = Kind::ExecutionAdmitted(record.clone());
+        let position = self.spool.record(request.event(admitted)).await;
         let position =
-            self.spool.record(request.event(admitted)).await.map_err(|error| spool_denial(&error))?;
+            position.map_err(|error| Denial { is_admission_in_doubt: true, ..spool_denial(&error) })?;
         let part = v1::Admitted {
             execution_id: request.execution_id.clone(),
             position: Some(position),
             record: Some(record),
-            held: hold.amounts.clone(),
+            held: match payment {
+                Payment::Hold(hold) => hold.amounts.clone(),
+                Payment::Share(share) => share.reserved(),
+            },
         };
-        Ok(Admitted { prepared, output, hold_id: hold.hold_id.clone(), part, _slot: slot })
+        Ok((prepared, output, part))
     }
 
     async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
-        let Admitted { prepared, output, hold_id, part, _slot } = admitted;
+        let Admitted { prepared, output, payment, part, _slot } = admitted;
         let caller_is_there = deliver(answer, Ok(Part::Admitted(part))).await;
         let mut outputs = Outputs::default();
         let outcome = match prepared.release().await {
@@ -266,19 +334,25 @@ impl Executor {
             Err(error) => Err(error),
         };
         let record = match outcome {
-            Ok(outcome) => record::finished(&outcome, &outputs, &hold_id),
+            Ok(outcome) => record::finished(&outcome, &outputs, payment.hold_id(), payment.reserved()),
             Err(error) => {
                 tracing::error!(%error, execution_id = request.execution_id, "the sandbox lost an execution");
-                record::lost(&hold_id, &error.to_string())
+                record::lost(payment.hold_id(), payment.reserved(), &error.to_string())
             }
         };
         metrics::count_execution(record.cause().as_str_name());
         let last = match self.spool.record(request.event(Kind::ExecutionFinished(record.clone()))).await {
-            Ok(position) => Ok(Part::Finished(v1::Finished {
-                execution_id: request.execution_id.clone(),
-                position: Some(position),
-                record: Some(record),
-            })),
+            Ok(position) => {
+                // Only now: an outcome that is not recorded is charged all that was reserved.
+                if let Payment::Share(share) = payment {
+                    share.finish(Metered::charge(&record));
+                }
+                Ok(Part::Finished(v1::Finished {
+                    execution_id: request.execution_id.clone(),
+                    position: Some(position),
+                    record: Some(record),
+                }))
+            }
             Err(error) => {
                 tracing::error!(%error, execution_id = request.execution_id, "an outcome could not be recorded");
                 Err(Status::internal(format!("the outcome could not be recorded: {error}")))
@@ -394,10 +468,9 @@ fn budget_denial(denied: &v1::HoldDenied) -> Denial {
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
     let details = ErrorDetails::with_error_info(denied.reason().as_str_name(), ERROR_DOMAIN, metadata);
     Denial {
-        gate: DenialGate::Budget,
         scope: scope.clone(),
         meter: meter.clone(),
-        status: Status::with_error_details(code, message, details),
+        ..Denial::new(DenialGate::Budget, Status::with_error_details(code, message, details))
     }
 }
 

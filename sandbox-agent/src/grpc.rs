@@ -75,6 +75,14 @@ impl AgentService for Service {
         Caller::of(request.extensions())?.may_read_all()?;
         Ok(Response::new(self.executor.spool.status().await))
     }
+
+    async fn list_slices(
+        &self,
+        request: Request<v1::ListSlicesRequest>,
+    ) -> Result<Response<v1::ListSlicesResponse>, Status> {
+        Caller::of(request.extensions())?.may_read_all()?;
+        Ok(Response::new(v1::ListSlicesResponse { slices: self.executor.slices() }))
+    }
 }
 
 fn refuse(faults: Faults) -> Status {

@@ -1,10 +1,13 @@
-//! The agent's side of metering: which amounts an execution holds, and the calls that reserve and void them. Settling needs no call:
+//! The agent's side of metering: which amounts an execution holds, and the calls about holds. An execution settles without a call:
 //! metering follows the recorded outcome.
 
 use std::time::Duration;
 
 use exchequer_auth::BearerToken;
-use exchequer_event::v1::{self, metering_service_client::MeteringServiceClient};
+use exchequer_event::{
+    metered::Metered,
+    v1::{self, metering_service_client::MeteringServiceClient},
+};
 use tonic::{
     Code, Status,
     service::interceptor::InterceptedService,
@@ -34,6 +37,17 @@ pub enum HoldError {
     Refused(Status),
     /// Metering did not answer, or can't decide now: nothing may run.
     Unavailable(Status),
+}
+
+/// Why a hold was not extended.
+#[derive(Debug)]
+pub enum ExtendError {
+    /// The budget refuses; the hold stands as it was.
+    Denied,
+    /// It can't be extended any more: it was revoked, or is no longer there.
+    Ended(Status),
+    /// Metering did not answer, or can't decide now: whether it was extended is not known.
+    Unavailable,
 }
 
 impl Holds {
@@ -75,6 +89,57 @@ impl Holds {
         }
     }
 
+    /// Extends a hold. An answer that got lost is asked for once more, under the same idempotency key.
+    pub async fn extend(&self, request: v1::ExtendRequest) -> Result<v1::HoldExtended, ExtendError> {
+        match self.try_extend(request.clone()).await {
+            Err(ExtendError::Unavailable) => self.try_extend(request).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn try_extend(&self, request: v1::ExtendRequest) -> Result<v1::HoldExtended, ExtendError> {
+        use v1::extend_response::Outcome;
+        let response = self.client.clone().extend(request).await.map_err(|status| match status.code() {
+            Code::FailedPrecondition
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::AlreadyExists => ExtendError::Ended(status),
+            _ => {
+                tracing::warn!(%status, "a hold could not be extended");
+                ExtendError::Unavailable
+            }
+        })?;
+        match response.into_inner().outcome {
+            Some(Outcome::Extended(extended)) => Ok(extended),
+            Some(Outcome::Denied(_)) => Err(ExtendError::Denied),
+            None => Err(ExtendError::Unavailable),
+        }
+    }
+
+    /// A hold as metering has it; `None`, if that can't be learned now.
+    pub async fn hold(&self, hold_id: &str) -> Option<v1::GetHoldResponse> {
+        let request = v1::GetHoldRequest { hold_id: hold_id.to_owned() };
+        match self.client.clone().get_hold(request).await {
+            Ok(hold) => Some(hold.into_inner()),
+            Err(status) => {
+                tracing::debug!(%status, hold_id, "a hold could not be looked at");
+                None
+            }
+        }
+    }
+
+    /// Gives back what is left of a lease from which everything was drawn that will be; whether metering has recorded that.
+    pub async fn close(&self, hold_id: &str) -> bool {
+        let request = v1::SettleRequest {
+            hold_id: hold_id.to_owned(),
+            idempotency_key: format!("close-{hold_id}"),
+            ..v1::SettleRequest::default()
+        };
+        let settled = self.client.clone().settle(request).await;
+        settled.inspect_err(|status| tracing::warn!(%status, hold_id, "a lease could not be given back")).is_ok()
+    }
+
     /// Gives a hold back that was not used. If that fails, it expires.
     pub async fn void(&self, hold_id: &str) {
         let request =
@@ -87,17 +152,7 @@ impl Holds {
 
 /// What an execution may use at most, meter by meter: its limits, one invocation, and what was asked for beside the machine.
 pub fn amounts(limits: &v1::Limits, extra: &[v1::MeterAmount]) -> Vec<v1::MeterAmount> {
-    let memory_mib = limits.memory_bytes.div_ceil(1 << 20);
-    let machine = [
-        ("cpu_ms", limits.cpu_ms),
-        ("wall_ms", limits.wall_ms),
-        ("memory_mib_ms", memory_mib.saturating_mul(limits.wall_ms)),
-        ("output_bytes", limits.output_bytes),
-        ("invocations", 1),
-    ];
-    machine
-        .into_iter()
-        .map(|(meter, amount)| v1::MeterAmount { meter: meter.to_owned(), amount })
-        .chain(extra.iter().cloned())
-        .collect()
+    let mut amounts = Metered::at_most(limits).amounts();
+    amounts.extend_from_slice(extra);
+    amounts
 }

@@ -6,7 +6,8 @@
 //! - [`agent`]: start, readiness and stop of the whole.
 //! - [`options`]: section `[agent]` of the configuration.
 //! - [`request`], [`redact`]: the policy gate, and what may be written down.
-//! - [`execute`]: one execution, gate by gate. [`holds`]: the calls to metering. [`record`]: what is recorded of it.
+//! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it.
+//! - [`holds`]: the calls to metering. [`leases`], [`slice`]: slices of budgets, against which most executions are admitted without one.
 //! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream.
 
@@ -14,12 +15,14 @@ pub mod agent;
 pub mod execute;
 pub mod grpc;
 pub mod holds;
+pub mod leases;
 pub mod options;
 pub mod publish;
 pub mod record;
 pub mod redact;
 pub mod request;
 pub mod sandbox;
+pub mod slice;
 pub mod spool;
 
 mod metrics;

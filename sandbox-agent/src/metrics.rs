@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use exchequer_event::metered::{METERS, Metered};
 use exchequer_telemetry::{KeyValue, LATENCY_SECONDS, meter};
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 
@@ -78,6 +79,54 @@ instrument! {
         .u64_gauge("exchequer_agent_spool_bytes")
         .with_description("Bytes of events that are kept.")
         .build()
+}
+
+instrument! {
+    /// Admissions, by what pays.
+    admissions: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_admissions_total")
+        .with_description("Executions admitted, by what pays for them: a hold of their own, or the slice of a lease.")
+        .build()
+}
+instrument! {
+    /// Calls about leases.
+    lease_calls: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_lease_calls_total")
+        .with_description("Calls to metering about leases by outcome: granted, extended, denied, ended, unavailable, returned.")
+        .build()
+}
+instrument! {
+    /// Slices.
+    slices: Gauge<u64> = meter()
+        .u64_gauge("exchequer_agent_slices")
+        .with_description("Slices of budgets that are held by leases now.")
+        .build()
+}
+instrument! {
+    /// What is left of all slices.
+    slices_left: Gauge<u64> = meter()
+        .u64_gauge("exchequer_agent_slices_left")
+        .with_description("What is left of all slices together, by meter, in the unit that its name says.")
+        .build()
+}
+
+/// Counts an admission by what pays.
+pub(crate) fn count_admission(payer: &'static str) {
+    admissions().add(1, &[KeyValue::new("payer", payer)]);
+}
+
+/// Counts a call about a lease by its outcome.
+pub(crate) fn count_lease_call(outcome: &'static str) {
+    lease_calls().add(1, &[KeyValue::new("outcome", outcome)]);
+}
+
+/// Says how many slices there are, and what is left of them.
+pub(crate) fn record_slices(listed: &[exchequer_event::v1::Slice]) {
+    slices().record(listed.len() as u64, &[]);
+    let left: Vec<_> = listed.iter().filter(|slice| !slice.closed).flat_map(|slice| slice.left.clone()).collect();
+    for (name, amount) in METERS.into_iter().zip(Metered::among(&left).0) {
+        slices_left().record(amount, &[KeyValue::new("meter", name)]);
+    }
 }
 
 /// Counts an execution by its outcome.

@@ -5,10 +5,16 @@ use std::{collections::btree_map::Entry, path::PathBuf, time::Duration};
 use ed25519_dalek::VerifyingKey;
 use exchequer_auth::payload_keys;
 use exchequer_config::Reader;
-use exchequer_event::{name, payload::PayloadKey, v1};
+use exchequer_event::{
+    metered::{MAX_METERED, METERS, Metered},
+    name,
+    payload::PayloadKey,
+    v1,
+};
 use exchequer_tlog::VerifierKey;
 
 use crate::{
+    leases::LeaseOptions,
     sandbox,
     spool::{self, PayloadKeys},
 };
@@ -16,6 +22,8 @@ use crate::{
 /// Largest number of concurrent executions that can be configured.
 pub const MAX_CONCURRENT: usize = 4096;
 
+/// Most executions that one slice can be for.
+const MAX_LEASE_INVOCATIONS: u64 = 1_000_000;
 /// Longest life of a hold, milliseconds (`ReserveRequest.ttl_ms`).
 const MAX_HOLD_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -59,6 +67,8 @@ pub struct Options {
     pub max_concurrent: usize,
     /// How long a hold outlives the wall-clock limit: the time in which the outcome has to reach metering.
     pub hold_margin: Duration,
+    /// How slices of budgets are leased; `None` reserves a hold for each execution.
+    pub lease: Option<LeaseOptions>,
     /// How long receipts may stay away before unconfirmed events are published again.
     pub resend_after: Duration,
     /// Keys under which the payloads of tenants' events are encrypted; those of other tenants are recorded in clear.
@@ -132,6 +142,7 @@ impl Options {
                 "with agent.hold_margin is longer than a hold can live: a day",
             );
         }
+        let lease = lease(reader, &default_limits, hold_margin);
         let data = data?;
         Some(Self {
             id: id?,
@@ -142,6 +153,7 @@ impl Options {
             read_only,
             max_concurrent,
             hold_margin,
+            lease,
             resend_after,
             payload_keys,
             default_limits,
@@ -178,6 +190,40 @@ fn payload_keys(reader: &mut Reader) -> PayloadKeys {
         }
     }
     keys
+}
+
+/// Section `[agent.lease]`: off without `invocations`.
+fn lease(reader: &mut Reader, default_limits: &v1::Limits, margin: Duration) -> Option<LeaseOptions> {
+    let invocations = reader.in_range("agent.lease.invocations", 0, 0..=MAX_LEASE_INVOCATIONS);
+    let once = Metered::at_most(default_limits);
+    let mut amounts = once.zip(&once, |amount, _| amount.saturating_mul(invocations).min(MAX_METERED));
+    for (place, meter) in METERS.iter().enumerate().filter(|(_, meter)| **meter != "invocations") {
+        let key = format!("agent.lease.{meter}");
+        let Some(amount) = reader.optional::<u64>(&key) else { continue };
+        if invocations == 0 {
+            reader.fault(&key, "needs agent.lease.invocations");
+        } else if !(once.0[place]..=MAX_METERED).contains(&amount) {
+            let least = once.0[place];
+            reader.fault(&key, format!("has to be {least} (an execution by default limits) to {MAX_METERED}"));
+        }
+        amounts.0[place] = amount;
+    }
+    let ttl = reader.duration(
+        "agent.lease.ttl",
+        Duration::from_secs(900),
+        Duration::from_secs(1)..=Duration::from_millis(MAX_HOLD_MS),
+    );
+    let renew_below = reader.in_range("agent.lease.renew_below", 25, 1..=90);
+    let check_interval = reader.duration(
+        "agent.lease.check_interval",
+        Duration::from_secs(5),
+        Duration::from_millis(100)..=Duration::from_secs(3600),
+    );
+    if invocations > 0 && ttl <= margin.saturating_add(Duration::from_millis(default_limits.wall_ms)) {
+        let problem = "has to be longer than agent.default_limits.wall_ms and agent.hold_margin together";
+        reader.fault("agent.lease.ttl", problem);
+    }
+    (invocations > 0).then_some(LeaseOptions { amounts, ttl, renew_below, check_interval })
 }
 
 fn limits(reader: &mut Reader, section: &str, default: &v1::Limits) -> v1::Limits {

@@ -58,13 +58,19 @@ impl Outputs {
 }
 
 /// An outcome as it is recorded.
-pub fn finished(outcome: &Outcome, outputs: &Outputs, hold_id: &str) -> v1::ExecutionFinished {
+pub fn finished(
+    outcome: &Outcome,
+    outputs: &Outputs,
+    hold_id: &str,
+    reserved: Vec<v1::MeterAmount>,
+) -> v1::ExecutionFinished {
     use v1::ExitCause as Cause;
     let mut record = v1::ExecutionFinished {
         usage: Some(usage(&outcome.usage)),
         stdout: Some(outputs.output(0)),
         stderr: Some(outputs.output(1)),
         hold_id: hold_id.to_owned(),
+        reserved,
         ..v1::ExecutionFinished::default()
     };
     let cause = match &outcome.cause {
@@ -95,9 +101,10 @@ pub fn finished(outcome: &Outcome, outputs: &Outputs, hold_id: &str) -> v1::Exec
 }
 
 /// The outcome of an execution whose end nobody saw: its usage is unknown.
-pub fn lost(hold_id: &str, detail: &str) -> v1::ExecutionFinished {
+pub fn lost(hold_id: &str, reserved: Vec<v1::MeterAmount>, detail: &str) -> v1::ExecutionFinished {
     let mut record = v1::ExecutionFinished {
         hold_id: hold_id.to_owned(),
+        reserved,
         detail: detail.to_owned(),
         ..v1::ExecutionFinished::default()
     };

@@ -119,6 +119,8 @@ pub struct LostExecution {
     pub skill: String,
     /// The hold that paid for it.
     pub hold_id: String,
+    /// What was reserved for it, if that is a lease.
+    pub reserved: Vec<v1::MeterAmount>,
 }
 
 /// An event to record: what the spool adds is identity, place and time.
@@ -208,6 +210,7 @@ impl Spool {
                         tenant: event.tenant,
                         skill: event.skill,
                         hold_id: admitted.hold_id,
+                        reserved: admitted.reserved,
                     };
                     open.insert(event.execution_id, (seq, lost));
                 }

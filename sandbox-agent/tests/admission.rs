@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "support/rig.rs"]
+#[allow(dead_code, reason = "what other tests of the agent need")]
 mod rig;
 
 use std::{

@@ -8,6 +8,7 @@
 //! - [`tree`]: the Merkle tree under a seal (`rs_merkle`).
 //! - [`seal`]: batches of events and blocks of decisions: sealing, signing, and opening what somebody else sealed.
 //! - [`control`]: control records and receipts.
+//! - [`metered`]: what an execution uses of a machine, in meters.
 //! - [`payload`]: an event's confidential payload: encrypted, committed to, opened.
 //! - [`accept`]: [`Acceptor`](accept::Acceptor), the fold over the stream that turns messages into log entries.
 //! - [`audit`]: [`Auditor`](audit::Auditor), the fold over log entries that a stranger runs.
@@ -21,6 +22,7 @@ pub mod digest;
 pub mod entry;
 mod fields;
 mod lean;
+pub mod metered;
 pub mod name;
 pub mod payload;
 pub mod seal;

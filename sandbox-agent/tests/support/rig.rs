@@ -6,7 +6,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -38,11 +38,32 @@ pub enum Metering {
     Unavailable,
 }
 
-/// What metering was asked.
+/// What metering answers when a lease is to be extended.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Extension {
+    #[default]
+    Grants,
+    Denies,
+    Ended,
+    Unavailable,
+}
+
+/// What metering was asked, and what it is told to answer about leases.
 #[derive(Default)]
 pub struct Asked {
+    /// Reservations, those of leases included.
     pub holds: AtomicU64,
+    pub leases: AtomicU64,
     pub voids: AtomicU64,
+    pub extensions: AtomicU64,
+    pub looks: AtomicU64,
+    pub settlements: AtomicU64,
+    /// Whether metering is away from now on.
+    pub is_away: AtomicBool,
+    pub extension: Mutex<Extension>,
+    pub is_revoked: AtomicBool,
+    /// What metering has charged the lease.
+    pub charged: Mutex<Vec<v1::MeterAmount>>,
     /// The last `traceparent`.
     pub traceparent: Mutex<String>,
 }
@@ -67,10 +88,18 @@ impl MeteringService for Answers {
             parent.to_str().unwrap().clone_into(&mut self.asked.traceparent.lock().unwrap());
         }
         let request = request.into_inner();
+        if self.asked.is_away.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("away"));
+        }
         let outcome = match self.metering {
             Metering::Unavailable => return Err(Status::unavailable("away")),
             Metering::Grants => Outcome::Granted(v1::HoldGranted {
-                hold_id: format!("hold-{}", self.asked.holds.fetch_add(1, Ordering::Relaxed) + 1),
+                hold_id: {
+                    let kind = if request.lease { "lease" } else { "hold" };
+                    self.asked.leases.fetch_add(u64::from(request.lease), Ordering::Relaxed);
+                    format!("{kind}-{}", self.asked.holds.fetch_add(1, Ordering::Relaxed) + 1)
+                },
+                lease: request.lease,
                 scope: request.scope,
                 amounts: request.amounts,
                 ..v1::HoldGranted::default()
@@ -240,19 +269,54 @@ impl MeteringService for Answers {
         unasked()
     }
 
-    async fn extend(&self, _: Request<v1::ExtendRequest>) -> Result<Response<v1::ExtendResponse>, Status> {
-        unasked()
+    async fn extend(
+        &self,
+        request: Request<v1::ExtendRequest>,
+    ) -> Result<Response<v1::ExtendResponse>, Status> {
+        use v1::extend_response::Outcome;
+        self.asked.extensions.fetch_add(1, Ordering::Relaxed);
+        let v1::ExtendRequest { hold_id, amounts, .. } = request.into_inner();
+        let extension = *self.asked.extension.lock().unwrap();
+        let outcome = match extension {
+            _ if self.asked.is_away.load(Ordering::Relaxed) => return Err(Status::unavailable("away")),
+            Extension::Unavailable => return Err(Status::unavailable("away")),
+            Extension::Ended => return Err(Status::failed_precondition("the hold was revoked")),
+            Extension::Denies => Outcome::Denied(v1::HoldDenied::default()),
+            Extension::Grants => Outcome::Extended(v1::HoldExtended {
+                hold_id,
+                added: amounts,
+                ..v1::HoldExtended::default()
+            }),
+        };
+        Ok(Response::new(v1::ExtendResponse { outcome: Some(outcome), stream_seq: 1 }))
     }
 
-    async fn settle(&self, _: Request<v1::SettleRequest>) -> Result<Response<v1::SettleResponse>, Status> {
-        unasked()
+    async fn settle(
+        &self,
+        request: Request<v1::SettleRequest>,
+    ) -> Result<Response<v1::SettleResponse>, Status> {
+        assert!(request.get_ref().used.is_empty(), "executions are charged by their events");
+        self.asked.settlements.fetch_add(1, Ordering::Relaxed);
+        Ok(Response::new(v1::SettleResponse::default()))
     }
 
     async fn get_hold(
         &self,
-        _: Request<v1::GetHoldRequest>,
+        request: Request<v1::GetHoldRequest>,
     ) -> Result<Response<v1::GetHoldResponse>, Status> {
-        unasked()
+        if self.asked.is_away.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("away"));
+        }
+        let hold = v1::GetHoldResponse {
+            hold_id: request.into_inner().hold_id,
+            state: v1::HoldState::Open.into(),
+            used: self.asked.charged.lock().unwrap().clone(),
+            lease: true,
+            revoked: self.asked.is_revoked.load(Ordering::Relaxed),
+            ..v1::GetHoldResponse::default()
+        };
+        self.asked.looks.fetch_add(1, Ordering::Relaxed);
+        Ok(Response::new(hold))
     }
 
     async fn get_usage(
@@ -366,8 +430,14 @@ impl Rig {
         client.get_capabilities(v1::GetCapabilitiesRequest {}).await.unwrap().into_inner()
     }
 
-    pub fn asked(&self) -> &Asked {
+    pub fn asked(&self) -> &Arc<Asked> {
         &self.asked
+    }
+
+    /// The agent's slices, as an auditor sees them.
+    pub async fn slices(&self) -> Vec<v1::Slice> {
+        let mut client = self.client(&self.token("acme", Role::Auditor));
+        client.list_slices(v1::ListSlicesRequest {}).await.unwrap().into_inner().slices
     }
 
     pub fn spool(&self) -> &Spool {
@@ -412,6 +482,7 @@ fn options(dir: &Path) -> Options {
         read_only: Vec::new(),
         max_concurrent: 8,
         hold_margin: Duration::from_secs(60),
+        lease: None,
         resend_after: Duration::from_secs(1),
         payload_keys: PayloadKeys::new(),
         default_limits: v1::Limits {

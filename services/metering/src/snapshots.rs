@@ -63,6 +63,12 @@ struct StoredCharge {
     used: Vec<v1::MeterAmount>,
     #[prost(bool, tag = "5")]
     whole_hold: bool,
+    #[prost(string, tag = "6")]
+    execution_id: String,
+    #[prost(string, tag = "7")]
+    skill: String,
+    #[prost(uint64, tag = "8")]
+    used_unix_ms: u64,
 }
 
 /// The snapshot directory of one partition.
@@ -123,6 +129,9 @@ pub(crate) fn encode(fold: &Fold) -> Vec<u8> {
         hold_id: charge.hold_id.to_string(),
         used: charge.used.map(|used| wire::meter_amounts(used.iter())).unwrap_or_default(),
         whole_hold: charge.used.is_none(),
+        execution_id: charge.execution_id.clone(),
+        skill: charge.skill.clone(),
+        used_unix_ms: charge.used_unix_ms,
     };
     let mut answers = Vec::with_capacity(fold.answers.len() * ANSWER_BYTES);
     for (id, seq) in &fold.answers {
@@ -165,6 +174,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Fold, String> {
             stream_seq: charge.stream_seq,
             agent: Subject::parse(&charge.agent).map_err(|error| error.to_string())?,
             hold_id: HoldId::parse(&charge.hold_id).map_err(|error| error.to_string())?,
+            execution_id: charge.execution_id.clone(),
+            skill: charge.skill.clone(),
+            used_unix_ms: charge.used_unix_ms,
             used: (!charge.whole_hold).then_some::<Amounts>(used),
         });
     }

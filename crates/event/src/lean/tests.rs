@@ -71,7 +71,11 @@ fn run() -> v1::DecisionRun {
     let amount = || vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 1 << 35 }];
     let hold_id = || UUID.to_owned();
     let kinds = [
-        budget_event::Kind::BudgetSet(v1::BudgetSet { scope: "acme".into(), granted: amount() }),
+        budget_event::Kind::BudgetSet(v1::BudgetSet {
+            scope: "acme".into(),
+            granted: amount(),
+            ..v1::BudgetSet::default()
+        }),
         budget_event::Kind::HoldGranted(v1::HoldGranted {
             hold_id: hold_id(),
             amounts: amount(),
@@ -82,11 +86,21 @@ fn run() -> v1::DecisionRun {
             hold_id: hold_id(),
             added: amount(),
             expires_unix_ms: 1 << 41,
+            ..v1::HoldExtended::default()
         }),
-        budget_event::Kind::HoldSettled(v1::HoldSettled { hold_id: hold_id(), used: amount(), late: true }),
+        budget_event::Kind::HoldSettled(v1::HoldSettled {
+            hold_id: hold_id(),
+            used: amount(),
+            late: true,
+            ..v1::HoldSettled::default()
+        }),
         budget_event::Kind::HoldVoided(v1::HoldVoided { hold_id: hold_id() }),
         budget_event::Kind::HoldExpired(v1::HoldExpired { hold_id: hold_id() }),
-        budget_event::Kind::CommandRefused(v1::CommandRefused { reason: 3, hold_id: hold_id() }),
+        budget_event::Kind::CommandRefused(v1::CommandRefused {
+            reason: 3,
+            hold_id: hold_id(),
+            ..v1::CommandRefused::default()
+        }),
     ];
     let decision = |kind| v1::Decision {
         idempotency_key: "k".into(),

@@ -27,6 +27,7 @@ fn kinds() -> Vec<Kind> {
             hold_id: UUID.into(),
             scope: "acme/x".into(),
             controls: vec![v1::Control { name: "seccomp".into(), ..v1::Control::default() }],
+            reserved: vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 7 }],
         }),
         Kind::ExecutionDenied(v1::ExecutionDenied {
             caller: "alice@example.com".into(),
@@ -46,6 +47,7 @@ fn kinds() -> Vec<Kind> {
             result_digest: vec![7; 32].into(),
             detail: "needle".into(),
             signal: 0,
+            reserved: vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 7 }],
         }),
     ]
 }
