@@ -137,7 +137,9 @@ impl Holds {
             ..v1::SettleRequest::default()
         };
         let settled = self.client.clone().settle(request).await;
-        settled.inspect_err(|status| tracing::warn!(%status, hold_id, "a lease could not be given back")).is_ok()
+        settled
+            .inspect_err(|status| tracing::warn!(%status, hold_id, "a lease could not be given back"))
+            .is_ok()
     }
 
     /// Gives a hold back that was not used. If that fails, it expires.

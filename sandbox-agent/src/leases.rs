@@ -223,7 +223,9 @@ impl Leases {
                 return;
             }
             let is_short = |slice: &Slice| slice.ends_ms() < now_ms.saturating_add(life_ms);
-            state.current(now_ms).map(|slice| (slice.hold_id().to_owned(), slice.missing(&full), is_short(slice)))
+            state
+                .current(now_ms)
+                .map(|slice| (slice.hold_id().to_owned(), slice.missing(&full), is_short(slice)))
         };
         let Some((hold_id, missing, is_short)) = current else {
             return self.obtain(place, &full, need).await;
@@ -252,7 +254,11 @@ impl Leases {
             Ok(hold) => {
                 metrics::count_lease_call("granted");
                 let slice = Slice::new(hold.hold_id, Metered::among(&hold.amounts), sent_ms, self.ttl_ms);
-                tracing::info!(hold_id = slice.hold_id(), scope = place.scope, "a slice of the budget is leased");
+                tracing::info!(
+                    hold_id = slice.hold_id(),
+                    scope = place.scope,
+                    "a slice of the budget is leased"
+                );
                 state.slices.push(slice);
             }
             Err(HoldError::Denied(_) | HoldError::Refused(_)) => {

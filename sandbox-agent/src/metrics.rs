@@ -123,7 +123,8 @@ pub(crate) fn count_lease_call(outcome: &'static str) {
 /// Says how many slices there are, and what is left of them.
 pub(crate) fn record_slices(listed: &[exchequer_event::v1::Slice]) {
     slices().record(listed.len() as u64, &[]);
-    let left: Vec<_> = listed.iter().filter(|slice| !slice.closed).flat_map(|slice| slice.left.clone()).collect();
+    let left: Vec<_> =
+        listed.iter().filter(|slice| !slice.closed).flat_map(|slice| slice.left.clone()).collect();
     for (name, amount) in METERS.into_iter().zip(Metered::among(&left).0) {
         slices_left().record(amount, &[KeyValue::new("meter", name)]);
     }

@@ -204,7 +204,8 @@ fn lease(reader: &mut Reader, default_limits: &v1::Limits, margin: Duration) -> 
             reader.fault(&key, "needs agent.lease.invocations");
         } else if !(once.0[place]..=MAX_METERED).contains(&amount) {
             let least = once.0[place];
-            reader.fault(&key, format!("has to be {least} (an execution by default limits) to {MAX_METERED}"));
+            reader
+                .fault(&key, format!("has to be {least} (an execution by default limits) to {MAX_METERED}"));
         }
         amounts.0[place] = amount;
     }

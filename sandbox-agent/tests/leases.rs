@@ -107,7 +107,12 @@ async fn an_admission_says_what_is_reserved_and_that_comes_back_at_the_end() {
 
 #[tokio::test]
 async fn without_metering_executions_go_on_within_the_slice_and_are_refused_beyond_it() {
-    let rig = rig(2, |_| {}).await;
+    // For two executions and nearly a third.
+    let change = |lease: &mut LeaseOptions| {
+        lease.amounts = lease.amounts.zip(&lease.amounts, |two, _| two + two * 9 / 20);
+        lease.amounts.0[4] = 3;
+    };
+    let rig = rig(2, change).await;
     let _first = begin(&rig).await;
     rig.asked().is_away.store(true, Ordering::Relaxed);
     let (second, admitted) = begin(&rig).await;
@@ -190,11 +195,11 @@ async fn a_revoked_lease_admits_nothing_and_is_given_back_once_all_of_it_is_char
 async fn a_revocation_is_learned_from_a_refused_extension_too() {
     let rig = rig(1, |_| {}).await;
     *rig.asked().extension.lock().unwrap() = Extension::Ended;
-    let (_first, admitted) = begin(&rig).await;
+    let (first, admitted) = begin(&rig).await;
     assert_eq!(admitted.hold_id, "lease-1");
     assert_eq!(hold_of(&rig).await, "hold-2");
     assert!(rig.slices().await[0].closed);
-    drop(_first);
+    drop(first);
     eventually(PATIENCE, || async { rig.slices().await[0].running == 0 }).await;
     assert_eq!(hold_of(&rig).await, "hold-3", "what came back is not admitted against");
 }

@@ -64,7 +64,9 @@ impl Metered {
 
     /// The machine's meters among amounts of any.
     pub fn among(amounts: &[v1::MeterAmount]) -> Self {
-        let of = |name| amounts.iter().filter(|a| a.meter == name).fold(0, |sum: u64, a| sum.saturating_add(a.amount));
+        let of = |name| {
+            amounts.iter().filter(|a| a.meter == name).fold(0, |sum: u64, a| sum.saturating_add(a.amount))
+        };
         Self(METERS.map(of))
     }
 
@@ -91,7 +93,8 @@ mod tests {
     use super::*;
 
     fn finished(usage: Option<v1::Usage>, reserved: &[(&str, u64)]) -> v1::ExecutionFinished {
-        let amount = |(meter, amount): &(&str, u64)| v1::MeterAmount { meter: (*meter).into(), amount: *amount };
+        let amount =
+            |(meter, amount): &(&str, u64)| v1::MeterAmount { meter: (*meter).into(), amount: *amount };
         let reserved = reserved.iter().map(amount).collect();
         v1::ExecutionFinished { cause: v1::ExitCause::Exited.into(), usage, reserved, ..Default::default() }
     }

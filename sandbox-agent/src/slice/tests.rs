@@ -58,15 +58,29 @@ fn it_is_low_when_any_meter_is() {
 #[derive(Clone, Debug)]
 enum Step {
     /// An execution comes that needs this and takes so long.
-    Admit { need: u64, takes_ms: u64 },
+    Admit {
+        need: u64,
+        takes_ms: u64,
+    },
     /// The n-th of those that run ends and used this share of what it had reserved, percent.
-    Finish { which: usize, percent: u64 },
+    Finish {
+        which: usize,
+        percent: u64,
+    },
     /// The n-th of those that run is lost: its outcome is never recorded.
-    Lose { which: usize },
+    Lose {
+        which: usize,
+    },
     /// Metering is asked for more: it decides this much after the request was sent, and the answer takes as long again.
-    Extend { added: u64, delay_ms: u64, is_answered: bool },
+    Extend {
+        added: u64,
+        delay_ms: u64,
+        is_answered: bool,
+    },
     Revoke,
-    Wait { ms: u64 },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -111,7 +125,9 @@ fn check(granted: u64, delay_ms: u64, steps: Vec<Step>) -> Result<(), TestCaseEr
                 slice.finish(&need, &part);
                 used.push(part);
             }
-            Step::Lose { which } if !running.is_empty() => lost.push(running.swap_remove(which % running.len())),
+            Step::Lose { which } if !running.is_empty() => {
+                lost.push(running.swap_remove(which % running.len()))
+            }
             Step::Extend { added, delay_ms, is_answered } => {
                 let sent_ms = now_ms;
                 now_ms += delay_ms;

@@ -282,11 +282,9 @@ impl MeteringService for Answers {
             Extension::Unavailable => return Err(Status::unavailable("away")),
             Extension::Ended => return Err(Status::failed_precondition("the hold was revoked")),
             Extension::Denies => Outcome::Denied(v1::HoldDenied::default()),
-            Extension::Grants => Outcome::Extended(v1::HoldExtended {
-                hold_id,
-                added: amounts,
-                ..v1::HoldExtended::default()
-            }),
+            Extension::Grants => {
+                Outcome::Extended(v1::HoldExtended { hold_id, added: amounts, ..v1::HoldExtended::default() })
+            }
         };
         Ok(Response::new(v1::ExtendResponse { outcome: Some(outcome), stream_seq: 1 }))
     }
