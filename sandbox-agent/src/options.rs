@@ -247,3 +247,40 @@ fn limits(reader: &mut Reader, section: &str, default: &v1::Limits) -> v1::Limit
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lease: &str) -> (Option<Options>, Result<(), String>) {
+        let file = format!("[agent]\nid = \"a\"\ndata = \"/srv/a\"\n{lease}");
+        let mut reader = Reader::new(Some(("exchequer.toml", &file)), std::iter::empty(), Vec::new());
+        let options = Options::read(&mut reader);
+        (options, reader.finish().map_err(|faults| faults.to_string()))
+    }
+
+    #[test]
+    fn leases_are_off_unless_they_are_asked_for_and_then_by_default_limits() {
+        let (options, faults) = read("");
+        assert_eq!((options.unwrap().lease, faults), (None, Ok(())));
+        let (options, faults) = read("[agent.lease]\ninvocations = 10\noutput_bytes = 4294967296\n");
+        assert_eq!(faults, Ok(()));
+        let options = options.unwrap();
+        let once = Metered::at_most(&options.default_limits);
+        let mut ten = once.zip(&once, |amount, _| 10 * amount);
+        ten.0[3] = 1 << 32;
+        assert_eq!(options.lease.unwrap().amounts, ten);
+    }
+
+    #[test]
+    fn a_slice_that_could_never_admit_anything_is_a_fault() {
+        let check = |lease: &str, key: &str| {
+            let faults = read(&format!("[agent.lease]\n{lease}")).1.unwrap_err();
+            assert!(faults.contains(key), "{key} in {faults}");
+        };
+        check("cpu_ms = 100000000\n", "agent.lease.cpu_ms");
+        check("invocations = 10\ncpu_ms = 1\n", "agent.lease.cpu_ms");
+        check("invocations = 10\nttl = \"5m\"\n", "agent.lease.ttl");
+        check("invocations = 10\nrenew_below = 100\n", "agent.lease.renew_below");
+    }
+}
