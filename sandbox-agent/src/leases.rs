@@ -366,7 +366,9 @@ impl Leases {
         for place in self.places() {
             let mut state = place.state();
             let open: Vec<_> = state.slices.iter().map(|slice| slice.hold_id().to_owned()).collect();
-            open.iter().for_each(|hold_id| state.close(hold_id));
+            for hold_id in open {
+                state.close(&hold_id);
+            }
         }
         let given_back = async {
             loop {

@@ -131,7 +131,7 @@ fn check(granted: u64, delay_ms: u64, steps: Vec<Step>) -> Result<(), TestCaseEr
                 used.push(part);
             }
             Step::Lose { which } if !running.is_empty() => {
-                lost.push(running.swap_remove(which % running.len()))
+                lost.push(running.swap_remove(which % running.len()));
             }
             Step::Extend { added, delay_ms, is_answered } => {
                 let sent_ms = now_ms;

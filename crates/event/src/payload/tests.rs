@@ -121,6 +121,11 @@ fn what_is_metered_and_found_by_stays_public() {
     assert_eq!((denied.gate, denied.scope.as_str(), denied.meter.as_str()), (2, "acme", "cpu_ms"));
     let Kind::ExecutionFinished(finished) = public(2) else { panic!() };
     assert_eq!((finished.cause, finished.exit_code, finished.hold_id.as_str()), (1, 3, UUID));
+    assert_eq!(
+        (admitted.reserved.len(), finished.reserved.len()),
+        (1, 1),
+        "what a lost execution is charged"
+    );
     assert_eq!(finished.usage.unwrap().output_bytes, 6);
     assert!(finished.stdout.is_none() && finished.result_digest.is_empty());
 }
