@@ -139,7 +139,7 @@ mod tests {
     fn the_sum_is_exact_beyond_128_bits() {
         let per = (1 << 48) - 59;
         let others = [per - 6, per - 30, per - 34];
-        // Each row lacks its part of one; together with the parts it is 4 exactly, and a little more is 5.
+        // What each row lacks to one is added after it: three exactly, and with a little more it is rounded up to four.
         let mut rows: Vec<_> = others.iter().map(|&per| (per - 1, 1, per)).collect();
         rows.extend(others.iter().map(|&per| (1, 1, per)));
         check(&rows, 3);

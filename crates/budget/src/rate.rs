@@ -130,6 +130,6 @@ mod tests {
             rate.take(most, u64::MAX);
         }
         rate.replace(1, 1, 1, u64::MAX);
-        check(&rate, 1, u64::MAX, Some((0, 99 * most)));
+        check(&rate, 1, u64::MAX, Some((0, 100 * most)));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use exchequer_budget::{ScopePath, State, wire};
+use exchequer_budget::{ScopePath, State, Window, wire};
 use exchequer_event::{
     entry, seal,
     v1::{self, RejectionReason, budget_event, entry::Kind, event, reserve_response::Outcome},
@@ -133,7 +133,7 @@ impl Log {
     /// The fold of the log's decisions by the project's own code: a scope's budget.
     pub fn budget(&self, scope: &str) -> v1::Budget {
         let scope = ScopePath::parse(scope).unwrap();
-        wire::budget(&scope, &self.state.balances(&scope)).unwrap()
+        wire::budget(&self.state.budget(&scope, Window::AllTime).unwrap()).unwrap()
     }
 
     /// Only what go-back-N leads to was refused, and no author's.

@@ -1,0 +1,80 @@
+//! Reports and corrections.
+
+use std::sync::Arc;
+
+use exchequer_budget::{
+    Action, BudgetTerms, Correction, Event, MAX_AHEAD_MS, Meter, Overage, Refusal, Source, Window,
+};
+
+use crate::words::*;
+
+fn correct(name: &str, text: &str, added: bool) -> Action {
+    Action::Correct(Arc::new(Correction {
+        scope: scope(name),
+        amounts: amounts(text),
+        added,
+        reason: label("counted twice"),
+        reference: None,
+        source: None,
+    }))
+}
+
+#[test]
+fn reported_usage_is_spent_at_all_enclosing_scopes() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=10"));
+    world.run(report("acme/a/x", "cpu_ms=12"));
+    world.check("acme", [10, 0, 0, 12, 2]);
+    assert_eq!(world.state.usage(&scope("acme/a")).spent.get(Meter::CpuMs), 12);
+}
+
+#[test]
+fn usage_from_the_future_is_refused_and_late_usage_is_not() {
+    let mut world = World::at(1_000_000);
+    let at = |used_ms| Action::Report {
+        scope: scope("acme"),
+        used: amounts("cpu_ms=1"),
+        source: Source { used_ms, skill: Some(label("python")), ..Source::default() }.told(),
+        subject: Some(label("user-1")),
+    };
+    assert!(matches!(world.run(at(1))[0], Event::UsageReported { .. }));
+    assert!(matches!(world.run(at(1_000_000 + MAX_AHEAD_MS))[0], Event::UsageReported { .. }));
+    assert_eq!(refused(&world.run(at(1_000_001 + MAX_AHEAD_MS))), Refusal::Time);
+}
+
+#[test]
+fn a_correction_takes_back_no_more_than_was_spent_at_any_enclosing_scope() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=10"));
+    world.run(report("acme/a", "cpu_ms=8"));
+    assert_eq!(refused(&world.run(correct("acme/a", "cpu_ms=9", false))), Refusal::BelowZero);
+    assert_eq!(refused(&world.run(correct("acme/b", "cpu_ms=1", false))), Refusal::BelowZero);
+    world.run(correct("acme", "cpu_ms=3", false));
+    world.check("acme", [10, 5, 0, 5, 0]);
+    // At acme/a eight were spent, but at acme only five are left to be taken back.
+    assert_eq!(refused(&world.run(correct("acme/a", "cpu_ms=6", false))), Refusal::BelowZero);
+    world.run(correct("acme/a", "cpu_ms=7", true));
+    world.check("acme", [10, 0, 0, 12, 2]);
+}
+
+#[test]
+fn a_correction_takes_back_what_was_not_charged_first() {
+    let mut world = World::default();
+    let terms = BudgetTerms::all_time(allowance("cpu_ms=6"));
+    world.run(set_terms("acme", BudgetTerms { overage: Overage::Cap, ..terms }));
+    world.run(report("acme", "cpu_ms=10"));
+    world.run(correct("acme", "cpu_ms=5", false));
+    world.check("acme", [6, 1, 0, 5, 0]);
+}
+
+#[test]
+fn a_correction_of_an_earlier_window_floors_at_zero_in_the_present_one() {
+    let mut world = World::at(0);
+    world.run(set_terms("acme", over(Window::Hour, "UTC", "cpu_ms=10")));
+    world.run(report("acme", "cpu_ms=8"));
+    world.until(3_600_000);
+    world.run(report("acme", "cpu_ms=1"));
+    world.run(correct("acme", "cpu_ms=5", false));
+    assert_eq!(world.balance("acme", Window::Hour, Meter::CpuMs), [10, 10, 0, 0, 0]);
+    assert_eq!(world.state.usage(&scope("acme")).spent.get(Meter::CpuMs), 4);
+}
