@@ -131,6 +131,21 @@ impl Line {
         (left.saturating_sub(taken), taken.saturating_sub(left))
     }
 
+    pub(crate) fn balance(&self, held: u128) -> Balance {
+        let (available, debt) = self.available_and_debt(held);
+        Balance {
+            granted: self.granted(),
+            available,
+            held,
+            spent: self.spent,
+            debt,
+            allowance: self.allowance,
+            overdraft: self.overdraft,
+            rollover_cap: self.rollover_cap,
+            uncharged: self.uncharged,
+        }
+    }
+
     pub(crate) fn charge(&mut self, amount: u128) {
         self.spent = self.spent.saturating_add(amount);
         self.uncovered = self.uncovered.saturating_add(amount);
@@ -333,21 +348,6 @@ impl Budget {
 
     pub(crate) fn line_mut(&mut self, meter: Meter) -> Option<&mut Line> {
         self.lines.iter_mut().find(|line| line.meter == meter)
-    }
-
-    pub(crate) fn balance(&self, line: &Line, held: u128) -> Balance {
-        let (available, debt) = line.available_and_debt(held);
-        Balance {
-            granted: line.granted(),
-            available,
-            held,
-            spent: line.spent,
-            debt,
-            allowance: line.allowance,
-            overdraft: line.overdraft,
-            rollover_cap: line.rollover_cap,
-            uncharged: line.uncharged,
-        }
     }
 
     /// What a line has left for new holds, an overdraft included; `None` if its debt blocks them.

@@ -146,13 +146,13 @@ impl fmt::Debug for Meter {
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Amounts {
     built_in: [u64; BUILT_IN],
-    /// Those above zero, in order. Boxed, since few holds have any.
-    custom: Option<Box<Vec<(CustomMeter, u64)>>>,
+    /// Those above zero, in order.
+    custom: Vec<(CustomMeter, u64)>,
 }
 
 impl Amounts {
     /// Nothing of any meter.
-    pub const NONE: Self = Self { built_in: [0; BUILT_IN], custom: None };
+    pub const NONE: Self = Self { built_in: [0; BUILT_IN], custom: Vec::new() };
 
     /// Sums up `amounts`; fails if a meter's sum is above [`MAX_AMOUNT`].
     pub fn new(amounts: impl IntoIterator<Item = (Meter, u64)>) -> Result<Self, Fault> {
@@ -169,8 +169,7 @@ impl Amounts {
         match (meter.index(), meter) {
             (Some(index), _) => self.built_in[index],
             (None, Meter::Custom(name)) => {
-                let found = self.custom.as_ref().and_then(|custom| custom.iter().find(|row| row.0 == name));
-                found.map_or(0, |row| row.1)
+                self.custom.iter().find(|row| row.0 == name).map_or(0, |row| row.1)
             }
             (None, _) => 0,
         }
@@ -182,15 +181,12 @@ impl Amounts {
         if let Some(index) = meter.index() {
             self.built_in[index] = amount;
         } else if let Meter::Custom(name) = meter {
-            let custom = self.custom.get_or_insert_default();
+            let custom = &mut self.custom;
             match custom.binary_search_by_key(&name, |row| row.0) {
                 Ok(at) if amount == 0 => drop(custom.remove(at)),
                 Ok(at) => custom[at].1 = amount,
                 Err(at) if amount > 0 => custom.insert(at, (name, amount)),
                 Err(_) => {}
-            }
-            if custom.is_empty() {
-                self.custom = None;
             }
         }
     }
@@ -208,8 +204,7 @@ impl Amounts {
 
     /// Those of a tenant's own meters.
     pub(crate) fn custom(&self) -> impl Iterator<Item = (Meter, u64)> {
-        let rows = self.custom.as_ref().map(|custom| custom.iter()).into_iter().flatten();
-        rows.map(|&(name, amount)| (Meter::Custom(name), amount))
+        self.custom.iter().map(|&(name, amount)| (Meter::Custom(name), amount))
     }
 
     /// The sum, unless a meter's would be above [`MAX_AMOUNT`].

@@ -119,7 +119,9 @@ mod tests {
 
     fn check(rows: &[(u64, u64, u64)], want: u64) {
         let mut cost = Cost::ZERO;
-        rows.iter().for_each(|&(amount, micros, per)| cost.add(amount, micros, per));
+        for &(amount, micros, per) in rows {
+            cost.add(amount, micros, per);
+        }
         assert_eq!(cost.round_up(), want, "{rows:?}");
     }
 

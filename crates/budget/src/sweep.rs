@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::{
+    budget::Grant,
     calendar,
     decide::thresholds::{Numbers, report_all},
     event::{Decision, Event},
@@ -117,7 +118,7 @@ impl Swept<'_> {
         let mut after = budget.clone();
         let Some(line) = after.line_mut(place.meter) else { return false };
         let event = if ends {
-            let remainder = line.grant(grant_id.as_str()).map_or(0, |grant| grant.remaining());
+            let remainder = line.grant(grant_id.as_str()).map_or(0, Grant::remaining);
             line.end_grant(grant_id.as_str());
             Event::GrantEnded { grant_id: grant_id.clone(), revoked: false, remainder }
         } else {

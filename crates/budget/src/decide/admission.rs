@@ -38,26 +38,22 @@ pub(super) fn admit(
             for line in &budget.lines {
                 let requested = amounts.get(line.meter);
                 if requested > 0 {
-                    let fault = short(node, budget, line, requested);
-                    match (fault, budget.enforcement) {
-                        (None, _) => {}
-                        (Some(denial), Enforcement::Hard) => return Err(denial),
-                        (Some(denial), enforcement) if exceeded.len() < MAX_EXCEEDED => {
-                            let available = match denial {
+                    let Some(denial) = short(node, budget, line, requested) else { continue };
+                    if budget.enforcement == Enforcement::Hard {
+                        return Err(denial);
+                    }
+                    if exceeded.len() < MAX_EXCEEDED {
+                        exceeded.push(Exceeded {
+                            scope: node.path.clone(),
+                            window: budget.window,
+                            meter: line.meter,
+                            requested,
+                            available: match denial {
                                 Denial::Exhausted { available, .. } => available,
                                 _ => 0,
-                            };
-                            let (scope, window, meter) = (node.path.clone(), budget.window, line.meter);
-                            exceeded.push(Exceeded {
-                                scope,
-                                window,
-                                meter,
-                                requested,
-                                available,
-                                enforcement,
-                            });
-                        }
-                        _ => {}
+                            },
+                            enforcement: budget.enforcement,
+                        });
                     }
                 }
             }

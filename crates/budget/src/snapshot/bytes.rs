@@ -39,12 +39,11 @@ pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 pub(super) fn put_meter(out: &mut Vec<u8>, meter: Meter) {
-    match meter.index().and_then(|index| u8::try_from(index).ok()) {
-        Some(index) => out.push(index),
-        None => {
-            out.push(CUSTOM);
-            put_text(out, meter.name());
-        }
+    if let Some(index) = meter.index().and_then(|index| u8::try_from(index).ok()) {
+        out.push(index);
+    } else {
+        out.push(CUSTOM);
+        put_text(out, meter.name());
     }
 }
 

@@ -77,7 +77,7 @@ impl State {
                 }
                 for line in &budget.lines {
                     let held = node.usage.held.get(line.meter);
-                    let balance = budget.balance(line, held);
+                    let balance = line.balance(held);
                     let balanced = balance.granted + balance.debt == balance.available + held + balance.spent
                         && (balance.available == 0 || balance.debt == 0);
                     if !balanced || !line.is_sound(budget.thresholds.len()) {

@@ -36,13 +36,13 @@ impl<'s> BudgetView<'s> {
     /// Their balances, in canonical order of meters.
     pub fn balances(&self) -> impl Iterator<Item = (Meter, Balance)> + use<'s> {
         let Self { budget, usage, .. } = *self;
-        budget.lines.iter().map(move |line| (line.meter, budget.balance(line, usage.held.get(line.meter))))
+        budget.lines.iter().map(move |line| (line.meter, line.balance(usage.held.get(line.meter))))
     }
 
     /// The balance of one meter, if it is limited.
     pub fn balance(&self, meter: Meter) -> Option<Balance> {
         let line = self.budget.line(meter)?;
-        Some(self.budget.balance(line, self.usage.held.get(meter)))
+        Some(line.balance(self.usage.held.get(meter)))
     }
 }
 
