@@ -212,7 +212,9 @@ impl World {
             if due.is_empty() {
                 break;
             }
-            due.iter().for_each(|(tenant, decision)| self.record(tenant, decision));
+            for (tenant, decision) in &due {
+                self.record(tenant, decision);
+            }
         }
         assert!(self.state.next_due_ms().is_none_or(|due| due > self.now_ms));
         if step.retire {

@@ -232,10 +232,10 @@ pub(crate) fn left(world: &World, window: Window) -> Vec<(String, u64)> {
 }
 
 /// The denial, or what was granted instead.
-pub(crate) fn denied(events: &[Event]) -> Result<Denial, Event> {
+pub(crate) fn denied(events: &[Event]) -> Result<Denial, Box<Event>> {
     match &events[0] {
         Event::HoldDenied { denial, .. } => Ok(denial.clone()),
-        other => Err(other.clone()),
+        other => Err(Box::new(other.clone())),
     }
 }
 
