@@ -8,8 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use exchequer_auth::{Caller, Role};
 use exchequer_budget::{
-    Action, Amounts, BudgetTerms, Command, DecideError, Event, HoldId, Idempotency, ScopePath, Subject,
-    TenantId, Window, wire,
+    Action, Command, DecideError, Event, HoldId, Idempotency, ScopePath, Subject, TenantId, wire,
 };
 use exchequer_event::{
     name,
@@ -96,10 +95,11 @@ impl Api {
 
     fn budget_of(&self, scope: &ScopePath) -> Result<Option<v1::Budget>, Status> {
         let fold = self.shared.fold();
-        fold.budget()
-            .budget(scope, Window::AllTime)
-            .map(|view| wire::budget(&view).map_err(beyond))
-            .transpose()
+        let balances = fold.budget().balances(scope);
+        if balances.is_empty() {
+            return Ok(None);
+        }
+        wire::budget(scope, &balances).map(Some).map_err(beyond)
     }
 }
 
@@ -180,7 +180,7 @@ impl MeteringService for Api {
             ..message
         };
         let idempotency = ask::idempotency(key, "SetBudget", &actor, &canonical);
-        let action = Action::SetBudget { scope: scope.clone(), terms: BudgetTerms::all_time(granted).into() };
+        let action = Action::SetBudget { scope: scope.clone(), granted };
         self.submit(command(scope.tenant_id(), actor, idempotency, action)?).await?;
         let budget = self.budget_of(&scope)?;
         Ok(Response::new(v1::SetBudgetResponse { budget }))
@@ -234,14 +234,13 @@ impl MeteringService for Api {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let fold = self.shared.fold();
         let state = fold.budget();
-        let after = after.as_ref().map(|scope| (scope, Window::Month));
-        let mut views = state.budgets(tenant.as_ref(), after);
-        let page: Vec<_> = views.by_ref().take(size).collect();
-        let next_page_token = match (views.next(), page.last()) {
-            (Some(_), Some(last)) => ask::page_token(last.scope()),
+        let mut scopes = state.budgets(tenant.as_ref(), after.as_ref());
+        let page: Vec<_> = scopes.by_ref().take(size).collect();
+        let next_page_token = match (scopes.next(), page.last()) {
+            (Some(_), Some(last)) => ask::page_token(last),
             _ => String::new(),
         };
-        let budgets = page.iter().map(wire::budget);
+        let budgets = page.into_iter().map(|scope| wire::budget(scope, &state.balances(scope)));
         let budgets = budgets.collect::<Result<_, _>>().map_err(beyond)?;
         Ok(Response::new(v1::ListBudgetsResponse { budgets, next_page_token }))
     }
@@ -273,8 +272,7 @@ impl MeteringService for Api {
         let idempotency = ask::idempotency(key, "Reserve", &actor, &canonical);
         let hold_id = HoldId::parse(&Uuid::now_v7().to_string()).expect("a UUID can name a hold");
         let tenant = scope.tenant_id();
-        let action =
-            Action::Reserve { hold_id, scope, holder, amounts, ttl, at_least: Amounts::NONE, lease: false };
+        let action = Action::Reserve { hold_id, scope, holder, amounts, ttl };
         let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldGranted(granted)) => reserve_response::Outcome::Granted(granted),
@@ -329,7 +327,7 @@ impl MeteringService for Api {
         let canonical =
             v1::SettleRequest { used: ask::sorted(message.used), idempotency_key: String::new(), ..message };
         let idempotency = ask::idempotency(key, "Settle", &actor, &canonical);
-        let action = Action::Settle { hold_id, used, source: None };
+        let action = Action::Settle { hold_id, used };
         let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldSettled(settled)) => Ok(Response::new(v1::SettleResponse {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use bytes::Bytes;
-use exchequer_budget::{DecisionRun, HoldId, HoldStatus, IdempotencyKey, Past, State, TenantId};
+use exchequer_budget::{DecisionRun, HoldId, HoldStatus, IdempotencyKey, State, TenantId};
 use exchequer_event::{
     accept::{Acceptor, Incoming, Outcome, PartitionHead},
     digest::{Digest, Purpose},
@@ -72,8 +72,6 @@ pub struct Fold {
     pub(crate) subject: String,
     pub(crate) acceptor: Acceptor,
     pub(crate) budget: State,
-    /// Nothing is retired into it yet: what is over stays in the budgets' state.
-    pub(crate) past: Past,
     /// Stream sequence of the last message folded.
     pub(crate) cursor: u64,
     /// Digest of that message, which shows that a snapshot is of this stream.
@@ -95,7 +93,6 @@ impl Fold {
             subject: name::budget_subject(partition),
             acceptor: Acceptor::new(),
             budget: State::default(),
-            past: Past::default(),
             cursor: 0,
             cursor_digest: Digest::ZERO,
             subject_last: 0,

@@ -89,23 +89,6 @@ impl Metrics {
             Event::HoldVoided { .. } => "voided",
             Event::HoldExpired { .. } => "expired",
             Event::CommandRefused { .. } => "refused",
-            Event::LeaseDrawn { late: false, .. } => "drawn",
-            Event::LeaseDrawn { late: true, .. } => "drawn_late",
-            Event::HoldRevoked { .. } => "revoked",
-            Event::UsageReported { .. } => "reported",
-            Event::UsageCorrected { .. } => "corrected",
-            Event::WindowRolled { .. } => "window_rolled",
-            Event::ThresholdReached { .. } => "threshold_reached",
-            Event::NotificationEnded { .. } => "notification_ended",
-            Event::GrantAdded { .. } => "grant_added",
-            Event::GrantBegun { .. } => "grant_begun",
-            Event::GrantEnded { .. } => "grant_ended",
-            Event::BudgetRemoved { .. } => "budget_removed",
-            Event::RateLimitSet { .. }
-            | Event::ConcurrencyLimitSet { .. }
-            | Event::PriceSet { .. }
-            | Event::MeterDefined { .. }
-            | Event::WebhookSet { .. } => "setting_set",
         };
         self.decisions.add(1, &[KeyValue::new("outcome", outcome)]);
     }

@@ -126,11 +126,11 @@ impl Block<'_> {
                 continue;
             }
             let tenant = hold.scope.tenant_id();
-            let used = charge.used.clone().unwrap_or_else(|| hold.amounts.clone());
-            let action = Action::Settle { hold_id: charge.hold_id.clone(), used, source: None };
+            let action =
+                Action::Settle { hold_id: charge.hold_id.clone(), used: charge.used.unwrap_or(hold.amounts) };
             let command = Command::new(tenant.clone(), charge.agent.clone(), None, action)
                 .expect("a settlement fits any tenant");
-            if let Ok(Decided::New(decision)) = decide(self.state, &fold.past, &command, self.now_ms)
+            if let Ok(Decided::New(decision)) = decide(self.state, &command, self.now_ms)
                 && !self.record(&tenant, &decision)
             {
                 return Some(charge.stream_seq);
@@ -141,14 +141,13 @@ impl Block<'_> {
 
     /// Decides a command; `None` if it has to wait for the next block.
     fn command(&mut self, fold: &Fold, command: &Command) -> Option<Result<Answer, DecideError>> {
-        match decide(self.state, &fold.past, command, self.now_ms) {
+        match decide(self.state, command, self.now_ms) {
             Err(error) => Some(Err(error)),
             Ok(Decided::Repeated(reply)) => {
                 let id = command.idempotency().map(|asked| answer_id(command.tenant(), &asked.key));
                 let recorded = id.and_then(|id| fold.answers.get(&id).copied());
                 Some(Ok(Answer { reply, recorded }))
             }
-            Ok(Decided::RepeatedAt(_)) => unreachable!("nothing is retired into the past"),
             Ok(Decided::New(decision)) => self
                 .record(command.tenant(), &decision)
                 .then(|| Ok(Answer { reply: decision.events[0].clone(), recorded: None })),
@@ -199,7 +198,7 @@ impl Block<'_> {
 mod tests {
     use ed25519_dalek::SigningKey;
     use exchequer_budget::{
-        Allowance, Amounts, BudgetTerms, HoldId, Idempotency, IdempotencyKey, Meter, ScopePath, Subject, Ttl,
+        Allowance, Amounts, HoldId, Idempotency, IdempotencyKey, Meter, ScopePath, Subject, Ttl,
     };
     use exchequer_event::{
         control::sign_control,
@@ -319,8 +318,7 @@ mod tests {
 
     fn set(tenant: &str, cpu_ms: u64) -> Command {
         let granted = Allowance::new([(Meter::CpuMs, cpu_ms)]).unwrap();
-        let terms = BudgetTerms::all_time(granted).into();
-        let action = Action::SetBudget { scope: ScopePath::parse(tenant).unwrap(), terms };
+        let action = Action::SetBudget { scope: ScopePath::parse(tenant).unwrap(), granted };
         Command::new(TenantId::parse(tenant).unwrap(), Subject::parse("root").unwrap(), None, action).unwrap()
     }
 
@@ -332,8 +330,6 @@ mod tests {
             holder: subject.clone(),
             amounts: Amounts::new([(Meter::CpuMs, cpu_ms)]).unwrap(),
             ttl: Ttl::from_ms(1_000).unwrap(),
-            at_least: Amounts::NONE,
-            lease: false,
         };
         let key = IdempotencyKey::parse(&format!("key-{n}")).unwrap();
         let idempotency = Some(Idempotency { key, request_hash: [0; 32] });

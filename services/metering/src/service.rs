@@ -173,7 +173,7 @@ impl Service {
             cursor: fold.cursor(),
             usage_cursor: fold.usage_cursor(),
             blocks: fold.head().index,
-            digest: fold.budget().digest(&fold.past),
+            digest: fold.budget().digest(),
         }
     }
 

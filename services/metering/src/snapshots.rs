@@ -127,7 +127,7 @@ pub(crate) fn encode(fold: &Fold) -> Vec<u8> {
         stream_seq: charge.stream_seq,
         agent: charge.agent.to_string(),
         hold_id: charge.hold_id.to_string(),
-        used: charge.used.as_ref().map(|used| wire::meter_amounts(used.iter())).unwrap_or_default(),
+        used: charge.used.map(|used| wire::meter_amounts(used.iter())).unwrap_or_default(),
         whole_hold: charge.used.is_none(),
         execution_id: charge.execution_id.clone(),
         skill: charge.skill.clone(),
