@@ -1,4 +1,5 @@
-//! One suite for every implementation of the stream, each test run against the embedded one and a real NATS server.
+//! One suite for every implementation of the stream, each test run against the embedded one and a real NATS server; what lasts or decides
+//! also against a cluster whose leader is killed.
 //!
 //! Left out: what only one of them has (`journal.rs`, `nats.rs`). Invariant: a test sees nothing but the trait.
 
@@ -9,22 +10,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use exchequer_stream::jetstream::Options;
+use exchequer_stream::jetstream::{ConnectError, Options};
 use exchequer_stream::{
     AppendError, EventStream, JetStream, Lease, LeaseError, LeaseOutcome, LocalStream, MAX_HEADER_BYTES,
     MAX_HEADERS, MAX_LATEST, MAX_PAYLOAD, Message, ReadError, Record, RecordStream,
 };
-use exchequer_testkit::{NatsServer, eventually, temp_dir};
+use exchequer_testkit::{NatsCluster, NatsServer, eventually, temp_dir};
 use futures::StreamExt;
 use futures::future::{join_all, try_join_all};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a cluster may take to have a leader again.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(60);
 
 enum Backend {
     Local(TempDir),
     Nats(Box<NatsServer>),
+    Cluster(Box<NatsCluster>),
 }
 
 impl Backend {
@@ -36,6 +40,10 @@ impl Backend {
         Self::Nats(Box::new(NatsServer::start()))
     }
 
+    async fn cluster() -> Self {
+        Self::Cluster(Box::new(NatsCluster::start().await))
+    }
+
     async fn open(&self) -> Arc<dyn EventStream> {
         match self {
             Self::Local(dir) => Arc::new(LocalStream::open(dir.path()).unwrap()),
@@ -44,18 +52,67 @@ impl Backend {
                 options.prefix = Some("suite".into());
                 Arc::new(JetStream::connect(options).await.unwrap())
             }
+            Self::Cluster(cluster) => connect(cluster).await,
         }
     }
 
-    /// Everything is closed, the server killed and started again.
+    /// Everything is closed, the server killed and started again. In a cluster, the stream's leader is killed and the others have to go on;
+    /// it is back before the next one is killed.
     async fn restart(&mut self, stream: Arc<dyn EventStream>) -> Arc<dyn EventStream> {
         assert_eq!(Arc::strong_count(&stream), 1, "the embedded stream closes with its last owner");
         drop(stream);
-        if let Self::Nats(server) = self {
-            server.restart();
+        match self {
+            Self::Local(_) => {}
+            Self::Nats(server) => server.restart(),
+            Self::Cluster(cluster) => {
+                for node in 0..3 {
+                    cluster.restart(node);
+                    cluster.healthy(node).await;
+                }
+                cluster.kill9(leader(cluster).await);
+            }
         }
         self.open().await
     }
+}
+
+fn replicated(urls: String) -> Options {
+    Options {
+        prefix: Some("suite".into()),
+        replicas: 3,
+        timeout: Duration::from_secs(2),
+        ..Options::new(urls)
+    }
+}
+
+/// Once the streams have leaders.
+async fn connect(cluster: &NatsCluster) -> Arc<dyn EventStream> {
+    let connected = tokio::sync::OnceCell::new();
+    eventually(ELECTION_PATIENCE, || async {
+        match JetStream::connect(replicated(cluster.urls())).await {
+            Ok(stream) => connected.set(stream).is_ok(),
+            Err(error) => {
+                assert!(matches!(error, ConnectError::Unavailable(_)), "{error}");
+                false
+            }
+        }
+    })
+    .await;
+    Arc::new(connected.into_inner().unwrap())
+}
+
+/// The node that leads the stream.
+async fn leader(cluster: &NatsCluster) -> usize {
+    let client = async_nats::connect(cluster.url(0)).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    let found = tokio::sync::OnceCell::new();
+    eventually(ELECTION_PATIENCE, || async {
+        let Ok(stream) = context.get_stream("EXCHEQUER_suite").await else { return false };
+        let leader = stream.cached_info().cluster.as_ref().and_then(|cluster| cluster.leader.as_deref());
+        leader.and_then(|name| cluster.named(name)).is_some_and(|node| found.set(node).is_ok())
+    })
+    .await;
+    found.into_inner().unwrap()
 }
 
 async fn take(records: &mut RecordStream, count: usize) -> Vec<Record> {
@@ -493,6 +550,17 @@ macro_rules! conformance {
     };
 }
 
+macro_rules! conformance_of_a_cluster {
+    ($($test:ident),* $(,)?) => {
+        mod cluster {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(super::Backend::cluster().await).await;
+            })*
+        }
+    };
+}
+
 conformance!(
     keeps_order_and_content,
     expected_last_sequence_is_the_subjects_own,
@@ -505,6 +573,22 @@ conformance!(
     concurrent_appends_are_there_once,
     the_largest_messages_pass,
     what_is_above_a_limit_or_malformed_is_refused,
+    a_restart_keeps_everything,
+    latest_values_are_kept_and_watched,
+    a_latest_value_is_swapped_only_at_the_expected_revision,
+    of_those_that_swap_a_latest_value_at_once_one_wins,
+    a_lease_has_one_holder,
+    a_lease_runs_out_unless_renewed,
+    epochs_rise_across_restarts,
+);
+
+conformance_of_a_cluster!(
+    keeps_order_and_content,
+    expected_last_sequence_is_the_subjects_own,
+    an_expected_tip_gives_a_message_its_sequence_or_none,
+    compare_and_swap_has_one_winner,
+    reads_from_the_middle_and_then_live,
+    pipelined_messages_keep_their_order,
     a_restart_keeps_everything,
     latest_values_are_kept_and_watched,
     a_latest_value_is_swapped_only_at_the_expected_revision,

@@ -12,24 +12,27 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use bytes::Bytes;
 use exchequer_stream::jetstream::{ConnectError, JetStream, Options};
-use exchequer_stream::{AppendError, Durability, EventStream, Message, ReadError};
-use exchequer_testkit::{NatsServer, Sync, eventually};
+use exchequer_stream::{AppendError, Durability, EventStream, Message, ReadError, RecordStream};
+use exchequer_testkit::{NatsCluster, NatsServer, Sync, eventually};
 use futures::StreamExt;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killing_the_server_under_load_loses_and_doubles_nothing_acknowledged() {
-    let mut server = NatsServer::start();
-    let stream = Arc::new(JetStream::connect(Options::new(server.url())).await.unwrap());
-    let live = stream.read(1, &[]).await.unwrap();
-    let watched = stream.watch_latest("progress").await.unwrap();
-    let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let writers: Vec<_> = (0..8)
-        .map(|writer| {
+/// Eight writers that append for as long as they are let.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+    tasks: Vec<JoinHandle<(BTreeMap<u64, String>, BTreeSet<String>)>>,
+}
+
+impl Writers {
+    fn start(stream: &Arc<JetStream>) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let write = |writer| {
             let (stream, stop, acknowledged) =
-                (Arc::clone(&stream), Arc::clone(&stop), Arc::clone(&acknowledged));
+                (Arc::clone(stream), Arc::clone(&stop), Arc::clone(&acknowledged));
             tokio::spawn(async move {
                 let (mut acked, mut unknown, mut i) = (BTreeMap::new(), BTreeSet::new(), 0_u64);
                 while !stop.load(Ordering::Relaxed) {
@@ -51,46 +54,97 @@ async fn killing_the_server_under_load_loses_and_doubles_nothing_acknowledged() 
                 }
                 (acked, unknown)
             })
-        })
-        .collect();
+        };
+        let tasks = (0..8).map(write).collect();
+        Self { stop, acknowledged, tasks }
+    }
+
+    /// Waits until so many more were acknowledged.
+    async fn write(&self, more: usize) {
+        let enough = self.acknowledged.load(Ordering::Relaxed) + more;
+        eventually(PATIENCE, || async { self.acknowledged.load(Ordering::Relaxed) >= enough }).await;
+    }
+
+    /// Stops, and compares what was acknowledged, at least so many, with what a reader has met all the while.
+    async fn check(self, stream: &JetStream, live: RecordStream, at_least: usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (mut acked, mut unknown) = (BTreeMap::new(), BTreeSet::new());
+        for writer in self.tasks {
+            let (more_acked, more_unknown) = writer.await.unwrap();
+            acked.extend(more_acked);
+            unknown.extend(more_unknown);
+        }
+        let tip = usize::try_from(stream.tip().await.unwrap()).unwrap();
+        let records = timeout(PATIENCE, live.take(tip).map(Result::unwrap).collect::<Vec<_>>())
+            .await
+            .expect("the reader goes on");
+        assert_eq!(records.iter().map(|r| r.seq).collect::<Vec<_>>(), (1..=tip as u64).collect::<Vec<_>>());
+        let found: BTreeMap<u64, String> =
+            records.iter().map(|r| (r.seq, String::from_utf8(r.payload.to_vec()).unwrap())).collect();
+        for (seq, payload) in &acked {
+            assert_eq!(found.get(seq), Some(payload), "acknowledged at {seq}");
+        }
+        let distinct: BTreeSet<&String> = found.values().collect();
+        assert_eq!(distinct.len(), found.len(), "nothing is there twice");
+        assert!(
+            found.iter().all(|(seq, p)| acked.contains_key(seq) || unknown.contains(p)),
+            "nothing unexpected"
+        );
+        assert!(acked.len() >= at_least);
+    }
+}
+
+async fn put_progress(stream: &JetStream, round: u32) {
+    eventually(PATIENCE, || async {
+        stream.put_latest("progress", Bytes::from(format!("{round}"))).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_server_under_load_loses_and_doubles_nothing_acknowledged() {
+    let mut server = NatsServer::start();
+    let stream = Arc::new(JetStream::connect(Options::new(server.url())).await.unwrap());
+    let live = stream.read(1, &[]).await.unwrap();
+    let watched = stream.watch_latest("progress").await.unwrap();
+    let writers = Writers::start(&stream);
     for round in 1..=4 {
-        let enough = acknowledged.load(Ordering::Relaxed) + 300;
-        eventually(PATIENCE, || async { acknowledged.load(Ordering::Relaxed) >= enough }).await;
-        eventually(PATIENCE, || async {
-            stream.put_latest("progress", Bytes::from(format!("{round}"))).await.is_ok()
-        })
-        .await;
+        writers.write(300).await;
+        put_progress(&stream, round).await;
         server.kill9();
         server.restart();
     }
-    let enough = acknowledged.load(Ordering::Relaxed) + 300;
-    eventually(PATIENCE, || async { acknowledged.load(Ordering::Relaxed) >= enough }).await;
-    stop.store(true, Ordering::Relaxed);
-    let (mut acked, mut unknown) = (BTreeMap::new(), BTreeSet::new());
-    for writer in writers {
-        let (more_acked, more_unknown) = writer.await.unwrap();
-        acked.extend(more_acked);
-        unknown.extend(more_unknown);
-    }
-
-    let tip = usize::try_from(stream.tip().await.unwrap()).unwrap();
-    let records = timeout(PATIENCE, live.take(tip).map(Result::unwrap).collect::<Vec<_>>())
-        .await
-        .expect("the reader goes on");
-    assert_eq!(records.iter().map(|r| r.seq).collect::<Vec<_>>(), (1..=tip as u64).collect::<Vec<_>>());
-    let found: BTreeMap<u64, String> =
-        records.iter().map(|r| (r.seq, String::from_utf8(r.payload.to_vec()).unwrap())).collect();
-    for (seq, payload) in &acked {
-        assert_eq!(found.get(seq), Some(payload), "acknowledged at {seq}");
-    }
-    let distinct: BTreeSet<&String> = found.values().collect();
-    assert_eq!(distinct.len(), found.len(), "nothing is there twice");
-    assert!(
-        found.iter().all(|(seq, p)| acked.contains_key(seq) || unknown.contains(p)),
-        "nothing unexpected"
-    );
-    assert!(acked.len() >= 1500);
+    writers.write(300).await;
+    writers.check(&stream, live, 1500).await;
     timeout(PATIENCE, watched.any(async |v| v.unwrap() == "4")).await.expect("the watch goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_each_node_of_a_cluster_under_load_loses_and_doubles_nothing_acknowledged() {
+    let mut cluster = NatsCluster::start().await;
+    let options = Options {
+        replicas: 3,
+        timeout: Duration::from_secs(2),
+        monitor_urls: cluster.monitor_urls(),
+        ..Options::new(cluster.urls())
+    };
+    let stream = Arc::new(JetStream::connect(options).await.unwrap());
+    assert_eq!(stream.durability().await, Durability::Synced);
+    let live = stream.read(1, &[]).await.unwrap();
+    let watched = stream.watch_latest("progress").await.unwrap();
+    let writers = Writers::start(&stream);
+    for (round, node) in [0, 1, 2].into_iter().enumerate() {
+        writers.write(300).await;
+        put_progress(&stream, u32::try_from(round).unwrap()).await;
+        cluster.kill9(node);
+        // Two of three are enough, whether the third led or not.
+        writers.write(300).await;
+        cluster.restart(node);
+        cluster.healthy(node).await;
+    }
+    writers.check(&stream, live, 1800).await;
+    timeout(PATIENCE, watched.any(async |v| v.unwrap() == "2")).await.expect("the watch goes on");
+    assert_eq!(stream.durability().await, Durability::Synced);
 }
 
 #[tokio::test(flavor = "multi_thread")]

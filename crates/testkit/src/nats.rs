@@ -1,7 +1,11 @@
 //! A real nats-server with JetStream for a test, on loopback ports of its own choice.
 //!
-//! Left out: clusters. Invariant: the server, its store and its ports stay the same across [`NatsServer::kill9`] and
+//! Left out: clusters ([`NatsCluster`]). Invariant: the server, its store and its ports stay the same across [`NatsServer::kill9`] and
 //! [`NatsServer::restart`]; the process ends with the value.
+
+mod cluster;
+
+pub use self::cluster::NatsCluster;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -60,11 +64,7 @@ impl NatsServer {
 
     /// Kills the process with SIGKILL and waits until it is gone.
     pub fn kill9(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It fails only if the process has already ended.
-            let _ = child.kill();
-            child.wait().expect("the server's exit status");
-        }
+        kill9(&mut self.child);
     }
 
     /// Copies the store as it is on disk at this moment.
@@ -96,34 +96,7 @@ impl NatsServer {
             port(self.monitor_port),
             path.join("store").display(),
         );
-        let (config_file, log) = (path.join("nats.conf"), path.join("log"));
-        std::fs::write(&config_file, config).expect("the server's configuration");
-        let mut child = Command::new(binary())
-            .arg("-c")
-            .arg(&config_file)
-            .arg("-l")
-            .arg(&log)
-            .arg("--ports_file_dir")
-            .arg(path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nats-server can be run");
-        let id = child.id();
-        let deadline = Instant::now() + START_TIMEOUT;
-        let ports = loop {
-            if let Some(ports) = read_ports(path, id) {
-                break ports;
-            }
-            let ended = child.try_wait().expect("the server's state");
-            if ended.is_some() || Instant::now() > deadline {
-                let _ = child.kill();
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                panic!("nats-server did not start ({ended:?}):\n{log}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
+        let (child, ports) = launch(path, &config).unwrap_or_else(|why| panic!("{why}"));
         (self.client_port, self.monitor_port) = ports;
         self.child = Some(child);
     }
@@ -132,6 +105,47 @@ impl NatsServer {
 impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill9();
+    }
+}
+
+/// Runs a server over a configuration in a directory, up to when it accepts clients: the process, its ports for clients and for monitoring.
+/// Else why not, with its log.
+fn launch(dir: &Path, config: &str) -> Result<(Child, (u16, u16)), String> {
+    let (config_file, log) = (dir.join("nats.conf"), dir.join("log"));
+    std::fs::write(&config_file, config).expect("the server's configuration");
+    let mut child = Command::new(binary())
+        .arg("-c")
+        .arg(&config_file)
+        .arg("-l")
+        .arg(&log)
+        .arg("--ports_file_dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nats-server can be run");
+    let id = child.id();
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if let Some(ports) = read_ports(dir, id) {
+            return Ok((child, ports));
+        }
+        let ended = child.try_wait().expect("the server's state");
+        if ended.is_some() || Instant::now() > deadline {
+            kill9(&mut Some(child));
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            return Err(format!("nats-server did not start ({ended:?}):\n{log}"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn kill9(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        // It fails only if the process has already ended.
+        let _ = child.kill();
+        child.wait().expect("the server's exit status");
     }
 }
 

@@ -3,15 +3,7 @@
 //! Left out: what they are asked. Invariant: a daemon has the same address, data and key before and after a kill, and ends with the
 //! test, which then shows the end of its log if it failed.
 
-use std::{
-    fmt::Write as _,
-    fs::{self, File},
-    net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, process::Command, sync::Arc, time::Duration};
 
 use exchequer_auth::{BearerToken, Grant, Issuer, Role, keys};
 use exchequer_event::v1::{
@@ -19,7 +11,7 @@ use exchequer_event::v1::{
     metering_service_client::MeteringServiceClient,
 };
 use exchequer_stream::{EventStream as _, JetStream, jetstream};
-use exchequer_testkit::{NatsServer, SimAgent};
+use exchequer_testkit::{Daemon, NatsServer, SimAgent, free_ports};
 use exchequer_tlog::{SignatureKind, VerifierKey};
 use tempfile::TempDir;
 use tonic::{
@@ -34,8 +26,6 @@ pub const WORKER: &str = "worker";
 const ISSUER: &str = "https://issuer.test";
 const AUDIENCE: &str = "exchequer";
 const ORIGIN: &str = "exchequer.test/log";
-/// Lines of each daemon's log that a failed test shows.
-const LOG_LINES: usize = 25;
 
 type Authenticated = InterceptedService<Channel, BearerToken>;
 pub type Agent = AgentServiceClient<Authenticated>;
@@ -100,72 +90,6 @@ fn grant(subject: &str, tenant: Option<&str>, role: Role) -> Grant {
     Grant { subject: subject.to_owned(), tenant: tenant.map(str::to_owned), roles: vec![role], ttl }
 }
 
-/// A daemon of the workspace as a process.
-#[derive(Debug)]
-struct Daemon {
-    name: &'static str,
-    directory: PathBuf,
-    child: Option<Child>,
-}
-
-impl Daemon {
-    fn new(name: &'static str, directory: &Path) -> Self {
-        Self { name, directory: directory.to_owned(), child: None }
-    }
-
-    fn log(&self) -> PathBuf {
-        self.directory.join(format!("{}.log", self.name))
-    }
-
-    fn start(&mut self) {
-        let program = Path::new(env!("CARGO_BIN_EXE_exchequer")).with_file_name(self.name);
-        assert!(
-            program.is_file(),
-            "{} is not there: run `cargo build --workspace --bins` first",
-            program.display()
-        );
-        let log = File::options().create(true).append(true).open(self.log()).unwrap();
-        let child = Command::new(program)
-            .arg("--config")
-            .arg(self.directory.join("exchequer.toml"))
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin")
-            // Names the sandbox's processes, which carry it as an argument.
-            .env("TMPDIR", &self.directory)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
-        self.child = Some(child.unwrap());
-    }
-
-    fn kill9(&mut self) {
-        let mut child = self.child.take().expect("a daemon that runs");
-        assert_eq!(child.try_wait().unwrap(), None, "{} has ended by itself", self.name);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn log_end(&self) -> String {
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It fails only if the process has already ended.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if std::thread::panicking() {
-            crate::say(&format!("--- end of {}'s log\n{}", self.name, self.log_end()));
-        }
-    }
-}
-
 /// The running deployment.
 pub struct Deployment {
     pub access: Access,
@@ -202,7 +126,7 @@ impl Deployment {
         fs::write(path.join("exchequer.toml"), config).unwrap();
 
         let [ledger, metering, agent] =
-            ["exchequer-ledger", "exchequer-metering", "sandbox-agent"].map(|name| Daemon::new(name, path));
+            ["exchequer-ledger", "exchequer-metering", "sandbox-agent"].map(|name| daemon(name, path));
         let stream = access.stream().await;
         let mut deployment = Self { access, verifier_key, stream, agent, metering, ledger, nats, directory };
         deployment.ledger.start();
@@ -323,6 +247,12 @@ pub fn running(fits: impl Fn(&str) -> bool) -> Vec<String> {
     fs::read_dir("/proc").unwrap().flatten().filter_map(command_line).filter(|line| fits(line)).collect()
 }
 
+fn daemon(name: &str, directory: &Path) -> Daemon {
+    let program = Path::new(env!("CARGO_BIN_EXE_exchequer")).with_file_name(name);
+    let config = directory.join("exchequer.toml").display().to_string();
+    Daemon::new(name, program, directory, vec!["--config".to_owned(), config])
+}
+
 fn configuration(
     path: &Path,
     nats: &NatsServer,
@@ -381,18 +311,4 @@ hold_margin = "1h"
         text.write_str(&table).unwrap();
     }
     text
-}
-
-/// Free ports below those that the system hands to outgoing connections: while a daemon is down, nobody else takes its port.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let end: u32 = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768);
-    let begin = if end > 12_000 { 10_000 } else { 1_025 };
-    // Different processes begin at different places.
-    let offset = std::process::id().wrapping_mul(37) % (end - begin);
-    let candidates = (0..end - begin).map(|step| begin + (offset + step) % (end - begin));
-    let mut free =
-        candidates.filter_map(|port| TcpListener::bind(("127.0.0.1", u16::try_from(port).ok()?)).ok());
-    let listeners: [TcpListener; N] = std::array::from_fn(|_| free.next().expect("a free port"));
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }

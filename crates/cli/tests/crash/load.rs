@@ -21,16 +21,13 @@ use exchequer_event::{
     v1::{self, execute_response::Part, reserve_response::Outcome},
 };
 use exchequer_stream::{Ack, AppendError, EventStream, JetStream, Message};
-use exchequer_testkit::{SimAgent, eventually};
+use exchequer_testkit::{Random, SimAgent, eventually};
 use futures::{StreamExt as _, stream};
 use prost::Message as _;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::{
-    deployment::{Access, Agent, Metering},
-    random::Random,
-};
+use crate::deployment::{Access, Agent, Metering};
 
 /// Tenant of the executions.
 pub const ACME: &str = "acme";

@@ -8,14 +8,13 @@
 mod deployment;
 mod evidence;
 mod load;
-mod random;
 
 use std::{sync::Arc, time::Instant};
 
 use exchequer_auth::Role;
 use exchequer_event::v1;
 use exchequer_stream::EventStream as _;
-use exchequer_testkit::{SimAgent, eventually};
+use exchequer_testkit::{Random, SimAgent, eventually};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -25,7 +24,6 @@ use crate::{
         ACME, Answers, DIRECT_CLIENTS, EXECUTION_CLIENTS, PATIENCE, Progress, SYNTHETIC, TIGHT,
         TIGHT_INVOCATIONS, answered, meter_amounts,
     },
-    random::Random,
 };
 
 /// How often each of the four is killed. The agent more often: what it answers before it is on disk is found only if the kill comes

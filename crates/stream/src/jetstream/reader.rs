@@ -21,12 +21,17 @@ use crate::stream::ReadError;
 const PULL_MESSAGES: usize = 1000;
 /// Bytes asked for at once.
 const PULL_BYTES: usize = 8 * 1024 * 1024;
-/// The server says at least this often that the consumer still stands.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The server says at least this often that the consumer still stands; after two that are missing the reader makes another. In a cluster
+/// that is how it notices that the one node which had its consumer is gone.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// The server removes a consumer that nobody has asked for this long.
 const CONSUMER_IDLE: Duration = Duration::from_secs(60);
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How long the first attempt to make a consumer may take; each further one twice as long. A cluster that has not yet noticed a node's death may
+/// give the consumer to that node, and then nobody answers.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What to read.
 pub(super) struct Source {
@@ -90,7 +95,7 @@ impl Reader {
     /// Fails at once if the stream doesn't have `next`; an unreachable server is waited for.
     pub(super) async fn from_sequence(source: Source, next: u64) -> Result<Self, ReadError> {
         let mut reader = Self::new(source, From::Sequence, next);
-        match reader.open().await {
+        match reader.open_in_time().await {
             Err(Fault::Final(error)) => Err(error),
             Ok(()) | Err(Fault::Passing(_)) => Ok(reader),
         }
@@ -130,7 +135,7 @@ impl Reader {
             let outcome = if self.messages.is_some() {
                 self.receive().await.map(Some)
             } else {
-                self.open().await.map(|()| None)
+                self.open_in_time().await.map(|()| None)
             };
             match outcome {
                 Ok(Some(delivered)) => {
@@ -156,6 +161,12 @@ impl Reader {
         if let Ok(Err(_)) = tokio::time::timeout(delay, self.source.connection.changed()).await {
             tokio::time::sleep(delay).await;
         }
+    }
+
+    async fn open_in_time(&mut self) -> Result<(), Fault> {
+        let patience = (OPEN_TIMEOUT * 2_u32.pow(self.failures.min(10))).min(MAX_OPEN_TIMEOUT);
+        let opened = tokio::time::timeout(patience, self.open()).await;
+        opened.unwrap_or_else(|_| Err(Fault::Passing("no answer to reading in time".into())))
     }
 
     async fn open(&mut self) -> Result<(), Fault> {

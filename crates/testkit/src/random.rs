@@ -20,10 +20,16 @@ impl Random {
         self.next() % bound
     }
 
+    /// One of some items.
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        let place = self.below(items.len() as u64);
+        &items[usize::try_from(place).expect("below the number of items")]
+    }
+
     /// In random order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for place in (1..items.len()).rev() {
-            let other = usize::try_from(self.below(place as u64 + 1)).unwrap();
+            let other = usize::try_from(self.below(place as u64 + 1)).expect("below the number of items");
             items.swap(place, other);
         }
     }
