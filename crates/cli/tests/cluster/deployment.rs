@@ -2,7 +2,7 @@
 //!
 //! Left out: what they are asked. Invariant: a daemon has the same address, data and key before and after a kill, and ends with the test.
 
-use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use exchequer_auth::{BearerToken, Grant, Issuer, Role, keys};
 use exchequer_event::v1::{

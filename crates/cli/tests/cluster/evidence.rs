@@ -101,7 +101,7 @@ impl Log {
         match entry.kind.unwrap() {
             Kind::BlockSealed(sealed) => {
                 self.blocks += 1;
-                let (seal, _) = seal::read_block_seal(&sealed.seal).unwrap();
+                let (seal, _, _) = seal::read_block_seal(&sealed.seal).unwrap();
                 self.epochs.entry(seal.partition.clone()).or_default().insert(seal.epoch);
                 *partition = seal.partition;
             }

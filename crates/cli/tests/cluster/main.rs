@@ -11,7 +11,7 @@ mod load;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use exchequer_auth::Role;
