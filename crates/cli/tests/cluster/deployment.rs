@@ -214,9 +214,11 @@ origin = "{ORIGIN}"
 key_file = "{dir}/ledger.key"
 checkpoint_interval = "200ms"
 [metering]
+partitions = {partitions}
 snapshot_interval = "2s"
 "#,
         urls = nats.urls(),
+        partitions = crate::PARTITIONS,
         monitors = monitors.join(", "),
         ledger = ports[0],
         ledger_http = ports[1],

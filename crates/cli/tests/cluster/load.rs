@@ -22,9 +22,9 @@ use crate::deployment::{INSTANCES, Metering};
 pub const TENANTS: [&str; 8] = ["acme", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath"];
 /// Where a tenant's holds are asked for, below its name. The tenant itself and "/left" have budgets.
 const PLACES: [&str; 4] = ["", "/left", "/left/deep", "/right"];
-pub const CALLERS: u64 = 12;
+pub const CALLERS: u64 = 16;
 /// Holds that are asked for, all callers together.
-pub const HOLDS: u64 = 3000;
+pub const HOLDS: u64 = 2400;
 /// Changes of budgets.
 const BUDGET_CHANGES: u64 = 40;
 /// A hold's CPU time at most, milliseconds.
@@ -75,23 +75,27 @@ async fn counting<T, F>(progress: &Progress, mut call: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let answer = Mutex::new(None);
-    eventually(PATIENCE, || {
+    let (answer, last) = (Mutex::new(None), Mutex::new(String::new()));
+    let asked = eventually(PATIENCE, || {
         let called = timeout(CALL_PATIENCE, call());
-        let answer = &answer;
+        let (answer, last) = (&answer, &last);
         async move {
-            match called.await {
+            let failure = match called.await {
                 Ok(Ok(value)) => return answer.lock().unwrap().replace(value).is_none(),
                 Ok(Err(status)) => {
                     assert!(is_transient(&status), "not a failure of something that is away: {status:?}");
+                    status.to_string()
                 }
-                Err(_) => {}
-            }
+                Err(_) => format!("no answer within {CALL_PATIENCE:?}"),
+            };
             progress.failures.fetch_add(1, Ordering::Relaxed);
+            *last.lock().unwrap() = failure;
             false
         }
-    })
-    .await;
+    });
+    if timeout(PATIENCE - CALL_PATIENCE, asked).await.is_err() {
+        panic!("no answer, and the last failure was: {}", last.lock().unwrap());
+    }
     answer.into_inner().unwrap().expect("the condition held")
 }
 

@@ -10,7 +10,7 @@ mod evidence;
 mod load;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 
@@ -18,6 +18,7 @@ use exchequer_auth::Role;
 use exchequer_event::v1;
 use exchequer_testkit::{Random, eventually};
 use tokio::task::JoinSet;
+use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
     deployment::{Deployment, INSTANCES, Metering, NODES},
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// Partitions of the deployment.
-pub const PARTITIONS: u16 = 1;
+pub const PARTITIONS: u16 = 4;
 /// How often what is killed.
 const KILLS: [(Victim, usize); 3] = [(Victim::Metering, 6), (Victim::Nats, 2), (Victim::Both, 1)];
 /// Calls that fail, or holds that come to their end, before something that stays down a while is started again.
@@ -87,26 +88,36 @@ async fn when_the_owner_is_killed_the_others_answer_in_its_place() {
     let mut deployment = Deployment::start().await;
     let roots = deployment.access.metering("root", Role::Admin);
     let changes = load::set_budgets(&roots, &mut random).await;
-    let mut answers = Vec::new();
-    let mut times = Vec::new();
+    let (mut answers, mut times) = (Vec::new(), Vec::new());
     for round in 0..FAILOVERS {
-        let owner = owner(&deployment).await;
+        let mut owners = Vec::new();
+        for tenant in TENANTS {
+            owners.push(owner(&roots, tenant).await);
+        }
+        let victim = *random.pick(&owners);
         let caller = format!("prober-{round}");
         let clients = deployment.access.metering(&caller, Role::Agent);
-        deployment.metering[owner].kill9();
+        deployment.metering[victim].kill9();
         let killed = Instant::now();
         let mut probes = JoinSet::new();
-        for (instance, client) in clients.iter().enumerate().filter(|(instance, _)| *instance != owner) {
-            for tenant in TENANTS {
-                let key = format!("{caller}-{instance}");
-                probes.spawn(load::probe(caller.clone(), client.clone(), tenant, key, killed));
+        for (instance, client) in clients.iter().enumerate().filter(|(instance, _)| *instance != victim) {
+            for (tenant, owner) in TENANTS.into_iter().zip(&owners) {
+                let is_orphan = *owner == victim;
+                let probe = load::probe(
+                    caller.clone(),
+                    client.clone(),
+                    tenant,
+                    format!("{caller}-{instance}"),
+                    killed,
+                );
+                probes.spawn(async move { (is_orphan, probe.await) });
             }
         }
-        for (took, more) in probes.join_all().await {
-            times.push(took);
+        for (is_orphan, (took, more)) in probes.join_all().await {
+            times.extend(is_orphan.then_some(took));
             answers.extend(more);
         }
-        deployment.metering[owner].start();
+        deployment.metering[victim].start();
     }
     times.sort();
     let seconds = |share: usize| times[(times.len() - 1) * share / 100].as_secs_f32();
@@ -210,13 +221,13 @@ async fn check(deployment: &mut Deployment, answers: &[Answer], changes: &[Chang
     say(deployment.verify().trim());
 }
 
-/// The instance that owns the partition.
-async fn owner(deployment: &Deployment) -> usize {
-    let clients = deployment.access.metering("root", Role::Admin);
-    let found = std::sync::OnceLock::new();
+/// The instance that owns a tenant's partition: the only one that answers a call which it may not hand on.
+async fn owner(clients: &[Metering; INSTANCES], tenant: &str) -> usize {
+    let found = OnceLock::new();
     eventually(PATIENCE, || async {
         for (instance, client) in clients.iter().enumerate() {
-            let request = v1::GetBudgetRequest { scope: TENANTS[0].to_owned() };
+            let mut request = Request::new(v1::GetBudgetRequest { scope: tenant.to_owned() });
+            request.metadata_mut().insert("x-exchequer-forwarded", MetadataValue::from_static("1"));
             if client.clone().get_budget(request).await.is_ok() {
                 return found.set(instance).is_ok();
             }
@@ -224,7 +235,7 @@ async fn owner(deployment: &Deployment) -> usize {
         false
     })
     .await;
-    *found.get().unwrap()
+    found.into_inner().unwrap()
 }
 
 fn place(random: &mut Random, count: usize) -> usize {
