@@ -20,11 +20,14 @@ use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What was acknowledged, by sequence, and what may or may not be there.
+type Written = (BTreeMap<u64, String>, BTreeSet<String>);
+
 /// Eight writers that append for as long as they are let.
 struct Writers {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
-    tasks: Vec<JoinHandle<(BTreeMap<u64, String>, BTreeSet<String>)>>,
+    tasks: Vec<JoinHandle<Written>>,
 }
 
 impl Writers {
