@@ -17,6 +17,7 @@ mod jwks;
 pub mod keys;
 mod layer;
 pub mod payload_keys;
+mod seen;
 mod source;
 mod verify;
 

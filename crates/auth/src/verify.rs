@@ -19,6 +19,7 @@ use tonic::Status;
 
 use crate::caller::{Caller, Role};
 use crate::jwks::{Algorithm, JwksError, MAX_KID_BYTES};
+use crate::seen::{Seen, Validity, token_id};
 use crate::source::KeySource;
 
 /// Longest token that is looked at, in bytes.
@@ -154,6 +155,7 @@ struct Inner {
     audience: String,
     leeway_s: u64,
     keys: KeySource,
+    seen: Seen,
 }
 
 impl Verifier {
@@ -161,7 +163,8 @@ impl Verifier {
     pub async fn open(options: VerifierOptions) -> Result<Self, JwksError> {
         let keys = KeySource::open(&options.jwks, options.refresh, options.cool_down).await?;
         let leeway_s = options.leeway.as_secs();
-        Ok(Self(Arc::new(Inner { issuer: options.issuer, audience: options.audience, leeway_s, keys })))
+        let (issuer, audience) = (options.issuer, options.audience);
+        Ok(Self(Arc::new(Inner { issuer, audience, leeway_s, keys, seen: Seen::default() })))
     }
 
     /// Verifies a compact JWT now.
@@ -172,8 +175,12 @@ impl Verifier {
     /// Verifies a compact JWT at `now`, in seconds since the Unix epoch.
     pub async fn verify_at(&self, token: &str, now: u64) -> Result<Caller, TokenError> {
         let parts = Parts::split(token)?;
-        let header = parts.header()?;
+        let id = token_id(token);
         let mut keys = self.0.keys.current().await;
+        if let Some((caller, validity)) = self.0.seen.get(&keys, &id) {
+            return validity.check(now, self.0.leeway_s).map(|()| caller);
+        }
+        let header = parts.header()?;
         if keys.get(&header.kid).is_none() {
             keys = self.0.keys.after_unknown(&keys).await;
         }
@@ -184,7 +191,9 @@ impl Verifier {
         if !key.verifies(parts.signed.as_bytes(), parts.signature) {
             return Err(TokenError::Signature);
         }
-        self.0.caller(&parts.claims()?, now)
+        let (caller, validity) = self.0.caller(&parts.claims()?, now)?;
+        self.0.seen.put(&keys, id, caller.clone(), validity);
+        Ok(caller)
     }
 
     /// Why the key file's present content is not in use, if it is not: for the component's readiness.
@@ -276,20 +285,18 @@ impl<'a> Parts<'a> {
 }
 
 impl Inner {
-    fn caller(&self, claims: &Map<String, Value>, now: u64) -> Result<Caller, TokenError> {
+    fn caller(&self, claims: &Map<String, Value>, now: u64) -> Result<(Caller, Validity), TokenError> {
         if text(claims, "iss")?.ok_or(TokenError::MissingClaim("iss"))? != self.issuer {
             return Err(TokenError::Issuer);
         }
         if !audiences(claims)?.contains(&self.audience.as_str()) {
             return Err(TokenError::Audience);
         }
-        let exp = date(claims, "exp")?.ok_or(TokenError::MissingClaim("exp"))?;
-        if now >= exp.saturating_add(self.leeway_s) {
-            return Err(TokenError::Expired);
-        }
-        if date(claims, "nbf")?.is_some_and(|nbf| now.saturating_add(self.leeway_s) < nbf) {
-            return Err(TokenError::NotYetValid);
-        }
+        let expires = date(claims, "exp")?.ok_or(TokenError::MissingClaim("exp"))?;
+        // An expired token is refused as such, whatever else it says.
+        Validity { not_before: None, expires }.check(now, self.leeway_s)?;
+        let validity = Validity { not_before: date(claims, "nbf")?, expires };
+        validity.check(now, self.leeway_s)?;
         let subject = text(claims, "sub")?.ok_or(TokenError::MissingClaim("sub"))?;
         if !is_subject(subject) {
             return Err(TokenError::BadClaim("sub"));
@@ -298,7 +305,9 @@ impl Inner {
         if tenant.is_some_and(|tenant| !is_tenant(tenant)) {
             return Err(TokenError::BadClaim("tenant"));
         }
-        Ok(Caller { subject: subject.to_owned(), tenant: tenant.map(str::to_owned), roles: roles(claims)? })
+        let caller =
+            Caller { subject: subject.to_owned(), tenant: tenant.map(str::to_owned), roles: roles(claims)? };
+        Ok((caller, validity))
     }
 }
 

@@ -373,3 +373,37 @@ async fn a_missing_key_file_is_an_error_that_names_it() {
     let Err(JwksError::Read { path, .. }) = outcome else { panic!("{outcome:?}") };
     assert_eq!(path, "/nonexistent/jwks.json");
 }
+
+#[tokio::test]
+async fn a_token_that_was_verified_before_is_held_to_its_dates_and_to_every_bit_of_it() {
+    let verifier = open(&jwks().to_string()).await.unwrap();
+    let token = ed_token(&header(), &with(&json!({ "nbf": NOW })));
+    let caller = verifier.verify_at(&token, NOW).await.unwrap();
+    assert_eq!(verifier.verify_at(&token, NOW + 64).await, Ok(caller.clone()), "the same caller again");
+    assert_eq!(verifier.verify_at(&token, NOW + 65).await, Err(TokenError::Expired));
+    assert_eq!(verifier.verify_at(&token, NOW - 6).await, Err(TokenError::NotYetValid));
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let flipped = if signature.starts_with('A') { "B" } else { "A" };
+    let forged = format!("{signed}.{flipped}{}", &signature[1..]);
+    assert_eq!(verifier.verify_at(&forged, NOW).await, Err(TokenError::Signature));
+    assert_eq!(verifier.verify_at(&token, NOW).await, Ok(caller));
+}
+
+#[tokio::test]
+async fn a_token_that_was_verified_before_falls_with_its_key() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), jwks().to_string()).unwrap();
+    let mut options = VerifierOptions::new("issuer", "exchequer", file.path());
+    options.refresh = std::time::Duration::ZERO;
+    let verifier = Verifier::open(options).await.unwrap();
+    let token = ed_token(&header(), &claims());
+    assert!(verifier.verify_at(&token, NOW).await.is_ok());
+    assert!(verifier.verify_at(&token, NOW).await.is_ok());
+    std::fs::write(file.path(), json!({ "keys": [jwk(&ec(), Algorithm::ES256, "ec")] }).to_string()).unwrap();
+    assert_eq!(verifier.verify_at(&token, NOW).await, Err(TokenError::UnknownKey));
+    // The same name, another key.
+    let mut other = ed_jwk();
+    other["x"] = json!(URL_SAFE_NO_PAD.encode(SigningKey::from_bytes(&[8; 32]).verifying_key().as_bytes()));
+    std::fs::write(file.path(), json!({ "keys": [other] }).to_string()).unwrap();
+    assert_eq!(verifier.verify_at(&token, NOW).await, Err(TokenError::Signature));
+}
