@@ -11,6 +11,7 @@ mod cpu;
 mod generated;
 mod ingest;
 mod recover;
+mod reserve;
 mod scan;
 mod verify;
 
@@ -35,16 +36,23 @@ enum Scenario {
     Ingest(ingest::Arguments),
     /// The offline verifier over a large log, against bare hashing of the same bytes.
     Verify(verify::Arguments),
+    /// Budgets under contention through a real metering process and nats-server, against Redis with a Lua script.
+    Reserve(reserve::Arguments),
     /// Opening a large log again.
     Recover(recover::Arguments),
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let outcome = match Command::parse().scenario {
+    let scenario = Command::parse().scenario;
+    // What the scenario measures in a process of its own has that process' telemetry.
+    if !matches!(&scenario, Scenario::Reserve(arguments) if arguments.is_instance()) {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+    let outcome = match scenario {
         Scenario::Ingest(arguments) => ingest::run(&arguments),
         Scenario::Verify(arguments) => verify::run(&arguments),
+        Scenario::Reserve(arguments) => reserve::run(&arguments),
         Scenario::Recover(arguments) => recover::run(&arguments),
     };
     match outcome {
