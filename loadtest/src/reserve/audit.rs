@@ -150,7 +150,7 @@ pub(super) fn replay(records: &[Record]) -> anyhow::Result<Replayed> {
                 ensure!(undecodable == 0, "block {} has undecodable runs", record.seq);
                 decisions += runs.iter().map(|run| run.decisions.len() as u64).sum::<u64>();
             }
-            Folded::VoidBlock { reason } => bail!("block {} is void: {reason}", record.seq),
+            Folded::VoidBlock { reason, .. } => bail!("block {} is void: {reason}", record.seq),
         }
     }
     Ok(Replayed { time: started.elapsed(), digest: hex::encode(fold.budget().digest()), decisions })
