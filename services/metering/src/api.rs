@@ -4,7 +4,7 @@
 //! first segment of a scope, no answer tells a caller of one tenant whether something exists in another, and nobody but an agent
 //! acts or holds under an agent id.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use exchequer_auth::{Caller, Role};
 use exchequer_budget::{
@@ -16,17 +16,15 @@ use exchequer_event::{
         self, budget_event::Kind, extend_response, metering_service_server::MeteringService, reserve_response,
     },
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
-use tonic::{Code, Request, Response, Status};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
-use uuid::Uuid;
 
 use crate::{
     ask::{self, Check},
-    block::{Answered, Asked, Unanswered},
+    core::{Answered, Unanswered},
+    queue::{Queue, Refused},
+    route::{Peer, Route},
     writer::Shared,
 };
 
@@ -40,8 +38,8 @@ const MAX_PAGE_SIZE: u32 = 1000;
 /// The service behind gRPC.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) queue: mpsc::Sender<Asked>,
+    pub(crate) shared: Shared,
+    pub(crate) queue: Queue,
     /// How long a call waits for its answer.
     pub(crate) patience: Duration,
 }
@@ -49,16 +47,35 @@ pub(crate) struct Api {
 type Reply<T> = Result<Response<T>, Status>;
 
 impl Api {
-    fn serving(&self) -> Result<(), Status> {
-        self.shared.serving().map_err(|reason| unavailable(&reason))
+    /// Whether calls for a tenant are answered here.
+    fn serving(&self, tenant: &TenantId) -> Result<(), Status> {
+        self.serving_partition(self.shared.router.partition_of_tenant(tenant))
+    }
+
+    fn serving_hold(&self, hold_id: &HoldId) -> Result<(), Status> {
+        let partition = self.shared.router.partition_of_hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+        self.serving_partition(partition)
+    }
+
+    fn serving_partition(&self, partition: u16) -> Result<(), Status> {
+        match self.shared.router.route(partition) {
+            Route::Here => Ok(()),
+            Route::There(peer) => Err(unavailable(&format!("the partition's owner is at {}", peer.address))),
+            Route::Nobody(reason) => Err(unavailable(&reason)),
+        }
+    }
+
+    /// The peer that a call for a tenant is to be handed on to, if it is not to be answered here.
+    fn elsewhere(&self, metadata: &MetadataMap, tenant: &TenantId) -> Result<Option<Peer>, Status> {
+        let router = &self.shared.router;
+        router.elsewhere(metadata, router.partition_of_tenant(tenant))
     }
 
     async fn submit(&self, command: Command) -> Result<Answered, Status> {
-        let (reply, answer) = oneshot::channel();
         let key = command.idempotency().map(|asked| asked.key.to_string()).unwrap_or_default();
-        let asked = Asked { command, reply, span: tracing::Span::current() };
-        self.queue.try_send(asked).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
+        let partition = self.shared.router.partition_of_tenant(command.tenant());
+        let answers = self.queue.submit_many(partition, vec![command]).map_err(|refused| match refused {
+            Refused::Full => {
                 let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
                 Status::with_error_details(
                     Code::ResourceExhausted,
@@ -66,20 +83,21 @@ impl Api {
                     details,
                 )
             }
-            mpsc::error::TrySendError::Closed(_) => unavailable("stopping"),
+            Refused::Closed => unavailable("stopping"),
         })?;
+        let answer = async { answers.await.ok().and_then(|mut answers| answers.pop()) };
         match timeout(self.patience, answer).await {
-            Ok(Ok(Ok(answered))) => Ok(answered),
-            Ok(Ok(Err(Unanswered::Refused(DecideError::IdempotencyConflict)))) => {
+            Ok(Some(Ok(answered))) => Ok(answered),
+            Ok(Some(Err(Unanswered::Refused(DecideError::IdempotencyConflict)))) => {
                 Err(Status::already_exists(format!(
                     "idempotency_key `{key}` was used by another request; a key belongs to one request for good"
                 )))
             }
-            Ok(Ok(Err(Unanswered::Refused(DecideError::HoldIdTaken)))) => {
+            Ok(Some(Err(Unanswered::Refused(DecideError::HoldIdTaken)))) => {
                 Err(Status::aborted("the id drawn for the hold is taken; ask again"))
             }
-            Ok(Ok(Err(Unanswered::Unavailable(reason)))) => Err(unavailable(&reason)),
-            Ok(Err(_)) => Err(unavailable("the writer has ended; ask again with the same idempotency key")),
+            Ok(Some(Err(Unanswered::Unavailable(reason)))) => Err(unavailable(&reason)),
+            Ok(None) => Err(unavailable("the writer has ended; ask again with the same idempotency key")),
             Err(_) => Err(unavailable("no decision in time; ask again with the same idempotency key")),
         }
     }
@@ -87,7 +105,8 @@ impl Api {
     /// The tenant of a hold that the caller may try to act on; `NOT_FOUND` if there is none that it may know of.
     fn tenant_of_hold(&self, caller: &Caller, hold_id: &HoldId) -> Result<TenantId, Status> {
         let fold = self.shared.fold();
-        let hold = fold.budget().hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+        let partition = fold.partition_of_hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+        let hold = fold.budget(partition).hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
         let tenant = hold.scope.tenant_id();
         may_reserve(caller, &tenant).map_err(|_| no_hold(hold_id))?;
         Ok(tenant)
@@ -95,7 +114,7 @@ impl Api {
 
     fn budget_of(&self, scope: &ScopePath) -> Result<Option<v1::Budget>, Status> {
         let fold = self.shared.fold();
-        let balances = fold.budget().balances(scope);
+        let balances = fold.budget_of(&scope.tenant_id()).balances(scope);
         if balances.is_empty() {
             return Ok(None);
         }
@@ -164,6 +183,7 @@ impl MeteringService for Api {
         Err(Status::unimplemented("draft"))
     }
     async fn set_budget(&self, request: Request<v1::SetBudgetRequest>) -> Reply<v1::SetBudgetResponse> {
+        let metadata = request.metadata().clone();
         let (caller, message) = open(request)?;
         let mut check = Check::default();
         let scope = check.scope(&message.scope);
@@ -173,7 +193,10 @@ impl MeteringService for Api {
         let (Some(scope), Some(granted)) = (scope, granted) else { return Err(incomplete()) };
         caller.may_set_budget(scope.tenant())?;
         let actor = actor(&caller)?;
-        self.serving()?;
+        if let Some(peer) = self.elsewhere(&metadata, &scope.tenant_id())? {
+            let answered = peer.client().set_budget(peer.request(message, &metadata)).await;
+            return answered.map_err(|status| peer.failed(status));
+        }
         let canonical = v1::SetBudgetRequest {
             granted: ask::sorted(message.granted),
             idempotency_key: String::new(),
@@ -193,7 +216,7 @@ impl MeteringService for Api {
         check.refusal()?;
         let scope = scope.ok_or_else(incomplete)?;
         caller.may_read_tenant(scope.tenant())?;
-        self.serving()?;
+        self.serving(&scope.tenant_id())?;
         let budget = self.budget_of(&scope)?;
         let budget = budget.ok_or_else(|| Status::not_found(format!("scope {scope} has no budget")))?;
         Ok(Response::new(v1::GetBudgetResponse { budget: Some(budget.clone()), budgets: vec![budget] }))
@@ -230,22 +253,31 @@ impl MeteringService for Api {
                 Some(ask::parse_page_token(token).map_err(not_one)?)
             }
         };
-        self.serving()?;
+        if let Some(tenant) = &tenant {
+            self.serving(tenant)?;
+        }
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let fold = self.shared.fold();
-        let state = fold.budget();
-        let mut scopes = state.budgets(tenant.as_ref(), after.as_ref());
-        let page: Vec<_> = scopes.by_ref().take(size).collect();
-        let next_page_token = match (scopes.next(), page.last()) {
-            (Some(_), Some(last)) => ask::page_token(last),
+        let mut scopes: Vec<_> = (0..fold.partitions())
+            .flat_map(|partition| {
+                fold.budget(partition).budgets(tenant.as_ref(), after.as_ref()).take(size.saturating_add(1))
+            })
+            .collect();
+        scopes.sort();
+        let is_last = scopes.len() <= size;
+        scopes.truncate(size);
+        let next_page_token = match scopes.last() {
+            Some(last) if !is_last => ask::page_token(last),
             _ => String::new(),
         };
-        let budgets = page.into_iter().map(|scope| wire::budget(scope, &state.balances(scope)));
+        let balances = |scope: &ScopePath| fold.budget_of(&scope.tenant_id()).balances(scope);
+        let budgets = scopes.into_iter().map(|scope| wire::budget(scope, &balances(scope)));
         let budgets = budgets.collect::<Result<_, _>>().map_err(beyond)?;
         Ok(Response::new(v1::ListBudgetsResponse { budgets, next_page_token }))
     }
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Reply<v1::ReserveResponse> {
+        let metadata = request.metadata().clone();
         let (caller, message) = open(request)?;
         let mut check = Check::default();
         let scope = check.scope(&message.scope);
@@ -263,15 +295,18 @@ impl MeteringService for Api {
                 "holder may be another than the caller only for the role admin",
             ));
         }
-        self.serving()?;
+        if let Some(peer) = self.elsewhere(&metadata, &scope.tenant_id())? {
+            let answered = peer.client().reserve(peer.request(message, &metadata)).await;
+            return answered.map_err(|status| peer.failed(status));
+        }
         let canonical = v1::ReserveRequest {
             amounts: ask::sorted(message.amounts),
             idempotency_key: String::new(),
             ..message
         };
         let idempotency = ask::idempotency(key, "Reserve", &actor, &canonical);
-        let hold_id = HoldId::parse(&Uuid::now_v7().to_string()).expect("a UUID can name a hold");
         let tenant = scope.tenant_id();
+        let hold_id = self.shared.router.draw_hold(&tenant);
         let action = Action::Reserve { hold_id, scope, holder, amounts, ttl };
         let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
@@ -292,7 +327,7 @@ impl MeteringService for Api {
         let key = check.key(&message.idempotency_key);
         check.refusal()?;
         let (Some(hold_id), Some(added), Some(ttl)) = (hold_id, added, ttl) else { return Err(incomplete()) };
-        self.serving()?;
+        self.serving_hold(&hold_id)?;
         let tenant = self.tenant_of_hold(&caller, &hold_id)?;
         let actor = actor(&caller)?;
         let canonical = v1::ExtendRequest {
@@ -321,7 +356,7 @@ impl MeteringService for Api {
         let key = check.key(&message.idempotency_key);
         check.refusal()?;
         let (Some(hold_id), Some(used)) = (hold_id, used) else { return Err(incomplete()) };
-        self.serving()?;
+        self.serving_hold(&hold_id)?;
         let tenant = self.tenant_of_hold(&caller, &hold_id)?;
         let actor = actor(&caller)?;
         let canonical =
@@ -347,7 +382,7 @@ impl MeteringService for Api {
         let key = check.key(&message.idempotency_key);
         check.refusal()?;
         let hold_id = hold_id.ok_or_else(incomplete)?;
-        self.serving()?;
+        self.serving_hold(&hold_id)?;
         let tenant = self.tenant_of_hold(&caller, &hold_id)?;
         let actor = actor(&caller)?;
         let canonical = v1::VoidRequest { idempotency_key: String::new(), ..message };
@@ -368,9 +403,10 @@ impl MeteringService for Api {
         let hold_id = check.hold_id(&message.hold_id);
         check.refusal()?;
         let hold_id = hold_id.ok_or_else(incomplete)?;
-        self.serving()?;
+        self.serving_hold(&hold_id)?;
         let fold = self.shared.fold();
-        let hold = fold.budget().hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
+        let partition = fold.partition_of_hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
+        let hold = fold.budget(partition).hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
         // A holder sees its own holds, whatever their tenant.
         let is_holder = may_reserve(&caller, &hold.scope.tenant_id()).is_ok()
             && actor(&caller).is_ok_and(|actor| actor == hold.holder);
@@ -387,16 +423,17 @@ impl MeteringService for Api {
         check.refusal()?;
         let scope = scope.ok_or_else(incomplete)?;
         caller.may_read_tenant(scope.tenant())?;
-        self.serving()?;
+        self.serving(&scope.tenant_id())?;
         let fold = self.shared.fold();
-        let usage = fold.budget().usage(&scope);
+        let partition = fold.partition_of_tenant(&scope.tenant_id());
+        let usage = fold.budget(partition).usage(&scope);
         Ok(Response::new(v1::GetUsageResponse {
             scope: scope.to_string(),
             spent: wire::meter_totals(&usage.spent).map_err(beyond)?,
             held: wire::meter_totals(&usage.held).map_err(beyond)?,
             settled_holds: usage.settled_holds,
             open_holds: usage.open_holds,
-            usage_cursor: fold.usage_cursor(),
+            usage_cursor: fold.usage_cursor(partition),
         }))
     }
 }
@@ -454,7 +491,7 @@ fn command(
     })
 }
 
-fn unavailable(reason: &str) -> Status {
+pub(crate) fn unavailable(reason: &str) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     Status::with_error_details(Code::Unavailable, reason, details)
 }

@@ -1,8 +1,8 @@
-//! The fold of the stream that metering rests on: what was accepted, the budgets of one partition, and the usage that waits to be
+//! The fold of the stream that metering rests on: what was accepted, the budgets of every partition, and the usage that waits to be
 //! settled.
 //!
 //! Pure: no clock, IO or async; the same records give the same fold. Left out: deciding ([`crate::propose`]) and reading
-//! ([`crate::writer`]). Invariant: the budgets are a function of the accepted blocks of `budget.<partition>` alone; events only
+//! ([`crate::core`]). Invariant: a partition's budgets are a function of the accepted blocks of `budget.<partition>` alone; events only
 //! add to what waits, and a block's `usage_cursor` takes away what it covers, so that no execution is settled twice or forgotten.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -12,12 +12,12 @@ use exchequer_budget::{DecisionRun, HoldId, HoldStatus, IdempotencyKey, State, T
 use exchequer_event::{
     accept::{Acceptor, Incoming, Outcome, PartitionHead},
     digest::{Digest, Purpose},
-    name,
+    name::{self, Subject},
     seal::decode_event,
     v1::entry::Kind,
 };
 
-use crate::usage::Charge;
+use crate::{partition, usage::Charge};
 
 /// What names an answered idempotency key: half a BLAKE3 digest of tenant and key, so that a key costs 24 bytes here.
 pub(crate) type AnswerId = [u8; 16];
@@ -44,13 +44,15 @@ pub struct Read<'a> {
     pub payload: &'a Bytes,
 }
 
-/// What a message was to this partition.
+/// What a message was to the budgets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Folded {
-    /// Nothing that touches its budgets.
+    /// Nothing.
     Other,
     /// A block that was accepted; its decisions are in the state.
     Block {
+        /// The partition.
+        partition: u16,
         /// The decisions.
         runs: Vec<DecisionRun>,
         /// When they were made.
@@ -60,6 +62,8 @@ pub enum Folded {
     },
     /// A block that was not accepted and changed nothing.
     VoidBlock {
+        /// The partition.
+        partition: u16,
         /// Why.
         reason: String,
     },
@@ -68,14 +72,20 @@ pub enum Folded {
 /// The fold.
 #[derive(Clone, Debug)]
 pub struct Fold {
-    pub(crate) partition: String,
-    pub(crate) subject: String,
     pub(crate) acceptor: Acceptor,
-    pub(crate) budget: State,
     /// Stream sequence of the last message folded.
     pub(crate) cursor: u64,
     /// Digest of that message, which shows that a snapshot is of this stream.
     pub(crate) cursor_digest: Digest,
+    pub(crate) parts: Vec<Budgets>,
+}
+
+/// What is folded of one partition.
+#[derive(Clone, Debug)]
+pub(crate) struct Budgets {
+    pub(crate) name: String,
+    pub(crate) subject: String,
+    pub(crate) budget: State,
     /// Stream sequence of the last message on the partition's subject, accepted or not.
     pub(crate) subject_last: u64,
     /// Usage that waits, in order of the stream; at most one per hold.
@@ -85,16 +95,13 @@ pub struct Fold {
     pub(crate) answers: BTreeMap<AnswerId, u64>,
 }
 
-impl Fold {
-    /// Before the first message.
-    pub fn new(partition: &str) -> Self {
+impl Budgets {
+    fn new(partition: u16) -> Self {
+        let name = partition::name(partition);
         Self {
-            partition: partition.to_owned(),
-            subject: name::budget_subject(partition),
-            acceptor: Acceptor::new(),
+            subject: name::budget_subject(&name),
+            name,
             budget: State::default(),
-            cursor: 0,
-            cursor_digest: Digest::ZERO,
             subject_last: 0,
             charges: VecDeque::new(),
             charged: HashSet::new(),
@@ -102,76 +109,18 @@ impl Fold {
         }
     }
 
-    /// The budgets.
-    pub fn budget(&self) -> &State {
-        &self.budget
+    /// Stream sequence up to which accepted executions are settled, if all up to `cursor` was folded.
+    fn usage_cursor(&self, cursor: u64) -> u64 {
+        self.charges.front().map_or(cursor, |charge| charge.stream_seq.saturating_sub(1))
     }
 
-    /// Stream sequence of the last message folded.
-    pub fn cursor(&self) -> u64 {
-        self.cursor
-    }
-
-    /// Where the partition's chain of blocks stands.
-    pub fn head(&self) -> PartitionHead {
-        self.acceptor.partition(&self.partition)
-    }
-
-    /// Stream sequence up to which accepted executions are settled in the state.
-    pub fn usage_cursor(&self) -> u64 {
-        self.charges.front().map_or(self.cursor, |charge| charge.stream_seq.saturating_sub(1))
-    }
-
-    /// Takes the next message. Messages come in order; their sequences may have holes.
-    pub fn fold(&mut self, read: Read<'_>) -> Folded {
-        let incoming =
-            Incoming { stream_seq: read.seq, subject: read.subject, payload: read.payload.clone() };
-        let decided = self.acceptor.decide(&incoming);
-        for entry in &decided.entries {
-            self.acceptor.evolve(entry);
-        }
-        self.cursor = read.seq;
-        self.cursor_digest = Purpose::Message.digest(read.payload);
-        if read.subject == self.subject {
-            self.subject_last = read.seq;
-        }
-        match decided.outcome {
-            Outcome::Block { partition } if partition == self.partition => {
-                let now_ms = self.head().now_unix_ms;
-                let mut runs = Vec::with_capacity(decided.runs.len());
-                for run in &decided.runs {
-                    runs.extend(DecisionRun::try_from(run).ok());
-                }
-                let undecodable = decided.runs.len() - runs.len();
-                self.fold_block(&runs, now_ms, read.seq);
-                Folded::Block { runs, now_ms, undecodable }
-            }
-            Outcome::Batch { .. } => {
-                for entry in &decided.entries {
-                    if let Some(Kind::Event(event)) = &entry.kind
-                        && let Ok(event) = decode_event(event)
-                        && let Some(charge) = Charge::of(read.seq, &event)
-                    {
-                        self.take_charge(charge);
-                    }
-                }
-                Folded::Other
-            }
-            Outcome::Rejected { reason, .. } if read.subject == self.subject => {
-                Folded::VoidBlock { reason: format!("{reason:?}") }
-            }
-            _ => Folded::Other,
-        }
-    }
-
-    fn fold_block(&mut self, runs: &[DecisionRun], now_ms: u64, stream_seq: u64) {
+    fn fold_block(&mut self, runs: &[DecisionRun], now_ms: u64, stream_seq: u64, settled: u64) {
         for run in runs {
             self.budget.record_run(run, now_ms);
             for idempotency in run.decisions.iter().filter_map(|decision| decision.idempotency.as_ref()) {
                 self.answers.entry(answer_id(&run.tenant, &idempotency.key)).or_insert(stream_seq);
             }
         }
-        let settled = self.head().usage_cursor;
         while self.charges.front().is_some_and(|charge| charge.stream_seq <= settled) {
             self.drop_first_charge();
         }
@@ -180,18 +129,141 @@ impl Fold {
     /// Keeps a charge that can settle something: the agent's own hold, not settled or voided, not charged by an earlier event. A
     /// hold is granted before its execution begins, so one that is unknown here stays unknown; it is another partition's, or
     /// invented. What waits is therefore bounded by the holds that are open or expired.
-    fn take_charge(&mut self, charge: Charge) {
+    fn take_charge(&mut self, charge: &Charge) {
         let settles = self.budget.hold(&charge.hold_id).is_some_and(|hold| {
             hold.holder == charge.agent && matches!(hold.status, HoldStatus::Open | HoldStatus::Expired)
         });
         if settles && self.charged.insert(charge.hold_id.clone()) {
-            self.charges.push_back(charge);
+            self.charges.push_back(charge.clone());
         }
     }
 
-    pub(crate) fn drop_first_charge(&mut self) {
+    fn drop_first_charge(&mut self) {
         if let Some(charge) = self.charges.pop_front() {
             self.charged.remove(&charge.hold_id);
         }
+    }
+}
+
+impl Fold {
+    /// Before the first message of a stream with so many partitions.
+    pub fn new(partitions: u16) -> Self {
+        Self {
+            acceptor: Acceptor::new(),
+            cursor: 0,
+            cursor_digest: Digest::ZERO,
+            parts: (0..partitions).map(Budgets::new).collect(),
+        }
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> u16 {
+        u16::try_from(self.parts.len()).unwrap_or(u16::MAX)
+    }
+
+    pub(crate) fn part(&self, partition: u16) -> &Budgets {
+        &self.parts[usize::from(partition)]
+    }
+
+    /// A partition's budgets. There has to be such a partition.
+    pub fn budget(&self, partition: u16) -> &State {
+        &self.part(partition).budget
+    }
+
+    /// The budgets that a tenant's are among.
+    pub fn budget_of(&self, tenant: &TenantId) -> &State {
+        self.budget(self.partition_of_tenant(tenant))
+    }
+
+    /// A tenant's partition.
+    pub fn partition_of_tenant(&self, tenant: &TenantId) -> u16 {
+        partition::of_tenant(tenant, self.partitions())
+    }
+
+    /// A hold's partition, if its id can be one.
+    pub fn partition_of_hold(&self, hold_id: &HoldId) -> Option<u16> {
+        partition::of_hold(hold_id, self.partitions())
+    }
+
+    pub(crate) fn partition_of_subject(&self, subject: &str) -> Option<u16> {
+        let Some(Subject::Budget(name)) = Subject::parse(subject) else { return None };
+        let partition = name.parse().ok().filter(|partition| *partition < self.partitions())?;
+        (self.part(partition).name == name).then_some(partition)
+    }
+
+    /// Stream sequence of the last message folded.
+    pub fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Where a partition's chain of blocks stands.
+    pub fn head(&self, partition: u16) -> PartitionHead {
+        self.acceptor.partition(&self.part(partition).name)
+    }
+
+    /// Stream sequence up to which accepted executions are settled in a partition's state.
+    pub fn usage_cursor(&self, partition: u16) -> u64 {
+        self.part(partition).usage_cursor(self.cursor)
+    }
+
+    /// Takes the next message. Messages come in order; their sequences may have holes.
+    pub fn fold(&mut self, read: Read<'_>) -> Folded {
+        self.fold_known(read, None)
+    }
+
+    /// As [`Self::fold`]. `known` are the decisions of a block that was made here, so that they need not be decoded again.
+    pub(crate) fn fold_known(&mut self, read: Read<'_>, known: Option<Vec<DecisionRun>>) -> Folded {
+        let incoming =
+            Incoming { stream_seq: read.seq, subject: read.subject, payload: read.payload.clone() };
+        let decided = self.acceptor.decide(&incoming);
+        for entry in &decided.entries {
+            self.acceptor.evolve(entry);
+        }
+        self.cursor = read.seq;
+        self.cursor_digest = Purpose::Message.digest(read.payload);
+        let at = self.partition_of_subject(read.subject);
+        if let Some(at) = at {
+            self.parts[usize::from(at)].subject_last = read.seq;
+        }
+        match (decided.outcome, at) {
+            (Outcome::Block { .. }, Some(partition)) => {
+                let head = self.head(partition);
+                let runs = known.unwrap_or_else(|| {
+                    decided.runs.iter().filter_map(|run| DecisionRun::try_from(run).ok()).collect()
+                });
+                let undecodable = decided.runs.len().saturating_sub(runs.len());
+                let part = &mut self.parts[usize::from(partition)];
+                part.fold_block(&runs, head.now_unix_ms, read.seq, head.usage_cursor);
+                Folded::Block { partition, runs, now_ms: head.now_unix_ms, undecodable }
+            }
+            (Outcome::Batch { .. }, _) => {
+                for entry in &decided.entries {
+                    if let Some(Kind::Event(event)) = &entry.kind
+                        && let Ok(event) = decode_event(event)
+                        && let Some(charge) = Charge::of(read.seq, &event)
+                    {
+                        self.take_charge(&charge);
+                    }
+                }
+                Folded::Other
+            }
+            (Outcome::Rejected { reason, .. }, Some(partition)) => {
+                Folded::VoidBlock { partition, reason: format!("{reason:?}") }
+            }
+            _ => Folded::Other,
+        }
+    }
+
+    fn take_charge(&mut self, charge: &Charge) {
+        if let Some(partition) = self.partition_of_hold(&charge.hold_id) {
+            self.parts[usize::from(partition)].take_charge(charge);
+        }
+    }
+
+    /// Nothing of what waits has to be settled any more.
+    pub(crate) fn drop_charges(&mut self, partition: u16) {
+        let part = &mut self.parts[usize::from(partition)];
+        part.charges.clear();
+        part.charged.clear();
     }
 }

@@ -1,23 +1,28 @@
-//! Metering: owns a partition of the budgets, decides, journals the decisions in signed blocks, follows usage, serves.
+//! Metering: owns partitions of the budgets, decides, journals the decisions in signed blocks, follows usage, serves.
 //!
-//! The budgets are a fold over `budget.<partition>` alone ([`Fold`]); one writer task (`writer`) decides what waits in blocks
-//! ([`propose()`]), appends them, and answers from what the fold accepted. Executions settle their holds by their recorded events
-//! ([`usage`]). Snapshots in sled ([`Snapshots`]) shorten a restart and mean nothing.
+//! The budgets are a fold over the stream's blocks alone ([`Fold`]). The protocol of the writers is without IO ([`core`]); one task
+//! (`writer`) carries out what it says: reads the stream, appends blocks, answers. Each instance folds every partition, writes those
+//! whose lease it holds (`lease`) and hands calls for the others to their owners ([`Router`]). Executions settle their holds by their
+//! recorded events ([`usage`]). Snapshots in sled ([`Snapshots`]) shorten a restart and mean nothing.
 //!
 //! Nothing is forgotten: closed holds, and for each idempotency key the answer and its block, are kept for good. Memory, snapshots
 //! and the time that a snapshot takes grow with the partition's history; there is no bound yet.
 //!
-//! Left out: windows, rates and prices (`exchequer-budget`), forwarding to the owner, listening and authentication (the server
-//! around [`Service`]). Invariant: nothing is answered as decided before it is durable, accepted and part of the fold.
+//! Left out: windows, rates and prices (`exchequer-budget`), listening and authentication (the server around [`Service`]).
+//! Invariant: nothing is answered as decided before it is durable, accepted and part of the fold.
 
+mod agreement;
 mod api;
 mod ask;
-mod block;
+pub mod core;
 mod fold;
 mod lease;
 mod metrics;
 mod options;
+pub mod partition;
 mod propose;
+mod queue;
+mod route;
 mod service;
 mod snapshots;
 pub mod usage;
@@ -26,5 +31,6 @@ mod writer;
 pub use fold::{ANSWER_CONTEXT, Fold, Folded, Read};
 pub use options::Options;
 pub use propose::{Answer, Proposal, propose};
+pub use route::{FORWARDED, Peer, Route, Router};
 pub use service::{Position, Service, StartError};
 pub use snapshots::{SNAPSHOT_CONTEXT, Snapshots};

@@ -1,14 +1,32 @@
 //! Metering's instruments. Left out: the duration of RPCs, which the trace layer measures.
 
-use exchequer_budget::Event;
+use std::collections::BTreeMap;
+
+use exchequer_budget::{Amounts, Event, ScopePath};
 use exchequer_telemetry::{KeyValue, LATENCY_SECONDS, meter};
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
+
+use crate::{core::Block, fold::Fold};
 
 /// Everything that metering counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// Recorded decisions by kind of event.
+    /// Recorded decisions by kind of event, and by the depth of the scope where it is named.
     decisions: Counter<u64>,
+    /// What holds were granted, by meter.
+    held: Counter<u64>,
+    /// What was settled, by meter: beside what was held, how well callers know what they need.
+    settled: Counter<u64>,
+    /// From entering the line until the block is decided that answers it, of each block's first command.
+    pub(crate) queue_seconds: Histogram<f64>,
+    /// Time of the writer's task per thing that it was told: deciding and folding.
+    pub(crate) step_seconds: Histogram<f64>,
+    /// From entering the line until the answer, of commands that came together.
+    pub(crate) answer_seconds: Histogram<f64>,
+    /// Partitions that this instance serves.
+    pub(crate) partitions: Gauge<u64>,
+    /// Calls handed on to a partition's owner.
+    pub(crate) forwarded: Counter<u64>,
     /// Commands answered from an earlier decision with the same key.
     pub(crate) repeated: Counter<u64>,
     /// Commands answered `UNAVAILABLE` without being decided durably, in time.
@@ -20,9 +38,9 @@ pub(crate) struct Metrics {
     /// From sealing a block until it is known to be durable and accepted.
     pub(crate) append_seconds: Histogram<f64>,
     /// Open holds of the tenants with a budget.
-    pub(crate) open_holds: Gauge<u64>,
+    open_holds: Gauge<u64>,
     /// Stream messages that are not yet settled: tip as read minus usage cursor.
-    pub(crate) usage_lag: Gauge<u64>,
+    usage_lag: Gauge<u64>,
     /// Blocks of ours that another writer's block made void, or that the fold refused.
     pub(crate) fenced: Counter<u64>,
     /// Times that the lease was lost.
@@ -30,7 +48,7 @@ pub(crate) struct Metrics {
     /// Snapshots that could not be stored, or did not match.
     pub(crate) snapshot_faults: Counter<u64>,
     /// Decision runs of accepted blocks that no version of this fold can apply.
-    pub(crate) undecodable_runs: Counter<u64>,
+    undecodable_runs: Counter<u64>,
 }
 
 impl Metrics {
@@ -43,8 +61,34 @@ impl Metrics {
             let bounds = (0..=highest).map(|power| f64::powi(2.0, power)).collect();
             meter.u64_histogram(name).with_description(description).with_boundaries(bounds).build()
         };
+        let seconds = |name: &'static str, description: &'static str| {
+            let histogram = meter.f64_histogram(name).with_description(description);
+            histogram.with_boundaries(LATENCY_SECONDS.to_vec()).build()
+        };
         Self {
-            decisions: counter("exchequer_metering_decisions_total", "Recorded decisions, by outcome."),
+            decisions: counter(
+                "exchequer_metering_decisions_total",
+                "Recorded decisions, by outcome and by depth of the scope where it is named.",
+            ),
+            held: counter("exchequer_metering_held_total", "What holds were granted, by meter."),
+            settled: counter("exchequer_metering_settled_total", "What was settled, by meter."),
+            queue_seconds: seconds(
+                "exchequer_metering_queue_seconds",
+                "How long a block's first command had waited for it.",
+            ),
+            step_seconds: seconds("exchequer_metering_step_seconds", "Steps of the writer: deciding and folding."),
+            answer_seconds: seconds(
+                "exchequer_metering_answer_seconds",
+                "From asking the writer until its answer.",
+            ),
+            partitions: meter
+                .u64_gauge("exchequer_metering_partitions")
+                .with_description("Partitions that this instance serves.")
+                .build(),
+            forwarded: counter(
+                "exchequer_metering_forwarded_total",
+                "Calls handed on to a partition's owner.",
+            ),
             repeated: counter(
                 "exchequer_metering_repeated_total",
                 "Commands answered by an earlier decision.",
@@ -55,11 +99,10 @@ impl Metrics {
             ),
             block_decisions: sizes("exchequer_metering_block_decisions", "Decisions per block.", 13),
             block_bytes: sizes("exchequer_metering_block_bytes", "Encoded size of blocks.", 19),
-            append_seconds: meter
-                .f64_histogram("exchequer_metering_append_seconds")
-                .with_description("From sealing a block until it is durable and accepted.")
-                .with_boundaries(LATENCY_SECONDS.to_vec())
-                .build(),
+            append_seconds: seconds(
+                "exchequer_metering_append_seconds",
+                "From sealing a block until it is durable and accepted.",
+            ),
             open_holds: meter
                 .u64_gauge("exchequer_metering_open_holds")
                 .with_description("Open holds.")
@@ -78,18 +121,76 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn decided(&self, event: &Event) {
-        let outcome = match event {
-            Event::BudgetSet { .. } => "budget_set",
-            Event::HoldGranted { .. } => "granted",
-            Event::HoldDenied { .. } => "denied",
-            Event::HoldExtended { .. } => "extended",
-            Event::HoldSettled { late: false, .. } => "settled",
-            Event::HoldSettled { late: true, .. } => "settled_late",
-            Event::HoldVoided { .. } => "voided",
-            Event::HoldExpired { .. } => "expired",
-            Event::CommandRefused { .. } => "refused",
+    /// Counts an accepted block.
+    pub(crate) fn folded(&self, block: &Block, fold: &Fold) {
+        let partition = KeyValue::new("partition", i64::from(block.partition));
+        self.open_holds.record(fold.budget(block.partition).open_holds(), &[partition]);
+        if block.undecodable > 0 {
+            self.undecodable_runs.add(block.undecodable as u64, &[]);
+            let (stream_seq, undecodable) = (block.stream_seq, block.undecodable);
+            tracing::error!(stream_seq, undecodable, "an accepted block has undecodable runs");
+        }
+        // Whoever is not the writer would count what the writer counts.
+        if !block.is_ours {
+            return;
+        }
+        let mut tally = Tally::default();
+        for event in block.runs.iter().flat_map(|run| &run.decisions).flat_map(|decision| &decision.events) {
+            tally.count(event);
+        }
+        for ((outcome, scope), count) in tally.decisions {
+            self.decisions.add(count, &[KeyValue::new("outcome", outcome), KeyValue::new("scope", scope)]);
+        }
+        for (counter, amounts) in [(&self.held, tally.held), (&self.settled, tally.settled)] {
+            for (meter, amount) in amounts {
+                counter.add(amount, &[KeyValue::new("meter", meter)]);
+            }
+        }
+    }
+
+    /// How many messages a partition's settlement is behind.
+    pub(crate) fn usage_lag(&self, partition: u16, lag: u64) {
+        self.usage_lag.record(lag, &[KeyValue::new("partition", i64::from(partition))]);
+    }
+}
+
+/// What one block adds to the counters.
+#[derive(Default)]
+struct Tally {
+    decisions: BTreeMap<(&'static str, i64), u64>,
+    held: BTreeMap<String, u64>,
+    settled: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    fn count(&mut self, event: &Event) {
+        let (outcome, scope): (_, Option<&ScopePath>) = match event {
+            Event::BudgetSet { scope, .. } => ("budget_set", Some(scope)),
+            Event::HoldGranted { scope, amounts, .. } => {
+                sum(&mut self.held, amounts);
+                ("granted", Some(scope))
+            }
+            Event::HoldDenied { scope, .. } => ("denied", Some(scope)),
+            Event::HoldExtended { added, .. } => {
+                sum(&mut self.held, added);
+                ("extended", None)
+            }
+            Event::HoldSettled { used, late, .. } => {
+                sum(&mut self.settled, used);
+                (if *late { "settled_late" } else { "settled" }, None)
+            }
+            Event::HoldVoided { .. } => ("voided", None),
+            Event::HoldExpired { .. } => ("expired", None),
+            Event::CommandRefused { .. } => ("refused", None),
         };
-        self.decisions.add(1, &[KeyValue::new("outcome", outcome)]);
+        let depth = scope.map_or(0, |scope| scope.enclosing().count());
+        *self.decisions.entry((outcome, i64::try_from(depth).unwrap_or(i64::MAX))).or_default() += 1;
+    }
+}
+
+fn sum(sums: &mut BTreeMap<String, u64>, amounts: &Amounts) {
+    for (meter, amount) in amounts.iter() {
+        let sum = sums.entry(meter.name().to_owned()).or_default();
+        *sum = sum.saturating_add(amount);
     }
 }

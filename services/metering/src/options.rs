@@ -2,10 +2,11 @@
 //!
 //! Left out: IO. Invariant: an `Options` read without fault is within every bound.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use exchequer_config::Reader;
-use exchequer_event::name::is_holder;
+
+use crate::partition::MAX_PARTITIONS;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -16,8 +17,10 @@ pub struct Options {
     pub data: PathBuf,
     /// The Ed25519 key that signs blocks; made if it is not there.
     pub key_file: PathBuf,
-    /// The partition to own.
-    pub partition: String,
+    /// How many partitions there are: the same for all instances of a stream, and for good.
+    pub partitions: u16,
+    /// Where other instances reach this one's gRPC, as `host:port`; without, they can't hand calls on to it.
+    pub advertise: Option<String>,
     /// How long the lease lasts without renewal: the time that a crashed owner keeps others out.
     pub lease_ttl: Duration,
     /// How long a block may take to be known as durable before its callers are told that the outcome is unknown.
@@ -35,8 +38,9 @@ impl Options {
         Self {
             key_file: data.join("metering.key"),
             data,
-            partition: "0".to_owned(),
-            lease_ttl: Duration::from_millis(2500),
+            partitions: 1,
+            advertise: None,
+            lease_ttl: Duration::from_millis(1500),
             append_timeout: 5 * SECOND,
             queue_limit: 8192,
             snapshot_interval: 10 * SECOND,
@@ -48,13 +52,15 @@ impl Options {
         let data: PathBuf = reader.get("metering.data", data.into());
         let defaults = Self::new(data);
         let key_file = reader.get("metering.key_file", defaults.key_file);
-        let partition = reader.get("metering.partition", defaults.partition);
-        if !is_holder(&partition) {
-            reader.fault(
-                "metering.partition",
-                "must be 1 to 63 of [a-z0-9_-], beginning with a letter or digit",
-            );
+        let advertise = reader.optional::<String>("metering.advertise");
+        if advertise.as_deref().is_some_and(|address| !is_address(address)) {
+            reader.fault("metering.advertise", "must be host:port, of at most 128 characters");
         }
+        let listen = reader.optional::<SocketAddr>("metering.grpc_listen");
+        let advertise = advertise.or_else(|| {
+            // A wildcard says nothing to others.
+            listen.filter(|listen| !listen.ip().is_unspecified()).map(|listen| listen.to_string())
+        });
         Self {
             lease_ttl: reader.duration("metering.lease_ttl", defaults.lease_ttl, SECOND..=60 * SECOND),
             append_timeout: reader.duration(
@@ -68,11 +74,19 @@ impl Options {
                 defaults.snapshot_interval,
                 SECOND..=3600 * SECOND,
             ),
+            partitions: reader.in_range("metering.partitions", defaults.partitions, 1..=MAX_PARTITIONS),
+            advertise,
             data: defaults.data,
             key_file,
-            partition,
         }
     }
+}
+
+/// Whether this can be the address of a peer: it stands in the name of a lease's holder, and in a URL.
+fn is_address(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let port = text.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+    text.len() <= 128 && text.bytes().all(plain) && port.is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -90,15 +104,33 @@ mod tests {
         let (options, faults) = read("[metering]\ndata = \"/srv/m\"\nappend_timeout = \"2s\"\n");
         assert_eq!(faults, Ok(()));
         assert_eq!(options.key_file, PathBuf::from("/srv/m/metering.key"));
-        assert_eq!((options.partition.as_str(), options.append_timeout), ("0", 2 * SECOND));
+        assert_eq!((options.partitions, options.append_timeout), (1, 2 * SECOND));
+        assert_eq!(options.advertise, None);
+    }
+
+    #[test]
+    fn what_it_advertises_is_where_it_listens_unless_told_otherwise() {
+        for (file, want) in [
+            ("grpc_listen = \"127.0.0.1:7\"", Some("127.0.0.1:7")),
+            ("grpc_listen = \"0.0.0.0:7\"", None),
+            ("grpc_listen = \"0.0.0.0:7\"\nadvertise = \"metering-1:7411\"", Some("metering-1:7411")),
+            ("advertise = \"[::1]:7411\"", Some("[::1]:7411")),
+        ] {
+            let (options, _) = read(&format!("[metering]\n{file}\n"));
+            assert_eq!(options.advertise.as_deref(), want, "{file}");
+        }
+        for address in ["x", ":1", "a:b", "a:70000", "a/b:1", "a@b:1"] {
+            let (_, faults) = read(&format!("[metering]\nadvertise = \"{address}\"\n"));
+            assert!(faults.is_err_and(|faults| faults.contains("metering.advertise")), "{address}");
+        }
     }
 
     #[test]
     fn every_fault_is_reported_together() {
         let (_, faults) =
-            read("[metering]\npartition = \"A/B\"\nlease_ttl = \"1ms\"\nqueue_limit = 0\nqueue = 1\n");
+            read("[metering]\npartitions = 65\nadvertise = \"x\"\nlease_ttl = \"1ms\"\nqueue_limit = 0\nqueue = 1\n");
         let faults = faults.unwrap_err();
-        for key in ["metering.partition", "metering.lease_ttl", "metering.queue_limit", "metering.queue"] {
+        for key in ["metering.partitions", "metering.advertise", "metering.lease_ttl", "metering.queue_limit", "metering.queue"] {
             assert!(faults.contains(key), "{key} in {faults}");
         }
     }

@@ -7,11 +7,12 @@
 //! Decisions are grouped by tenant. Tenants share no account, hold or key, so the order between two of them has no meaning, and a
 //! tenant can be shown its decisions in few items.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use exchequer_budget::{
-    Action, Command, DecideError, Decided, Decision, Event, HoldStatus, State, TenantId, decide, sweep,
+    Action, Command, DecideError, Decided, Decision, DecisionRun, Event, HoldStatus, State, TenantId, decide,
+    sweep,
 };
 use exchequer_event::{
     name::{MAX_BLOCK_BYTES, MAX_BLOCK_ITEMS, MAX_ITEM_BYTES},
@@ -19,7 +20,7 @@ use exchequer_event::{
 };
 use prost::{Message, encoding::encoded_len_varint};
 
-use crate::fold::{Fold, answer_id};
+use crate::fold::{Budgets, Fold, answer_id};
 
 /// Bytes of a block kept free for its seal, signature and framing.
 const SEAL_BYTES: usize = 1024;
@@ -40,6 +41,8 @@ pub struct Answer {
 pub struct Proposal {
     /// Encoded decision runs: the block's items. None, if nothing is to be recorded.
     pub items: Vec<Bytes>,
+    /// The same decisions as they will be folded.
+    pub runs: Vec<DecisionRun>,
     /// One answer per command that was considered, in order; the commands beyond wait for the next block.
     pub answers: Vec<Result<Answer, DecideError>>,
     /// Decisions in the items.
@@ -50,15 +53,16 @@ pub struct Proposal {
     pub now_ms: u64,
 }
 
-/// Decides at `now_ms`, or at the chain's time if that is later. `speculative` has to equal the fold's budgets; afterwards it is
-/// those with the proposal recorded.
+/// Decides for a partition at `now_ms`, or at the chain's time if that is later. `speculative` has to equal the fold's budgets;
+/// afterwards it is those with the proposal recorded.
 pub fn propose<'c>(
     fold: &Fold,
+    partition: u16,
     speculative: &mut State,
     commands: impl IntoIterator<Item = &'c Command>,
     now_ms: u64,
 ) -> Proposal {
-    let head = fold.head();
+    let (head, budgets) = (fold.head(partition), fold.part(partition));
     let now_ms = now_ms.max(head.now_unix_ms).max(speculative.now_ms());
     let mut block = Block {
         state: speculative,
@@ -71,11 +75,11 @@ pub fn propose<'c>(
     let mut usage_cursor = head.usage_cursor;
     let mut answers = Vec::new();
     if block.expire() {
-        let unsettled = block.settle(fold);
+        let unsettled = block.settle(budgets);
         usage_cursor = unsettled.map_or(fold.cursor, |seq| seq.saturating_sub(1)).max(usage_cursor);
         if unsettled.is_none() {
             for command in commands {
-                match block.command(fold, command) {
+                match block.command(budgets, command) {
                     Some(answer) => answers.push(answer),
                     None => break,
                 }
@@ -83,7 +87,8 @@ pub fn propose<'c>(
         }
     }
     let decisions = block.decisions;
-    Proposal { items: block.encode(), answers, decisions, usage_cursor, now_ms }
+    let (items, runs) = block.encode();
+    Proposal { items, runs, answers, decisions, usage_cursor, now_ms }
 }
 
 struct Block<'s> {
@@ -98,7 +103,8 @@ struct Block<'s> {
 
 #[derive(Default)]
 struct Run {
-    decisions: Vec<v1::Decision>,
+    decisions: Vec<Decision>,
+    encoded: Vec<v1::Decision>,
     bytes: usize,
 }
 
@@ -111,7 +117,7 @@ impl Block<'_> {
                 return true;
             }
             for (tenant, decision) in due {
-                if !self.record(&tenant, &decision) {
+                if !self.record(&tenant, decision) {
                     return false;
                 }
             }
@@ -119,8 +125,8 @@ impl Block<'_> {
     }
 
     /// Settles what waits; the stream sequence of the first charge that found no room.
-    fn settle(&mut self, fold: &Fold) -> Option<u64> {
-        for charge in &fold.charges {
+    fn settle(&mut self, budgets: &Budgets) -> Option<u64> {
+        for charge in &budgets.charges {
             let Some(hold) = self.state.hold(&charge.hold_id) else { continue };
             if !matches!(hold.status, HoldStatus::Open | HoldStatus::Expired) {
                 continue;
@@ -131,7 +137,7 @@ impl Block<'_> {
             let command = Command::new(tenant.clone(), charge.agent.clone(), None, action)
                 .expect("a settlement fits any tenant");
             if let Ok(Decided::New(decision)) = decide(self.state, &command, self.now_ms)
-                && !self.record(&tenant, &decision)
+                && !self.record(&tenant, decision)
             {
                 return Some(charge.stream_seq);
             }
@@ -140,57 +146,61 @@ impl Block<'_> {
     }
 
     /// Decides a command; `None` if it has to wait for the next block.
-    fn command(&mut self, fold: &Fold, command: &Command) -> Option<Result<Answer, DecideError>> {
+    fn command(&mut self, budgets: &Budgets, command: &Command) -> Option<Result<Answer, DecideError>> {
         match decide(self.state, command, self.now_ms) {
             Err(error) => Some(Err(error)),
             Ok(Decided::Repeated(reply)) => {
                 let id = command.idempotency().map(|asked| answer_id(command.tenant(), &asked.key));
-                let recorded = id.and_then(|id| fold.answers.get(&id).copied());
+                let recorded = id.and_then(|id| budgets.answers.get(&id).copied());
                 Some(Ok(Answer { reply, recorded }))
             }
-            Ok(Decided::New(decision)) => self
-                .record(command.tenant(), &decision)
-                .then(|| Ok(Answer { reply: decision.events[0].clone(), recorded: None })),
+            Ok(Decided::New(decision)) => {
+                let reply = decision.events[0].clone();
+                self.record(command.tenant(), decision).then_some(Ok(Answer { reply, recorded: None }))
+            }
         }
     }
 
     /// Takes a decision into the block and the state; false, and nothing changed, if there is no room.
-    fn record(&mut self, tenant: &TenantId, decision: &Decision) -> bool {
-        let encoded = v1::Decision::from(decision);
+    fn record(&mut self, tenant: &TenantId, decision: Decision) -> bool {
+        let encoded = v1::Decision::from(&decision);
         let len = encoded.encoded_len();
         let bytes = 1 + encoded_len_varint(len as u64) + len;
-        let runs = match self.runs.entry(tenant.clone()) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Vec::new()),
-        };
+        if !self.runs.contains_key(tenant.as_str()) {
+            self.runs.insert(tenant.clone(), Vec::new());
+        }
+        let runs = self.runs.get_mut(tenant.as_str()).expect("inserted above");
         let needs_run = runs.last().is_none_or(|run| run.bytes + bytes > MAX_ITEM_BYTES);
         let added = if needs_run { bytes + TENANT_BYTES } else { bytes };
         if self.bytes + added > MAX_BLOCK_BYTES || (needs_run && self.items == MAX_BLOCK_ITEMS) {
             return false;
         }
         if needs_run {
-            runs.push(Run { decisions: Vec::new(), bytes: TENANT_BYTES });
+            runs.push(Run { bytes: TENANT_BYTES, ..Run::default() });
             self.items += 1;
-        }
-        if let Some(run) = runs.last_mut() {
-            run.decisions.push(encoded);
-            run.bytes += bytes;
         }
         self.bytes += added;
         self.decisions += 1;
-        self.state.record(decision, tenant, self.now_ms);
+        self.state.record(&decision, tenant, self.now_ms);
+        if let Some(run) = runs.last_mut() {
+            run.encoded.push(encoded);
+            run.decisions.push(decision);
+            run.bytes += bytes;
+        }
         true
     }
 
-    fn encode(self) -> Vec<Bytes> {
+    fn encode(self) -> (Vec<Bytes>, Vec<DecisionRun>) {
         let mut items = Vec::with_capacity(self.items);
+        let mut recorded = Vec::with_capacity(self.items);
         for (tenant, runs) in self.runs {
             for run in runs {
-                let run = v1::DecisionRun { tenant: tenant.to_string(), decisions: run.decisions };
-                items.push(run.encode_to_vec().into());
+                let encoded = v1::DecisionRun { tenant: tenant.to_string(), decisions: run.encoded };
+                items.push(encoded.encode_to_vec().into());
+                recorded.push(DecisionRun { tenant: tenant.clone(), decisions: run.decisions });
             }
         }
-        items
+        (items, recorded)
     }
 }
 
@@ -228,7 +238,7 @@ mod tests {
         fn new() -> Self {
             let ledger = SigningKey::from_bytes(&[1; 32]);
             let mut world = Self {
-                fold: Fold::new("0"),
+                fold: Fold::new(1),
                 speculative: State::default(),
                 metering: SigningKey::from_bytes(&[2; 32]),
                 agent: SigningKey::from_bytes(&[3; 32]),
@@ -261,7 +271,7 @@ mod tests {
         }
 
         fn sealed(&self, proposal: &Proposal) -> Vec<u8> {
-            let head = self.fold.head();
+            let head = self.fold.head(0);
             let place = BlockPlace {
                 partition: "0".to_owned(),
                 epoch: 1,
@@ -275,13 +285,13 @@ mod tests {
 
         /// Proposes, and folds the block as it comes back.
         fn block(&mut self, commands: &[Command], now_ms: u64) -> Proposal {
-            let proposal = propose(&self.fold, &mut self.speculative, commands, now_ms);
+            let proposal = propose(&self.fold, 0, &mut self.speculative, commands, now_ms);
             if !proposal.items.is_empty() {
                 let block = self.sealed(&proposal);
                 let folded = self.read(&budget_subject("0"), block);
                 assert!(matches!(folded, Folded::Block { undecodable: 0, .. }), "{folded:?}");
             }
-            assert!(self.speculative == self.fold.budget, "what was decided is what was recorded");
+            assert!(self.speculative == *self.fold.budget(0), "what was decided is what was recorded");
             proposal
         }
 
@@ -390,7 +400,7 @@ mod tests {
             blocks += 1;
         }
         assert!(blocks > 1, "{blocks}");
-        assert_eq!(world.fold.budget.open_holds(), 6_000);
+        assert_eq!(world.fold.budget(0).open_holds(), 6_000);
     }
 
     #[test]
@@ -410,13 +420,13 @@ mod tests {
         // More tenants than items fit: the cursor stays before the batch that is settled in part.
         let first = world.block(&[], 2);
         assert_eq!((first.decisions, first.usage_cursor), (MAX_BLOCK_ITEMS, before + 1));
-        assert_eq!(world.fold.usage_cursor(), before + 1);
+        assert_eq!(world.fold.usage_cursor(0), before + 1);
         let second = world.block(&[], 2);
         assert_eq!((second.decisions, second.usage_cursor), (tenants - MAX_BLOCK_ITEMS, before + 3));
-        assert_eq!(world.fold.usage_cursor(), world.fold.cursor());
+        assert_eq!(world.fold.usage_cursor(0), world.fold.cursor());
         assert!(world.block(&[], 2).items.is_empty());
         let spent =
-            |n: usize| world.fold.budget.usage(&ScopePath::parse(&format!("tenant-{n}")).unwrap()).spent;
+            |n: usize| world.fold.budget(0).usage(&ScopePath::parse(&format!("tenant-{n}")).unwrap()).spent;
         assert!((0..tenants).all(|n| spent(n).get(Meter::CpuMs) == 3));
     }
 
@@ -437,13 +447,13 @@ mod tests {
         let mut world = World::new();
         world.block(&[set("acme", 10)], 5);
         let mut ours = world.speculative.clone();
-        let late = propose(&world.fold, &mut ours, &[reserve("acme", 1, 10)], 6);
+        let late = propose(&world.fold, 0, &mut ours, &[reserve("acme", 1, 10)], 6);
         let late = world.sealed(&late);
         world.block(&[reserve("acme", 2, 10)], 6);
-        let before = world.fold.budget.clone();
+        let before = world.fold.budget(0).clone();
         let folded = world.read(&budget_subject("0"), late);
-        assert_eq!(folded, Folded::VoidBlock { reason: "Fenced".to_owned() });
-        assert!(world.fold.budget == before);
+        assert_eq!(folded, Folded::VoidBlock { partition: 0, reason: "Fenced".to_owned() });
+        assert!(*world.fold.budget(0) == before);
     }
 
     #[test]
@@ -451,9 +461,9 @@ mod tests {
         let mut world = World::new();
         world.block(&[set("acme", 100), reserve("acme", 1, 10), reserve("acme", 2, 10)], 5);
         world.finish(&[id(1)]);
-        let bytes = snapshots::encode(&world.fold);
+        let bytes = snapshots::encode(&snapshots::take(&world.fold));
         let restored = snapshots::decode(&bytes).unwrap();
-        assert_eq!(snapshots::encode(&restored), bytes);
+        assert_eq!(snapshots::encode(&snapshots::take(&restored)), bytes);
         // What waited to be settled still does, once.
         world.fold = restored;
         assert_eq!(world.block(&[], 6).decisions, 1);

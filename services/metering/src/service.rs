@@ -1,4 +1,4 @@
-//! Starts and stops metering: key, data directory, snapshot, lease and writer.
+//! Starts and stops metering: key, data directory, snapshot, leases and writer.
 //!
 //! Left out: listening, authentication, tracing layers and health (the server around it). Invariant: one process at a time uses a
 //! data directory; dropping a [`Service`] without [`Service::stop`] is a crash, and safe.
@@ -16,27 +16,28 @@ use exchequer_auth::keys::{self, KeyError};
 use exchequer_event::v1::metering_service_server::MeteringServiceServer;
 use exchequer_stream::EventStream;
 use exchequer_telemetry::Readiness;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
-use uuid::Uuid;
 
 use crate::{
+    agreement::{self, Disagreement},
     api::Api,
+    core::Core,
     fold::Fold,
-    lease::{Keeper, LeaseState},
+    lease::{Keeper, lease_name},
+    metrics::Metrics,
     options::Options,
+    queue::Queue,
+    route::{self, Route, Router},
     snapshots::Snapshots,
-    writer::{Channels, Shared, Writer},
+    writer::{Shared, Writer},
 };
 
 /// Largest request, bytes: more than any valid one.
-const MAX_REQUEST_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// Largest answer, bytes: a page of 1,000 budgets of eight meters with the longest scopes.
-const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 /// What a call waits beyond the time that a block may take, so that the writer's own answer comes first.
 const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
@@ -60,6 +61,17 @@ pub enum StartError {
     /// The key file can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The instances of the stream agreed on another number of partitions, for good.
+    #[error("metering.partitions is {configured}, but the stream's number is {agreed} for good")]
+    Partitions {
+        /// What this instance was told.
+        configured: u16,
+        /// What the stream says.
+        agreed: String,
+    },
+    /// The stream could not be asked for the number of partitions.
+    #[error("the stream could not be asked for the number of partitions: {0}")]
+    Stream(String),
 }
 
 /// Where the fold stands. Equal positions of one stream have equal digests, however they were reached.
@@ -79,7 +91,6 @@ pub struct Position {
 #[derive(Debug)]
 pub struct Service {
     api: Api,
-    partition: String,
     key: VerifyingKey,
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
@@ -89,36 +100,52 @@ pub struct Service {
 }
 
 impl Service {
-    /// Recovers from the newest snapshot and starts; reading the rest of the stream, and the lease, come in the background. Ready
+    /// Recovers from the newest snapshot and starts; reading the rest of the stream, and the leases, come in the background. Ready
     /// when [`Service::readiness`] says so.
     pub async fn start(options: Options, stream: Arc<dyn EventStream>) -> Result<Self, StartError> {
-        let path = options.data.clone();
-        let partition = options.partition.clone();
-        let key_file = options.key_file.clone();
-        let recovered = tokio::task::spawn_blocking(move || recover(&path, &partition, &key_file)).await;
+        let partitions = options.partitions;
+        agreement::agree(&*stream, partitions).await.map_err(|error| match error {
+            Disagreement::Another(agreed) => StartError::Partitions { configured: partitions, agreed },
+            Disagreement::Unreachable(why) => StartError::Stream(why),
+        })?;
+        let (path, key_file) = (options.data.clone(), options.key_file.clone());
+        let recovered = tokio::task::spawn_blocking(move || recover(&path, partitions, &key_file)).await;
         let Recovered { lock, key, snapshots, fold } = recovered.map_err(|error| StartError::Data {
             path: options.data.clone(),
             source: io::Error::other(error),
         })??;
         let verifying_key = key.verifying_key();
-        let (partition, patience) = (options.partition.clone(), options.append_timeout + ANSWER_SLACK);
-        let shared = Arc::new(Shared::new(fold));
-        let (queue, queued) = mpsc::channel(options.queue_limit);
-        let state = watch::Sender::new(LeaseState::Absent("the lease is being asked for".to_owned()));
-        let (forfeit, forfeits) = mpsc::channel(1);
+        let patience = options.append_timeout + ANSWER_SLACK;
+        let metrics = Arc::new(Metrics::new());
+        let router = Router::new(partitions, patience + ANSWER_SLACK, Arc::clone(&metrics));
+        let core = Core::new(fold, key, options.append_timeout);
+        let shared = Shared { fold: core.shared_fold(), router, metrics };
+        let (queue, queued) = Queue::new(options.queue_limit);
+        let (publish, leases) = mpsc::unbounded_channel();
+        let (forfeit, forfeits) = mpsc::unbounded_channel();
         let (stop_writer, stop_keeper) = (CancellationToken::new(), CancellationToken::new());
-        let channels =
-            Channels { queue: queued, lease: state.subscribe(), forfeit, stop: stop_writer.clone() };
         let keeper = Keeper {
             stream: Arc::clone(&stream),
-            name: format!("metering-{partition}"),
-            holder: format!("metering-{}", Uuid::now_v7()),
+            partitions,
+            holder: route::holder(options.advertise.as_deref()),
             ttl: options.lease_ttl,
-            state,
+            publish: Arc::new(move |partition, state| {
+                let _ = publish.send((partition, state));
+            }),
             forfeits,
             stop: stop_keeper.clone(),
         };
-        let writer = Writer::new(options, stream, key, Arc::clone(&shared), snapshots, channels);
+        let writer = Writer {
+            core,
+            stream,
+            shared: shared.clone(),
+            snapshots,
+            snapshot_interval: options.snapshot_interval,
+            queue: queued,
+            leases,
+            forfeits: forfeit,
+            stop: stop_writer.clone(),
+        };
         let writer = async move {
             writer.run().await;
             // Held until the last snapshot is stored.
@@ -126,7 +153,6 @@ impl Service {
         };
         Ok(Self {
             api: Api { shared, queue, patience },
-            partition,
             key: verifying_key,
             writer: tokio::spawn(writer),
             keeper: tokio::spawn(keeper.run()),
@@ -149,16 +175,38 @@ impl Service {
         axum::Router::new()
     }
 
-    /// Whether calls are answered, and if not, why.
+    /// For each partition, whether calls are answered, by this instance or by another that it hands them on to; and if not, why.
     pub fn readiness(&self) -> Readiness {
-        Readiness::new().component(format!("metering-{}", self.partition), self.api.shared.serving())
+        let router = self.router();
+        (0..router.partitions()).fold(Readiness::new(), |readiness, partition| {
+            let state = match router.route(partition) {
+                Route::Here | Route::There(_) => Ok(()),
+                Route::Nobody(reason) => Err(reason),
+            };
+            readiness.component(lease_name(partition), state)
+        })
     }
 
-    /// Waits until calls are answered.
+    /// Waits until every partition's calls are answered, by this instance or by another.
     pub async fn ready(&self) {
-        let mut status = self.api.shared.status.subscribe();
+        self.until(|route| !matches!(route, Route::Nobody(_))).await;
+    }
+
+    /// Waits until this instance itself serves every partition.
+    pub async fn ready_here(&self) {
+        self.until(|route| matches!(route, Route::Here)).await;
+    }
+
+    async fn until(&self, holds: impl Fn(&Route) -> bool) {
+        let router = self.router();
+        let all = || (0..router.partitions()).all(|partition| holds(&router.route(partition)));
         // The sender lives as long as `self`.
-        let _ = status.wait_for(Result::is_ok).await;
+        let _ = router.subscribe().wait_for(|_| all()).await;
+    }
+
+    /// Who serves what.
+    pub fn router(&self) -> &Router {
+        &self.api.shared.router
     }
 
     /// The key that signs blocks: a ledger has to enrol it for the role metering.
@@ -166,18 +214,23 @@ impl Service {
         self.key
     }
 
-    /// Where the fold stands. Takes time in proportion to the state.
+    /// Where the fold of the first partition stands. Takes time in proportion to the state.
     pub fn position(&self) -> Position {
+        self.position_of(0)
+    }
+
+    /// Where a partition's fold stands. There has to be such a partition.
+    pub fn position_of(&self, partition: u16) -> Position {
         let fold = self.api.shared.fold();
         Position {
             cursor: fold.cursor(),
-            usage_cursor: fold.usage_cursor(),
-            blocks: fold.head().index,
-            digest: fold.budget().digest(),
+            usage_cursor: fold.usage_cursor(partition),
+            blocks: fold.head(partition).index,
+            digest: fold.budget(partition).digest(),
         }
     }
 
-    /// Finishes the block in flight, stores a snapshot and gives the lease back.
+    /// Finishes the blocks in flight, stores a snapshot and gives the leases back.
     pub async fn stop(self) {
         self.stop_writer.cancel();
         if let Err(error) = self.writer.await {
@@ -185,7 +238,7 @@ impl Service {
         }
         self.stop_keeper.cancel();
         if let Err(error) = self.keeper.await {
-            tracing::error!(%error, "the lease's keeper failed");
+            tracing::error!(%error, "the leases' keeper failed");
         }
     }
 }
@@ -199,7 +252,7 @@ struct Recovered {
 
 fn recover(
     data: &std::path::Path,
-    partition: &str,
+    partitions: u16,
     key_file: &std::path::Path,
 ) -> Result<Recovered, StartError> {
     let failed = |source| StartError::Data { path: data.to_owned(), source };
@@ -212,7 +265,7 @@ fn recover(
     }
     let key = keys::load_or_create(key_file)?;
     let (snapshots, _) = Snapshots::open(&data.join("snapshots")).map_err(failed)?;
-    let fold = snapshots.newest(partition).unwrap_or_else(|| Fold::new(partition));
-    tracing::info!(cursor = fold.cursor(), blocks = fold.head().index, "metering recovered");
+    let fold = snapshots.newest(partitions).unwrap_or_else(|| Fold::new(partitions));
+    tracing::info!(cursor = fold.cursor(), partitions, "metering recovered");
     Ok(Recovered { lock, key, snapshots, fold })
 }

@@ -1,7 +1,8 @@
 //! Snapshots of the fold in sled: derived, so that a restart need not read the stream from its beginning.
 //!
 //! Left out: the truth. Deleting the directory, or any damage to it, costs a replay and never meaning. Invariant: what
-//! [`Snapshots::newest`] returns was stored as a whole, by this format, for this partition; anything else is passed over.
+//! [`Snapshots::newest`] returns was stored as a whole, by this format, for as many partitions; anything else is passed
+//! over.
 
 use std::{
     fs, io,
@@ -19,7 +20,7 @@ use exchequer_event::{
 use prost::Message;
 
 use crate::{
-    fold::{AnswerId, Fold},
+    fold::{AnswerId, Budgets, Fold},
     usage::Charge,
 };
 
@@ -32,16 +33,20 @@ const ANSWER_BYTES: usize = size_of::<AnswerId>() + size_of::<u64>();
 /// The format is private and may change with any version: one that does not decode is passed over.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Stored {
-    #[prost(string, tag = "1")]
-    partition: String,
-    #[prost(uint64, tag = "2")]
+    #[prost(uint64, tag = "11")]
     cursor: u64,
-    #[prost(bytes = "bytes", tag = "3")]
+    #[prost(bytes = "bytes", tag = "12")]
     cursor_digest: Bytes,
+    #[prost(bytes = "bytes", tag = "13")]
+    acceptor: Bytes,
+    #[prost(message, repeated, tag = "14")]
+    partitions: Vec<StoredPartition>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredPartition {
     #[prost(uint64, tag = "4")]
     subject_last: u64,
-    #[prost(bytes = "bytes", tag = "5")]
-    acceptor: Bytes,
     #[prost(bytes = "bytes", tag = "6")]
     budget: Bytes,
     #[prost(message, repeated, tag = "7")]
@@ -71,7 +76,7 @@ struct StoredCharge {
     used_unix_ms: u64,
 }
 
-/// The snapshot directory of one partition.
+/// The snapshot directory.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     db: sled::Db,
@@ -95,8 +100,8 @@ impl Snapshots {
     }
 
     /// Stores a snapshot and forgets those before the last. Blocks.
-    pub fn store(&self, cursor: u64, bytes: Vec<u8>) -> Result<(), sled::Error> {
-        self.db.insert(cursor.to_be_bytes(), bytes)?;
+    pub(crate) fn store(&self, taken: &Taken) -> Result<(), sled::Error> {
+        self.db.insert(taken.cursor.to_be_bytes(), encode(taken))?;
         let surplus: Vec<_> = self.db.iter().keys().rev().skip(KEPT).collect::<Result<_, _>>()?;
         for key in surplus {
             self.db.remove(key)?;
@@ -105,12 +110,12 @@ impl Snapshots {
         Ok(())
     }
 
-    /// The newest snapshot of the partition that is whole. Blocks.
-    pub fn newest(&self, partition: &str) -> Option<Fold> {
+    /// The newest snapshot of a stream with so many partitions that is whole. Blocks.
+    pub fn newest(&self, partitions: u16) -> Option<Fold> {
         self.db.iter().rev().find_map(|entry| {
             let read = entry.map_err(|error| error.to_string()).and_then(|(_, bytes)| decode(&bytes));
             match read {
-                Ok(fold) if fold.partition == partition => Some(fold),
+                Ok(fold) if fold.partitions() == partitions => Some(fold),
                 Ok(_) => None,
                 Err(fault) => {
                     tracing::warn!(fault, "a snapshot is damaged and passed over");
@@ -121,8 +126,14 @@ impl Snapshots {
     }
 }
 
-/// The fold as bytes, the digest of the rest first.
-pub(crate) fn encode(fold: &Fold) -> Vec<u8> {
+/// A fold as it was at one moment, to be stored when there is time.
+pub(crate) struct Taken {
+    pub(crate) cursor: u64,
+    stored: Stored,
+}
+
+/// Takes the fold as it is: all that has to be done while nothing else may change it.
+pub(crate) fn take(fold: &Fold) -> Taken {
     let charge = |charge: &Charge| StoredCharge {
         stream_seq: charge.stream_seq,
         agent: charge.agent.to_string(),
@@ -133,23 +144,32 @@ pub(crate) fn encode(fold: &Fold) -> Vec<u8> {
         skill: charge.skill.clone(),
         used_unix_ms: charge.used_unix_ms,
     };
-    let mut answers = Vec::with_capacity(fold.answers.len() * ANSWER_BYTES);
-    for (id, seq) in &fold.answers {
-        answers.extend_from_slice(id);
-        answers.extend_from_slice(&seq.to_be_bytes());
-    }
+    let partition = |part: &Budgets| {
+        let mut answers = Vec::with_capacity(part.answers.len() * ANSWER_BYTES);
+        for (id, seq) in &part.answers {
+            answers.extend_from_slice(id);
+            answers.extend_from_slice(&seq.to_be_bytes());
+        }
+        StoredPartition {
+            subject_last: part.subject_last,
+            budget: part.budget.encode().into(),
+            charges: part.charges.iter().map(charge).collect(),
+            answers: answers.into(),
+        }
+    };
     let stored = Stored {
-        partition: fold.partition.clone(),
         cursor: fold.cursor,
         cursor_digest: fold.cursor_digest.into(),
-        subject_last: fold.subject_last,
         acceptor: fold.acceptor.snapshot().into(),
-        budget: fold.budget.encode().into(),
-        charges: fold.charges.iter().map(charge).collect(),
-        answers: answers.into(),
+        partitions: fold.parts.iter().map(partition).collect(),
     };
+    Taken { cursor: fold.cursor, stored }
+}
+
+/// As bytes, the digest of the rest first.
+pub(crate) fn encode(taken: &Taken) -> Vec<u8> {
     let mut out = vec![0; DIGEST_LEN];
-    stored.encode(&mut out).expect("a Vec has room");
+    taken.stored.encode(&mut out).expect("a Vec has room");
     let digest = blake3::derive_key(SNAPSHOT_CONTEXT, &out[DIGEST_LEN..]);
     out[..DIGEST_LEN].copy_from_slice(&digest);
     out
@@ -161,16 +181,24 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Fold, String> {
         return Err("its digest is another".to_owned());
     }
     let stored = Stored::decode(body).map_err(|error| error.to_string())?;
-    let mut fold = Fold::new(&stored.partition);
+    let count = u16::try_from(stored.partitions.len()).map_err(|_| "it has too many partitions")?;
+    let mut fold = Fold::new(count);
     fold.cursor = stored.cursor;
     fold.cursor_digest = Digest::from_slice(&stored.cursor_digest).ok_or("its cursor has no digest")?;
-    fold.subject_last = stored.subject_last;
     fold.acceptor = Acceptor::restore(&stored.acceptor).map_err(|error| error.to_string())?;
-    fold.budget = State::decode(&stored.budget).map_err(|error| error.to_string())?;
+    for (part, stored) in fold.parts.iter_mut().zip(&stored.partitions) {
+        restore(part, stored)?;
+    }
+    Ok(fold)
+}
+
+fn restore(part: &mut Budgets, stored: &StoredPartition) -> Result<(), String> {
+    part.subject_last = stored.subject_last;
+    part.budget = State::decode(&stored.budget).map_err(|error| error.to_string())?;
     for charge in &stored.charges {
         let used = wire::used_amounts("used", &charge.used).map_err(|error| error.to_string())?;
-        fold.charged.insert(HoldId::parse(&charge.hold_id).map_err(|error| error.to_string())?);
-        fold.charges.push_back(Charge {
+        part.charged.insert(HoldId::parse(&charge.hold_id).map_err(|error| error.to_string())?);
+        part.charges.push_back(Charge {
             stream_seq: charge.stream_seq,
             agent: Subject::parse(&charge.agent).map_err(|error| error.to_string())?,
             hold_id: HoldId::parse(&charge.hold_id).map_err(|error| error.to_string())?,
@@ -184,7 +212,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Fold, String> {
         let (id, seq) = answer.split_at_checked(size_of::<AnswerId>()).ok_or("its answers are cut")?;
         let id = AnswerId::try_from(id).map_err(|_| "its answers are cut")?;
         let seq = <[u8; 8]>::try_from(seq).map_err(|_| "its answers are cut")?;
-        fold.answers.insert(id, u64::from_be_bytes(seq));
+        part.answers.insert(id, u64::from_be_bytes(seq));
     }
-    Ok(fold)
+    Ok(())
 }
