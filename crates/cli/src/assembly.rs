@@ -209,6 +209,7 @@ impl Assembly {
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         options.ledger.enroll.extend(enrolments.clone());
+        options.metering.advertise.get_or_insert_with(|| reachable(bound.grpc).to_string());
         let peers = Peers { ledger_key, metering_url: format!("http://{}", reachable(bound.grpc)) };
 
         let public_http = exchequer_ledger::public_paths(&options.ledger);

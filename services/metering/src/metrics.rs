@@ -76,7 +76,10 @@ impl Metrics {
                 "exchequer_metering_queue_seconds",
                 "How long a block's first command had waited for it.",
             ),
-            step_seconds: seconds("exchequer_metering_step_seconds", "Steps of the writer: deciding and folding."),
+            step_seconds: seconds(
+                "exchequer_metering_step_seconds",
+                "Steps of the writer: deciding and folding.",
+            ),
             answer_seconds: seconds(
                 "exchequer_metering_answer_seconds",
                 "From asking the writer until its answer.",

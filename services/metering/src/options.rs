@@ -84,7 +84,8 @@ impl Options {
 
 /// Whether this can be the address of a peer: it stands in the name of a lease's holder, and in a URL.
 fn is_address(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     let port = text.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
     text.len() <= 128 && text.bytes().all(plain) && port.is_some_and(|port| port.parse::<u16>().is_ok())
 }
@@ -127,10 +128,17 @@ mod tests {
 
     #[test]
     fn every_fault_is_reported_together() {
-        let (_, faults) =
-            read("[metering]\npartitions = 65\nadvertise = \"x\"\nlease_ttl = \"1ms\"\nqueue_limit = 0\nqueue = 1\n");
+        let (_, faults) = read(
+            "[metering]\npartitions = 65\nadvertise = \"x\"\nlease_ttl = \"1ms\"\nqueue_limit = 0\nqueue = 1\n",
+        );
         let faults = faults.unwrap_err();
-        for key in ["metering.partitions", "metering.advertise", "metering.lease_ttl", "metering.queue_limit", "metering.queue"] {
+        for key in [
+            "metering.partitions",
+            "metering.advertise",
+            "metering.lease_ttl",
+            "metering.queue_limit",
+            "metering.queue",
+        ] {
             assert!(faults.contains(key), "{key} in {faults}");
         }
     }

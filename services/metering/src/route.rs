@@ -119,17 +119,25 @@ struct Inner {
     /// Whether this instance's writer serves each partition.
     serving: watch::Sender<Vec<Result<u64, String>>>,
     channels: Mutex<HashMap<String, Channel>>,
+    /// Our own address: who holds a lease there and is not us was here before.
+    advertise: Option<String>,
     patience: Duration,
     metrics: Arc<Metrics>,
 }
 
 impl Router {
-    pub(crate) fn new(partitions: u16, patience: Duration, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        partitions: u16,
+        advertise: Option<String>,
+        patience: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let starting = || "starting".to_owned();
         Self(Arc::new(Inner {
             owners: Mutex::new((0..partitions).map(|_| Owner::Nobody(starting())).collect()),
             serving: watch::Sender::new((0..partitions).map(|_| Err(starting())).collect()),
             channels: Mutex::default(),
+            advertise,
             patience,
             metrics,
         }))
@@ -242,8 +250,13 @@ impl Router {
 
     fn peer(&self, holder: &str) -> Route {
         let Some((_, address)) = holder.split_once('@') else {
-            return Route::Nobody(format!("the partition's lease is held by {holder}, which advertises no address"));
+            return Route::Nobody(format!(
+                "the partition's lease is held by {holder}, which advertises no address"
+            ));
         };
+        if self.0.advertise.as_deref() == Some(address) {
+            return Route::Nobody("the lease of this instance before its restart runs out".to_owned());
+        }
         let mut channels = self.0.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(address) {
             return self.there(address, channel.clone());

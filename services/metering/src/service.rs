@@ -117,7 +117,8 @@ impl Service {
         let verifying_key = key.verifying_key();
         let patience = options.append_timeout + ANSWER_SLACK;
         let metrics = Arc::new(Metrics::new());
-        let router = Router::new(partitions, patience + ANSWER_SLACK, Arc::clone(&metrics));
+        let router =
+            Router::new(partitions, options.advertise.clone(), patience + ANSWER_SLACK, Arc::clone(&metrics));
         let core = Core::new(fold, key, options.append_timeout);
         let shared = Shared { fold: core.shared_fold(), router, metrics };
         let (queue, queued) = Queue::new(options.queue_limit);

@@ -16,11 +16,7 @@ use futures::{
     future::{BoxFuture, pending},
     stream::FuturesUnordered,
 };
-use tokio::{
-    sync::mpsc,
-    task::JoinHandle,
-    time::sleep,
-};
+use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -153,9 +149,10 @@ impl Writer {
     }
 
     async fn wait(&mut self, waits: &mut Waits, is_stopping: bool) -> Woken {
-        let wake = self.core.wake_at(waits.now()).map_or(LOOK, |at| {
-            at.saturating_sub(waits.began.elapsed()).clamp(SOON, LOOK)
-        });
+        let wake = self
+            .core
+            .wake_at(waits.now())
+            .map_or(LOOK, |at| at.saturating_sub(waits.began.elapsed()).clamp(SOON, LOOK));
         let (records, opening) = (&mut waits.records, &mut waits.opening);
         tokio::select! {
             read = next(records) => Woken::Records(read),

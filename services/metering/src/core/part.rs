@@ -15,9 +15,7 @@ use exchequer_event::{
 use exchequer_stream::Message;
 use prost::Message as _;
 
-use super::{
-    Answered, Appended, BLOCK_COMMANDS, Core, Held, Note, Now, Output, RETRY, Ticket, Unanswered,
-};
+use super::{Answered, Appended, BLOCK_COMMANDS, Core, Held, Note, Now, Output, RETRY, Ticket, Unanswered};
 use crate::{
     fold::{Fold, Read},
     propose::{Answer, propose},
@@ -315,7 +313,8 @@ impl<T: Ticket> Core<T> {
         }
         let key = self.key.verifying_key();
         if !fold.acceptor.may_sign(KeyRole::Metering, "", &key) {
-            return Err("the metering key is not enrolled, or was revoked".to_owned());
+            let key = hex::encode(key.as_bytes());
+            return Err(format!("the metering key {key} is not enrolled, or was revoked"));
         }
         Ok(epoch)
     }

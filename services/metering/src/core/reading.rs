@@ -43,9 +43,7 @@ impl Reading {
     pub(super) fn works(&self) -> Result<(), String> {
         match self.foreign.as_ref().or(self.fault.as_ref()) {
             Some(why) => Err(why.clone()),
-            None if self.verify_cursor => {
-                Err("the stream is being compared with what was folded".to_owned())
-            }
+            None if self.verify_cursor => Err("the stream is being compared with what was folded".to_owned()),
             None => Ok(()),
         }
     }
@@ -179,7 +177,11 @@ impl<T: Ticket> Core<T> {
                 let note = Note::Void { stream_seq, is_ours, reason: reason.clone() };
                 self.out.push(Output::Note { partition, note });
                 if is_ours {
-                    self.abandon(now, usize::from(partition), &format!("the block was not accepted: {reason}"));
+                    self.abandon(
+                        now,
+                        usize::from(partition),
+                        &format!("the block was not accepted: {reason}"),
+                    );
                 }
             }
         }

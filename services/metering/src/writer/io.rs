@@ -42,7 +42,9 @@ pub(super) fn open(
             Ok((stream.read(from, &[]).await?.ready_chunks(CHUNK), loss))
         };
         let opened = timeout(PATIENCE, opening).await;
-        opened.unwrap_or_else(|_| Err(ReadError::Unavailable("no answer to reading".to_owned()))).map_err(fault)
+        opened
+            .unwrap_or_else(|_| Err(ReadError::Unavailable("no answer to reading".to_owned())))
+            .map_err(fault)
     })
 }
 

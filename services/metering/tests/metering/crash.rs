@@ -23,16 +23,20 @@ const BUDGET: u64 = 3000;
 const CALLERS: u64 = 32;
 
 /// Metering in a process of its own: this test binary, run again.
-struct Process {
+pub struct Process {
     child: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Process {
     async fn start(world: &World, url: &str) -> Self {
+        Self::with_partitions(world, url, 1).await
+    }
+
+    pub async fn with_partitions(world: &World, url: &str, partitions: u16) -> Self {
         let announced = world.dir.path().join("address");
         let _ = fs::remove_file(&announced);
-        let settings = format!("{url}\n{}", world.dir.path().display());
+        let settings = format!("{url}\n{partitions}\n{}", world.dir.path().display());
         let child = Command::new(env::current_exe().unwrap())
             .args(["crash::what_was_answered_outlives_kill_9_of_metering", "--exact"])
             .env(CHILD, settings)
@@ -45,7 +49,7 @@ impl Process {
         Self { child, address }
     }
 
-    fn kill9(&mut self) {
+    pub fn kill9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -58,11 +62,18 @@ impl Drop for Process {
     }
 }
 
+/// The key of the process.
+pub fn process_key(world: &World) -> [u8; 32] {
+    let key = hex::decode(fs::read_to_string(world.dir.path().join("key")).unwrap()).unwrap();
+    key.try_into().unwrap()
+}
+
 /// The child: serves until it is killed.
 async fn be_metering(settings: &str) {
-    let (url, dir) = settings.split_once('\n').unwrap();
+    let [url, partitions, dir] = settings.split('\n').collect::<Vec<_>>().try_into().unwrap();
     let dir = PathBuf::from(dir);
     let mut options = Options::new(dir.join("m"));
+    options.partitions = partitions.parse().unwrap();
     options.lease_ttl = std::time::Duration::from_secs(1);
     options.snapshot_interval = std::time::Duration::from_secs(1);
     let running = serve(options, jetstream(url).await, &dir).await;
@@ -165,8 +176,7 @@ async fn what_was_answered_outlives_kill_9_of_metering() {
     for run in 0..4 {
         let mut process = Process::start(&world, &server.url()).await;
         if run == 0 {
-            let key = hex::decode(fs::read_to_string(world.dir.path().join("key")).unwrap()).unwrap();
-            world.enrol(v1::KeyRole::Metering, "metering", key.try_into().unwrap()).await;
+            world.enrol(v1::KeyRole::Metering, "metering", process_key(&world)).await;
         }
         let admin = world.client(process.address, "root", None, &[exchequer_auth::Role::Admin]);
         eventually(PATIENCE, || async {
@@ -209,7 +219,7 @@ async fn what_was_answered_outlives_kill_9_of_the_stream() {
         let refused = world.agent(&running).reserve(reserve("acme", &[("invocations", 1)], "away")).await;
         assert!(refused.is_err(), "{refused:?}");
         server.restart();
-        within(running.service.ready()).await;
+        within(running.service.ready_here()).await;
     }
     some_blocks(&world, 100).await;
     stop.store(true, Ordering::Relaxed);

@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use exchequer_auth::BearerToken;
 use exchequer_event::v1;
 use exchequer_stream::{
     Ack, AppendError, Durability, EventStream, Lease, LeaseError, LeaseOutcome, Message, ReadError, Record,
@@ -23,29 +24,34 @@ use tonic::Code;
 use crate::world::{PATIENCE, World, granted, jetstream, reserve, set, within};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_holder_of_the_lease_answers_and_another_takes_over() {
+async fn only_the_holder_of_the_lease_answers_and_another_hands_on_until_it_takes_over() {
     let server = NatsServer::start();
     let world = World::nats(&server).await;
     let first = world.metering("first").await;
     let mut admin = world.admin(&first);
     admin.set_budget(set("acme", &[("cpu_ms", 100)])).await.unwrap();
 
-    let second = world.start(world.options("second"), jetstream(&server.url()).await).await;
-    world.enrol(v1::KeyRole::Metering, "metering", second.service.public_key().to_bytes()).await;
-    second.caught_up(&world.stream).await;
-    eventually(PATIENCE, || async {
-        format!("{:?}", second.service.readiness()).contains("lease is held by")
-    })
-    .await;
-    let mut client = world.agent(&second);
-    let refused = client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable);
-
-    granted(world.agent(&first).reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner());
-    first.stop().await;
+    let second = world.enrolled(world.options("second"), jetstream(&server.url()).await).await;
     within(second.service.ready()).await;
-    let again = client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner();
-    granted(again);
+    assert_eq!((first.service.router().owned(), second.service.router().owned()), (vec![0], vec![]));
+    let mut client = world.agent(&second);
+    let request = reserve("acme", &[("cpu_ms", 60)], "k");
+    let handed_on = client.reserve(request.clone()).await.unwrap().into_inner();
+    let direct = world.agent(&first).reserve(request.clone()).await.unwrap().into_inner();
+    assert_eq!(handed_on, direct);
+    // The owner is told by whom: the agent's own token went along, and nobody else's.
+    assert_eq!(granted(direct.clone()).holder, "agent-1");
+    let stranger = BearerToken::fixed("not-a-token").unwrap();
+    let mut nobody = world.client_with(second.address, stranger);
+    assert_eq!(nobody.reserve(request.clone()).await.unwrap_err().code(), Code::Unauthenticated);
+    // What was handed on once is not handed on again.
+    let mut marked = tonic::Request::new(request.clone());
+    marked.metadata_mut().insert(exchequer_metering::FORWARDED, "1".parse().unwrap());
+    assert_eq!(client.reserve(marked).await.unwrap_err().code(), Code::Unavailable);
+
+    first.stop().await;
+    within(second.service.ready_here()).await;
+    assert_eq!(client.reserve(request).await.unwrap().into_inner(), direct);
     crate::world::denied(client.reserve(reserve("acme", &[("cpu_ms", 60)], "l")).await.unwrap().into_inner());
     second.stop().await;
 }
@@ -207,7 +213,7 @@ async fn what_comes_while_the_tip_is_asked_for_does_not_make_the_stream_another(
     let before = world.stream.tip().await.unwrap();
     eventually(PATIENCE, || async { metering.service.position().cursor >= before }).await;
     answer.notify_one();
-    within(metering.service.ready()).await;
+    within(metering.service.ready_here()).await;
     metering.stop().await;
 }
 

@@ -77,7 +77,7 @@ async fn a_loss_that_ends_with(garbage: usize) {
     assert_eq!(world.stream.tip().await, Ok(kept), "nothing is decided over a stream that lacks decisions");
 
     put_back(&world, &all, kept).await;
-    within(running.service.ready()).await;
+    within(running.service.ready_here()).await;
     assert_eq!(running.service.position(), before);
     let again = granted(client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner());
     assert_eq!(again, hold);
@@ -90,7 +90,7 @@ async fn a_loss_that_ends_with(garbage: usize) {
     // The refilled stream, read from nothing, leads to the same.
     fs::remove_dir_all(snapshots_dir(&world.options("m"))).unwrap();
     let running = world.start(world.options("m"), Arc::clone(&world.stream)).await;
-    within(running.service.ready()).await;
+    within(running.service.ready_here()).await;
     assert_eq!(running.service.position(), after);
     running.stop().await;
 }
@@ -133,7 +133,7 @@ async fn it_goes_on_where_others_took_the_lost_places_and_what_was_lost_comes_ag
     }
     let lost = v1::StreamLost { from: kept + 1, to: tip, refilled: 0, reappended: tip - kept };
     world.stream.append(stated(&world, Kind::StreamLost(lost))).await.unwrap();
-    within(running.service.ready()).await;
+    within(running.service.ready_here()).await;
     running.caught_up(&world.stream).await;
     assert_eq!(running.service.position().digest, before.digest);
     let again = granted(client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner());
@@ -145,7 +145,7 @@ async fn it_goes_on_where_others_took_the_lost_places_and_what_was_lost_comes_ag
 
     fs::remove_dir_all(snapshots_dir(&world.options("m"))).unwrap();
     let running = world.start(world.options("m"), Arc::clone(&world.stream)).await;
-    within(running.service.ready()).await;
+    within(running.service.ready_here()).await;
     assert_eq!(running.service.position(), after, "from nothing, too");
     running.stop().await;
 }

@@ -6,6 +6,7 @@ mod crash;
 mod fencing;
 mod load;
 mod loss;
+mod partitions;
 mod restart;
 mod settlement;
 mod world;

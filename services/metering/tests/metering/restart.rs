@@ -40,7 +40,7 @@ async fn history(world: &World) -> Position {
 /// Back at the same place, saying the same.
 async fn check(world: &World, before: &Position) {
     let running = world.start(world.options("m"), Arc::clone(&world.stream)).await;
-    crate::world::within(running.service.ready()).await;
+    crate::world::within(running.service.ready_here()).await;
     running.caught_up(&world.stream).await;
     assert_eq!(running.service.position(), *before);
     let mut client = world.agent(&running);

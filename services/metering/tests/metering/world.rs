@@ -101,9 +101,15 @@ impl World {
     }
 
     pub async fn metering_with(&self, options: Options, stream: Arc<dyn EventStream>) -> Running {
+        let running = self.enrolled(options, stream).await;
+        within(running.service.ready_here()).await;
+        running
+    }
+
+    /// An instance that is enrolled, and may not be ready yet.
+    pub async fn enrolled(&self, options: Options, stream: Arc<dyn EventStream>) -> Running {
         let running = self.start(options, stream).await;
         self.enrol(v1::KeyRole::Metering, "metering", running.service.public_key().to_bytes()).await;
-        within(running.service.ready()).await;
         running
     }
 
@@ -123,8 +129,12 @@ impl World {
     }
 
     pub fn client(&self, address: SocketAddr, subject: &str, tenant: Option<&str>, roles: &[Role]) -> Client {
+        self.client_with(address, self.token(subject, tenant, roles))
+    }
+
+    pub fn client_with(&self, address: SocketAddr, token: BearerToken) -> Client {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        MeteringServiceClient::with_interceptor(channel, self.token(subject, tenant, roles))
+        MeteringServiceClient::with_interceptor(channel, token)
     }
 
     pub fn agent(&self, running: &Running) -> Client {
@@ -177,12 +187,13 @@ impl Running {
     }
 }
 
-pub async fn serve(options: Options, stream: Arc<dyn EventStream>, issuer_dir: &Path) -> Running {
+pub async fn serve(mut options: Options, stream: Arc<dyn EventStream>, issuer_dir: &Path) -> Running {
     let issuer = Issuer::open(issuer_dir, ISSUER, AUDIENCE).unwrap();
     let verifier = Verifier::open(issuer.verifier_options()).await.unwrap();
-    let service = Service::start(options, stream).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
+    options.advertise = Some(address.to_string());
+    let service = Service::start(options, stream).await.unwrap();
     let (stop, stopped) = oneshot::channel();
     let server = Server::builder()
         .layer(AuthLayer::new(verifier, Vec::<String>::new()))
