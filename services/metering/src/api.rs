@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use exchequer_auth::{Caller, Role};
 use exchequer_budget::{
-    Action, Command, DecideError, Event, HoldId, Idempotency, ScopePath, Subject, TenantId, wire,
+    Action, Amounts, BudgetTerms, Command, DecideError, Event, Hold, HoldId, Idempotency, ScopePath, Subject,
+    TenantId, Window, wire,
 };
 use exchequer_event::{
     name,
@@ -22,8 +23,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     ask::{self, Check},
-    core::{Answered, Unanswered},
-    queue::{Queue, Refused},
+    core::Unanswered,
+    queue::{Answered, Queue, Refused},
+    recall::Recall,
     route::{Peer, Route},
     writer::Shared,
 };
@@ -40,6 +42,7 @@ const MAX_PAGE_SIZE: u32 = 1000;
 pub(crate) struct Api {
     pub(crate) shared: Shared,
     pub(crate) queue: Queue,
+    pub(crate) recall: Recall,
     /// How long a call waits for its answer.
     pub(crate) patience: Duration,
 }
@@ -102,23 +105,30 @@ impl Api {
         }
     }
 
+    /// A hold, live or closed; `NOT_FOUND` if there is none.
+    async fn hold(&self, hold_id: &HoldId) -> Result<Hold, Status> {
+        let (partition, past) = {
+            let fold = self.shared.fold();
+            let partition = fold.partition_of_hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+            if let Some(hold) = fold.budget(partition).hold(hold_id) {
+                return Ok(hold.clone());
+            }
+            (partition, fold.past(partition).hold_of(hold_id).ok_or_else(|| no_hold(hold_id))?)
+        };
+        self.recall.hold(partition, hold_id, past).await.map_err(|why| unavailable(&why))
+    }
+
     /// The tenant of a hold that the caller may try to act on; `NOT_FOUND` if there is none that it may know of.
-    fn tenant_of_hold(&self, caller: &Caller, hold_id: &HoldId) -> Result<TenantId, Status> {
-        let fold = self.shared.fold();
-        let partition = fold.partition_of_hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
-        let hold = fold.budget(partition).hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
-        let tenant = hold.scope.tenant_id();
+    async fn tenant_of_hold(&self, caller: &Caller, hold_id: &HoldId) -> Result<TenantId, Status> {
+        let tenant = self.hold(hold_id).await?.scope.tenant_id();
         may_reserve(caller, &tenant).map_err(|_| no_hold(hold_id))?;
         Ok(tenant)
     }
 
     fn budget_of(&self, scope: &ScopePath) -> Result<Option<v1::Budget>, Status> {
         let fold = self.shared.fold();
-        let balances = fold.budget_of(&scope.tenant_id()).balances(scope);
-        if balances.is_empty() {
-            return Ok(None);
-        }
-        wire::budget(scope, &balances).map(Some).map_err(beyond)
+        let view = fold.budget_of(&scope.tenant_id()).budget(scope, Window::AllTime);
+        view.map(|view| wire::budget(&view).map_err(beyond)).transpose()
     }
 }
 
@@ -203,7 +213,7 @@ impl MeteringService for Api {
             ..message
         };
         let idempotency = ask::idempotency(key, "SetBudget", &actor, &canonical);
-        let action = Action::SetBudget { scope: scope.clone(), granted };
+        let action = Action::SetBudget { scope: scope.clone(), terms: BudgetTerms::all_time(granted).into() };
         self.submit(command(scope.tenant_id(), actor, idempotency, action)?).await?;
         let budget = self.budget_of(&scope)?;
         Ok(Response::new(v1::SetBudgetResponse { budget }))
@@ -258,20 +268,20 @@ impl MeteringService for Api {
         }
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let fold = self.shared.fold();
-        let mut scopes: Vec<_> = (0..fold.partitions())
+        let after = after.as_ref().map(|scope| (scope, Window::Month));
+        let mut views: Vec<_> = (0..fold.partitions())
             .flat_map(|partition| {
-                fold.budget(partition).budgets(tenant.as_ref(), after.as_ref()).take(size.saturating_add(1))
+                fold.budget(partition).budgets(tenant.as_ref(), after).take(size.saturating_add(1))
             })
             .collect();
-        scopes.sort();
-        let is_last = scopes.len() <= size;
-        scopes.truncate(size);
-        let next_page_token = match scopes.last() {
-            Some(last) if !is_last => ask::page_token(last),
+        views.sort_by_key(|view| view.scope());
+        let is_last = views.len() <= size;
+        views.truncate(size);
+        let next_page_token = match views.last() {
+            Some(last) if !is_last => ask::page_token(last.scope()),
             _ => String::new(),
         };
-        let balances = |scope: &ScopePath| fold.budget_of(&scope.tenant_id()).balances(scope);
-        let budgets = scopes.into_iter().map(|scope| wire::budget(scope, &balances(scope)));
+        let budgets = views.iter().map(wire::budget);
         let budgets = budgets.collect::<Result<_, _>>().map_err(beyond)?;
         Ok(Response::new(v1::ListBudgetsResponse { budgets, next_page_token }))
     }
@@ -307,11 +317,13 @@ impl MeteringService for Api {
         let idempotency = ask::idempotency(key, "Reserve", &actor, &canonical);
         let tenant = scope.tenant_id();
         let hold_id = self.shared.router.draw_hold(&tenant);
-        let action = Action::Reserve { hold_id, scope, holder, amounts, ttl };
+        let action =
+            Action::Reserve { hold_id, scope, holder, amounts, ttl, at_least: Amounts::NONE, lease: false };
         let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         let outcome = match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldGranted(granted)) => reserve_response::Outcome::Granted(granted),
             Some(Kind::HoldDenied(denied)) => reserve_response::Outcome::Denied(denied),
+            Some(Kind::CommandRefused(refused)) => return Err(refusal(&refused)),
             _ => return Err(unexpected(&answered.reply)),
         };
         Ok(Response::new(v1::ReserveResponse { outcome: Some(outcome), stream_seq: answered.stream_seq }))
@@ -328,7 +340,7 @@ impl MeteringService for Api {
         check.refusal()?;
         let (Some(hold_id), Some(added), Some(ttl)) = (hold_id, added, ttl) else { return Err(incomplete()) };
         self.serving_hold(&hold_id)?;
-        let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let tenant = self.tenant_of_hold(&caller, &hold_id).await?;
         let actor = actor(&caller)?;
         let canonical = v1::ExtendRequest {
             amounts: ask::sorted(message.amounts),
@@ -357,12 +369,12 @@ impl MeteringService for Api {
         check.refusal()?;
         let (Some(hold_id), Some(used)) = (hold_id, used) else { return Err(incomplete()) };
         self.serving_hold(&hold_id)?;
-        let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let tenant = self.tenant_of_hold(&caller, &hold_id).await?;
         let actor = actor(&caller)?;
         let canonical =
             v1::SettleRequest { used: ask::sorted(message.used), idempotency_key: String::new(), ..message };
         let idempotency = ask::idempotency(key, "Settle", &actor, &canonical);
-        let action = Action::Settle { hold_id, used };
+        let action = Action::Settle { hold_id, used, source: None };
         let answered = self.submit(command(tenant, actor, idempotency, action)?).await?;
         match v1::BudgetEvent::from(&answered.reply).kind {
             Some(Kind::HoldSettled(settled)) => Ok(Response::new(v1::SettleResponse {
@@ -383,7 +395,7 @@ impl MeteringService for Api {
         check.refusal()?;
         let hold_id = hold_id.ok_or_else(incomplete)?;
         self.serving_hold(&hold_id)?;
-        let tenant = self.tenant_of_hold(&caller, &hold_id)?;
+        let tenant = self.tenant_of_hold(&caller, &hold_id).await?;
         let actor = actor(&caller)?;
         let canonical = v1::VoidRequest { idempotency_key: String::new(), ..message };
         let idempotency = ask::idempotency(key, "Void", &actor, &canonical);
@@ -404,16 +416,14 @@ impl MeteringService for Api {
         check.refusal()?;
         let hold_id = hold_id.ok_or_else(incomplete)?;
         self.serving_hold(&hold_id)?;
-        let fold = self.shared.fold();
-        let partition = fold.partition_of_hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
-        let hold = fold.budget(partition).hold(&hold_id).ok_or_else(|| no_hold(&hold_id))?;
+        let hold = self.hold(&hold_id).await?;
         // A holder sees its own holds, whatever their tenant.
         let is_holder = may_reserve(&caller, &hold.scope.tenant_id()).is_ok()
             && actor(&caller).is_ok_and(|actor| actor == hold.holder);
         if !is_holder && caller.may_read_tenant(hold.scope.tenant()).is_err() {
             return Err(no_hold(&hold_id));
         }
-        Ok(Response::new(wire::hold(&hold_id, hold)))
+        Ok(Response::new(wire::hold(&hold_id, &hold)))
     }
 
     async fn get_usage(&self, request: Request<v1::GetUsageRequest>) -> Reply<v1::GetUsageResponse> {
@@ -508,6 +518,11 @@ fn refusal(refused: &v1::CommandRefused) -> Status {
         }
         v1::RefusalReason::NotHolder => {
             Status::permission_denied(format!("hold {hold_id} belongs to another holder"))
+        }
+        v1::RefusalReason::UnknownMeter => {
+            let details = ErrorDetails::with_bad_request_violation(&*refused.field, "is not a meter");
+            let message = format!("{} is not a meter", refused.field);
+            Status::with_error_details(Code::InvalidArgument, message, details)
         }
         _ => Status::not_found(format!("there is no hold {hold_id}")),
     }

@@ -24,7 +24,7 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use exchequer_budget::{Command, DecideError, DecisionRun, Event};
+use exchequer_budget::{Command, DecideError, DecisionRun, Event, IdempotencyKey, TenantId};
 use exchequer_stream::{Message, Record};
 
 use self::{part::Part, reading::Reading};
@@ -273,9 +273,18 @@ pub enum Note {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {
     /// What the command led to.
-    pub reply: Event,
+    pub reply: Reply,
     /// Stream sequence of the block that records it.
     pub stream_seq: u64,
+}
+
+/// What a command led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// This.
+    Event(Event),
+    /// What the key was answered before; to be read back from the block.
+    Recorded(TenantId, IdempotencyKey),
 }
 
 /// Why there is no answer.

@@ -5,10 +5,10 @@
 //! ([`crate::core`]). Invariant: a partition's budgets are a function of the accepted blocks of `budget.<partition>` alone; events only
 //! add to what waits, and a block's `usage_cursor` takes away what it covers, so that no execution is settled twice or forgotten.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
-use exchequer_budget::{DecisionRun, HoldId, HoldStatus, IdempotencyKey, State, TenantId};
+use exchequer_budget::{DecisionRun, HoldId, HoldStatus, Past, State, TenantId};
 use exchequer_event::{
     accept::{Acceptor, Incoming, Outcome, PartitionHead},
     digest::{Digest, Purpose},
@@ -18,20 +18,6 @@ use exchequer_event::{
 };
 
 use crate::{partition, usage::Charge};
-
-/// What names an answered idempotency key: half a BLAKE3 digest of tenant and key, so that a key costs 24 bytes here.
-pub(crate) type AnswerId = [u8; 16];
-
-/// BLAKE3 `derive_key` context of an `AnswerId`. Nothing outside of snapshots holds one.
-pub const ANSWER_CONTEXT: &str = "exchequer.v1 metering answer";
-
-pub(crate) fn answer_id(tenant: &TenantId, key: &IdempotencyKey) -> AnswerId {
-    // A tenant contains no slash, so no two pairs are the same text.
-    let digest = blake3::derive_key(ANSWER_CONTEXT, format!("{tenant}/{key}").as_bytes());
-    let mut id = AnswerId::default();
-    id.copy_from_slice(&digest[..16]);
-    id
-}
 
 /// A message of the stream.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +66,9 @@ pub struct Fold {
     pub(crate) parts: Vec<Budgets>,
 }
 
+/// What can be charged once at a time: a hold, or an execution under a lease.
+pub(crate) type Charged = (HoldId, Option<String>);
+
 /// What is folded of one partition.
 #[derive(Clone, Debug)]
 pub(crate) struct Budgets {
@@ -88,11 +77,11 @@ pub(crate) struct Budgets {
     pub(crate) budget: State,
     /// Stream sequence of the last message on the partition's subject, accepted or not.
     pub(crate) subject_last: u64,
-    /// Usage that waits, in order of the stream; at most one per hold.
+    /// What is over.
+    pub(crate) past: Past,
+    /// Usage that waits, in order of the stream; at most one per hold, and of a lease per execution.
     pub(crate) charges: VecDeque<Charge>,
-    pub(crate) charged: HashSet<HoldId>,
-    /// Stream sequence of the block that answered a key.
-    pub(crate) answers: BTreeMap<AnswerId, u64>,
+    pub(crate) charged: HashSet<Charged>,
 }
 
 impl Budgets {
@@ -105,7 +94,7 @@ impl Budgets {
             subject_last: 0,
             charges: VecDeque::new(),
             charged: HashSet::new(),
-            answers: BTreeMap::new(),
+            past: Past::default(),
         }
     }
 
@@ -115,12 +104,8 @@ impl Budgets {
     }
 
     fn fold_block(&mut self, runs: &[DecisionRun], now_ms: u64, stream_seq: u64, settled: u64) {
-        for run in runs {
-            self.budget.record_run(run, now_ms);
-            for idempotency in run.decisions.iter().filter_map(|decision| decision.idempotency.as_ref()) {
-                self.answers.entry(answer_id(&run.tenant, &idempotency.key)).or_insert(stream_seq);
-            }
-        }
+        runs.iter().for_each(|run| self.budget.record_run(run, now_ms));
+        self.budget.retire(&mut self.past, stream_seq);
         while self.charges.front().is_some_and(|charge| charge.stream_seq <= settled) {
             self.drop_first_charge();
         }
@@ -130,17 +115,24 @@ impl Budgets {
     /// hold is granted before its execution begins, so one that is unknown here stays unknown; it is another partition's, or
     /// invented. What waits is therefore bounded by the holds that are open or expired.
     fn take_charge(&mut self, charge: &Charge) {
-        let settles = self.budget.hold(&charge.hold_id).is_some_and(|hold| {
-            hold.holder == charge.agent && matches!(hold.status, HoldStatus::Open | HoldStatus::Expired)
-        });
-        if settles && self.charged.insert(charge.hold_id.clone()) {
+        let Some(charged) = self.charged(charge) else { return };
+        if self.charged.insert(charged) {
             self.charges.push_back(charge.clone());
         }
     }
 
+    /// What a charge can settle or draw from, if anything.
+    pub(crate) fn charged(&self, charge: &Charge) -> Option<Charged> {
+        let hold = self.budget.hold(&charge.hold_id).filter(|hold| {
+            hold.holder == charge.agent && matches!(hold.status, HoldStatus::Open | HoldStatus::Expired)
+        })?;
+        Some((charge.hold_id.clone(), hold.lease.then(|| charge.execution_id.clone())))
+    }
+
     fn drop_first_charge(&mut self) {
         if let Some(charge) = self.charges.pop_front() {
-            self.charged.remove(&charge.hold_id);
+            self.charged.remove(&(charge.hold_id.clone(), None));
+            self.charged.remove(&(charge.hold_id, Some(charge.execution_id)));
         }
     }
 }
@@ -163,6 +155,15 @@ impl Fold {
 
     pub(crate) fn part(&self, partition: u16) -> &Budgets {
         &self.parts[usize::from(partition)]
+    }
+
+    pub(crate) fn part_mut(&mut self, partition: u16) -> &mut Budgets {
+        &mut self.parts[usize::from(partition)]
+    }
+
+    /// What is over in a partition. There has to be such a partition.
+    pub fn past(&self, partition: u16) -> &Past {
+        &self.part(partition).past
     }
 
     /// A partition's budgets. There has to be such a partition.

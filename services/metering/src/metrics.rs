@@ -1,6 +1,6 @@
 //! Metering's instruments. Left out: the duration of RPCs, which the trace layer measures.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use exchequer_budget::{Amounts, Event, ScopePath};
 use exchequer_telemetry::{KeyValue, LATENCY_SECONDS, meter};
@@ -22,7 +22,7 @@ pub(crate) struct Metrics {
     /// Time of the writer's task per thing that it was told: deciding and folding.
     pub(crate) step_seconds: Histogram<f64>,
     /// From entering the line until the answer, of commands that came together.
-    pub(crate) answer_seconds: Histogram<f64>,
+    answer_seconds: Histogram<f64>,
     /// Partitions that this instance serves.
     pub(crate) partitions: Gauge<u64>,
     /// Calls handed on to a partition's owner.
@@ -151,6 +151,13 @@ impl Metrics {
         }
     }
 
+    /// Commands that came together were answered after so long.
+    pub(crate) fn answered(&self, waited: Option<Duration>) {
+        if let Some(waited) = waited {
+            self.answer_seconds.record(waited.as_secs_f64(), &[]);
+        }
+    }
+
     /// How many messages a partition's settlement is behind.
     pub(crate) fn usage_lag(&self, partition: u16, lag: u64) {
         self.usage_lag.record(lag, &[KeyValue::new("partition", i64::from(partition))]);
@@ -169,6 +176,11 @@ impl Tally {
     fn count(&mut self, event: &Event) {
         let (outcome, scope): (_, Option<&ScopePath>) = match event {
             Event::BudgetSet { scope, .. } => ("budget_set", Some(scope)),
+            Event::BudgetRemoved { scope, .. } => ("budget_removed", Some(scope)),
+            Event::GrantAdded(_) => ("grant_added", None),
+            Event::GrantBegun { .. } => ("grant_begun", None),
+            Event::GrantEnded { .. } => ("grant_ended", None),
+            Event::WindowRolled { scope, .. } => ("window_rolled", Some(scope)),
             Event::HoldGranted { scope, amounts, .. } => {
                 sum(&mut self.held, amounts);
                 ("granted", Some(scope))
@@ -178,13 +190,27 @@ impl Tally {
                 sum(&mut self.held, added);
                 ("extended", None)
             }
-            Event::HoldSettled { used, late, .. } => {
+            Event::HoldSettled { scope, used, late, .. } => {
                 sum(&mut self.settled, used);
-                (if *late { "settled_late" } else { "settled" }, None)
+                (if *late { "settled_late" } else { "settled" }, Some(scope))
+            }
+            Event::LeaseDrawn { scope, used, .. } => {
+                sum(&mut self.settled, used);
+                ("drawn", Some(scope))
             }
             Event::HoldVoided { .. } => ("voided", None),
             Event::HoldExpired { .. } => ("expired", None),
+            Event::HoldRevoked { .. } => ("revoked", None),
+            Event::UsageReported { scope, .. } => ("reported", Some(scope)),
+            Event::UsageCorrected { .. } => ("corrected", None),
+            Event::ThresholdReached(_) => ("threshold_reached", None),
+            Event::NotificationEnded { .. } => ("notification_ended", None),
             Event::CommandRefused { .. } => ("refused", None),
+            Event::RateLimitSet(_)
+            | Event::ConcurrencyLimitSet { .. }
+            | Event::PriceSet(_)
+            | Event::MeterDefined { .. }
+            | Event::WebhookSet { .. } => ("configured", None),
         };
         let depth = scope.map_or(0, |scope| scope.enclosing().count());
         *self.decisions.entry((outcome, i64::try_from(depth).unwrap_or(i64::MAX))).or_default() += 1;

@@ -11,10 +11,18 @@ use std::{
     time::Instant,
 };
 
-use exchequer_budget::Command;
+use exchequer_budget::{Command, Event};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::core::{Answered, Ticket, Unanswered};
+use crate::core::{Ticket, Unanswered};
+
+/// A durable answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answered {
+    pub(crate) reply: Event,
+    /// Stream sequence of the block that records it.
+    pub(crate) stream_seq: u64,
+}
 
 /// What a command is answered.
 pub(crate) type Outcome = Result<Answered, Unanswered>;
@@ -68,7 +76,7 @@ impl Queue {
         });
         let commands = commands.into_iter().zip(places).enumerate();
         let commands = commands.map(|(index, (command, place))| {
-            (Caller { batch: Arc::clone(&batch), index, _place: place }, command)
+            (Caller { partition, batch: Arc::clone(&batch), index, _place: place }, command)
         });
         let asked = Asked { partition, commands: commands.collect() };
         self.sender.send(asked).map_err(|_| Refused::Closed)?;
@@ -104,6 +112,8 @@ struct Batch {
 /// Whom to answer.
 #[derive(Debug)]
 pub(crate) struct Caller {
+    /// Of the command.
+    pub(crate) partition: u16,
     batch: Arc<Batch>,
     index: usize,
     _place: Place,

@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     options::Options,
     queue::Queue,
+    recall::Recall,
     route::{self, Route, Router},
     snapshots::Snapshots,
     writer::{Shared, Writer},
@@ -136,8 +137,10 @@ impl Service {
             forfeits,
             stop: stop_keeper.clone(),
         };
+        let recall = Recall { stream: Arc::clone(&stream), fold: core.shared_fold() };
         let writer = Writer {
             core,
+            recall: recall.clone(),
             stream,
             shared: shared.clone(),
             snapshots,
@@ -153,7 +156,7 @@ impl Service {
             drop(lock);
         };
         Ok(Self {
-            api: Api { shared, queue, patience },
+            api: Api { shared, queue, recall, patience },
             key: verifying_key,
             writer: tokio::spawn(writer),
             keeper: tokio::spawn(keeper.run()),
@@ -227,7 +230,7 @@ impl Service {
             cursor: fold.cursor(),
             usage_cursor: fold.usage_cursor(partition),
             blocks: fold.head(partition).index,
-            digest: fold.budget(partition).digest(),
+            digest: fold.budget(partition).digest(fold.past(partition)),
         }
     }
 

@@ -20,13 +20,14 @@ use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    core::{Core, Held, Input, Note, Now, Output},
+    core::{Answered, Core, Held, Input, Note, Now, Output, Reply, Unanswered},
     fold::Fold,
     lease::LeaseState,
     metrics::Metrics,
-    queue::{Asked, Caller},
+    queue::{self, Asked, Caller},
+    recall::Recall,
     route::Router,
-    snapshots::{self, Snapshots},
+    snapshots::Snapshots,
 };
 
 /// Messages taken from the line at once.
@@ -56,6 +57,7 @@ impl Shared {
 pub(crate) struct Writer {
     pub(crate) core: Core<Caller>,
     pub(crate) stream: Arc<dyn EventStream>,
+    pub(crate) recall: Recall,
     pub(crate) shared: Shared,
     pub(crate) snapshots: Snapshots,
     pub(crate) snapshot_interval: Duration,
@@ -218,11 +220,7 @@ impl Writer {
                     let stream = Arc::clone(&self.stream);
                     waits.doing.push(io::append(stream, partition, block, message, after));
                 }
-                Output::Answer { ticket, answer } => {
-                    if let Some(waited) = ticket.answer(answer) {
-                        self.shared.metrics.answer_seconds.record(waited.as_secs_f64(), &[]);
-                    }
-                }
+                Output::Answer { ticket, answer } => self.answer(ticket, answer),
                 Output::Forfeit { partition, epoch } => {
                     let _ = self.forfeits.send((partition, epoch));
                 }
@@ -238,6 +236,25 @@ impl Writer {
             let lag = fold.cursor() - fold.usage_cursor(partition);
             self.shared.metrics.usage_lag(partition, lag);
         }
+    }
+
+    fn answer(&self, caller: Caller, answer: Result<Answered, Unanswered>) {
+        let outcome = match answer {
+            Ok(Answered { reply: Reply::Event(reply), stream_seq }) => {
+                Ok(queue::Answered { reply, stream_seq })
+            }
+            Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq }) => {
+                let (recall, metrics) = (self.recall.clone(), Arc::clone(&self.shared.metrics));
+                tokio::spawn(async move {
+                    let reply = recall.answer(caller.partition, stream_seq, &tenant, &key).await;
+                    let outcome = reply.map(|reply| queue::Answered { reply, stream_seq });
+                    metrics.answered(caller.answer(outcome.map_err(Unanswered::Unavailable)));
+                });
+                return;
+            }
+            Err(unanswered) => Err(unanswered),
+        };
+        self.shared.metrics.answered(caller.answer(outcome));
     }
 
     fn publish(&self, partition: u16, status: Result<u64, String>) {
@@ -303,7 +320,7 @@ impl Writer {
         if fold.cursor() == waits.snapshot_cursor || self.core.is_foreign() {
             return;
         }
-        let taken = snapshots::take(&fold);
+        let taken = self.snapshots.take(&fold);
         drop(fold);
         waits.snapshot_cursor = taken.cursor;
         let (snapshots, metrics) = (self.snapshots.clone(), Arc::clone(&self.shared.metrics));

@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
-use exchequer_budget::{Command, DecideError, DecisionRun, State};
+use exchequer_budget::{Command, DecideError, DecisionRun, Past, State};
 use exchequer_event::{
     digest::Purpose,
     seal::{BlockPlace, seal_block},
@@ -15,7 +15,9 @@ use exchequer_event::{
 use exchequer_stream::Message;
 use prost::Message as _;
 
-use super::{Answered, Appended, BLOCK_COMMANDS, Core, Held, Note, Now, Output, RETRY, Ticket, Unanswered};
+use super::{
+    Answered, Appended, BLOCK_COMMANDS, Block, Core, Held, Note, Now, Output, RETRY, Ticket, Unanswered,
+};
 use crate::{
     fold::{Fold, Read},
     propose::{Answer, propose},
@@ -133,24 +135,23 @@ impl<T: Ticket> Part<T> {
         self.in_flight.as_mut().and_then(|block| block.runs.take())
     }
 
-    pub(super) fn land(&mut self, stream_seq: u64) {
+    /// The block in flight was accepted: what it ended is in the past, for the writer's state too.
+    pub(super) fn land(&mut self, stream_seq: u64, past: &mut Past) {
         if let Some(block) = &mut self.in_flight {
             block.landed = Some(stream_seq);
+        }
+        if let Some(speculative) = &mut self.speculative {
+            speculative.retire(past, stream_seq);
         }
     }
 
     /// Another's block was accepted.
-    pub(super) fn follow(
-        &mut self,
-        runs: &[DecisionRun],
-        now_ms: u64,
-        fold: &Fold,
-        out: &mut Vec<Output<T>>,
-    ) {
+    pub(super) fn follow(&mut self, block: &Block, fold: &mut Fold, out: &mut Vec<Output<T>>) {
         if self.in_flight.is_some() {
             self.decide_again(fold, out);
         } else if let Some(speculative) = &mut self.speculative {
-            runs.iter().for_each(|run| speculative.record_run(run, now_ms));
+            block.runs.iter().for_each(|run| speculative.record_run(run, block.now_ms));
+            speculative.retire(&mut fold.part_mut(self.partition).past, block.stream_seq);
         }
     }
 
@@ -205,7 +206,7 @@ impl<T: Ticket> Part<T> {
     }
 
     fn is_due(&self, now_ms: u64) -> bool {
-        let due = self.speculative.as_ref().and_then(State::next_expiry_ms);
+        let due = self.speculative.as_ref().and_then(State::next_due_ms);
         due.is_some_and(|at| at <= now_ms)
     }
 
@@ -222,7 +223,7 @@ impl<T: Ticket> Part<T> {
         let mut at = lease.until;
         // Without the lease, what is due waits for its owner.
         if matches!(self.status, Some(Ok(_))) {
-            if let Some(due_ms) = self.speculative.as_ref().and_then(State::next_expiry_ms) {
+            if let Some(due_ms) = self.speculative.as_ref().and_then(State::next_due_ms) {
                 let wait = Duration::from_millis(due_ms.saturating_sub(now_ms));
                 at = at.min((now.mono + wait).max(self.quiet_until));
             }

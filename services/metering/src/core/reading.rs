@@ -163,14 +163,14 @@ impl<T: Ticket> Core<T> {
         match folded {
             Folded::Other => {}
             Folded::Block { partition, runs, now_ms, undecodable } => {
-                let fold = self.fold.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let block = Block { partition, stream_seq, now_ms, is_ours, runs, undecodable };
+                let mut fold = self.fold.write().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let part = &mut self.parts[usize::from(partition)];
                 if is_ours {
-                    part.land(stream_seq);
+                    part.land(stream_seq, &mut fold.part_mut(partition).past);
                 } else {
-                    part.follow(&runs, now_ms, &fold, &mut self.out);
+                    part.follow(&block, &mut fold, &mut self.out);
                 }
-                let block = Block { partition, stream_seq, now_ms, is_ours, runs, undecodable };
                 self.out.push(Output::Folded(block));
             }
             Folded::VoidBlock { partition, reason } => {

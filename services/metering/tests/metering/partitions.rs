@@ -19,7 +19,7 @@ const PARTITIONS: u16 = 4;
 fn options(world: &World, name: &str) -> Options {
     let mut options = world.options(name);
     options.partitions = PARTITIONS;
-    options.lease_ttl = Duration::from_secs(1);
+    options.lease_ttl = Duration::from_secs(3);
     options
 }
 

@@ -91,7 +91,7 @@ impl World {
 
     pub fn options(&self, name: &str) -> Options {
         let mut options = Options::new(self.dir.path().join(name));
-        options.lease_ttl = Duration::from_secs(2);
+        options.lease_ttl = Duration::from_secs(8);
         options
     }
 
