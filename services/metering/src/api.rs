@@ -274,7 +274,7 @@ impl MeteringService for Api {
                 fold.budget(partition).budgets(tenant.as_ref(), after).take(size.saturating_add(1))
             })
             .collect();
-        views.sort_by_key(|view| view.scope());
+        views.sort_by_key(exchequer_budget::BudgetView::scope);
         let is_last = views.len() <= size;
         views.truncate(size);
         let next_page_token = match views.last() {

@@ -17,6 +17,8 @@
 
 mod part;
 mod reading;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},

@@ -104,7 +104,9 @@ impl Budgets {
     }
 
     fn fold_block(&mut self, runs: &[DecisionRun], now_ms: u64, stream_seq: u64, settled: u64) {
-        runs.iter().for_each(|run| self.budget.record_run(run, now_ms));
+        for run in runs {
+            self.budget.record_run(run, now_ms);
+        }
         self.budget.retire(&mut self.past, stream_seq);
         while self.charges.front().is_some_and(|charge| charge.stream_seq <= settled) {
             self.drop_first_charge();

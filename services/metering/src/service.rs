@@ -137,7 +137,7 @@ impl Service {
             forfeits,
             stop: stop_keeper.clone(),
         };
-        let recall = Recall { stream: Arc::clone(&stream), fold: core.shared_fold() };
+        let recall = Recall(Arc::clone(&stream));
         let writer = Writer {
             core,
             recall: recall.clone(),
@@ -204,8 +204,9 @@ impl Service {
     async fn until(&self, holds: impl Fn(&Route) -> bool) {
         let router = self.router();
         let all = || (0..router.partitions()).all(|partition| holds(&router.route(partition)));
-        // The sender lives as long as `self`.
-        let _ = router.subscribe().wait_for(|_| all()).await;
+        // Not within the channel's own wait, which holds what `route` looks at.
+        let mut changes = router.subscribe();
+        while !all() && changes.changed().await.is_ok() {}
     }
 
     /// Who serves what.

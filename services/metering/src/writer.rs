@@ -113,8 +113,6 @@ impl Writer {
             self.snapshot_if_due(&mut waits);
             match self.wait(&mut waits, is_stopping).await {
                 Woken::Asked(Some(asked)) => self.drain(&mut waits, Some(asked)),
-                // Nobody can ask any more.
-                Woken::Asked(None) => self.stop.cancel(),
                 Woken::Records(Some(records)) => {
                     for record in records {
                         self.tell(&mut waits, io::read(record));
@@ -135,7 +133,8 @@ impl Writer {
                     self.tell(&mut waits, input);
                 }
                 Woken::Lease(Some((partition, state))) => self.on_lease(&mut waits, partition, state),
-                Woken::Lease(None) => self.stop.cancel(),
+                // Nobody can ask any more, or holds leases for it.
+                Woken::Asked(None) | Woken::Lease(None) => self.stop.cancel(),
                 Woken::Look => self.tell(&mut waits, Input::Tick),
             }
             if self.stop.is_cancelled() && !is_stopping {

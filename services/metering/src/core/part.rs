@@ -104,6 +104,11 @@ impl<T: Ticket> Part<T> {
         self.in_flight.is_none()
     }
 
+    /// The fold begins anew; so does what is decided from it.
+    pub(super) fn begin_again(&mut self) {
+        self.speculative = None;
+    }
+
     pub(super) fn forget_tip(&mut self) {
         (self.target, self.probe) = (None, None);
     }
@@ -150,7 +155,9 @@ impl<T: Ticket> Part<T> {
         if self.in_flight.is_some() {
             self.decide_again(fold, out);
         } else if let Some(speculative) = &mut self.speculative {
-            block.runs.iter().for_each(|run| speculative.record_run(run, block.now_ms));
+            for run in &block.runs {
+                speculative.record_run(run, block.now_ms);
+            }
             speculative.retire(&mut fold.part_mut(self.partition).past, block.stream_seq);
         }
     }

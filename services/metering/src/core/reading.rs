@@ -2,8 +2,8 @@
 //! one that was folded.
 //!
 //! Left out: reading. Invariant: whenever reading begins anew, nothing is folded or decided before the last folded message was read
-//! again and is the same, or stands for it by the ledger's word, or the ledger says that all that was lost with it comes again. What
-//! was folded before it was read has to be read as it was folded.
+//! again and is the same, or stands for it by the ledger's word; where the ledger says that all that was lost with it comes again
+//! elsewhere, all is folded anew. What was folded before it was read has to be read as it was folded.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -14,7 +14,7 @@ use exchequer_event::{
 use exchequer_stream::Record;
 
 use super::{Block, Core, Note, Now, Output, RETRY, ReadFault, Ticket};
-use crate::fold::{Folded, Read};
+use crate::fold::{Fold, Folded, Read};
 
 /// Wait before a stream that lacks what was folded is looked at again: the ledger may have put it back.
 const LOST_RETRY: Duration = Duration::from_secs(1);
@@ -120,7 +120,7 @@ impl<T: Ticket> Core<T> {
 
     pub(super) fn on_record(&mut self, now: Now, record: Record) {
         if std::mem::take(&mut self.reading.verify_cursor) {
-            return self.verify_cursor(&record);
+            return self.verify_cursor(now, &record);
         }
         if let Some(&(seq, digest)) = self.reading.ahead.front() {
             if record.seq != seq || Purpose::Message.digest(&record.payload) != digest {
@@ -188,27 +188,43 @@ impl<T: Ticket> Core<T> {
     }
 
     /// Compares the first record read with the last one folded.
-    fn verify_cursor(&mut self, record: &Record) {
+    fn verify_cursor(&mut self, now: Now, record: &Record) {
         let mut fold = self.fold.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (cursor, digest) = (fold.cursor, Purpose::Message.digest(&record.payload));
+        let mut is_displaced = false;
         if record.seq == cursor && digest != fold.cursor_digest {
-            let stands = fold.acceptor.stands_for_lost(&incoming(record));
-            // Another's message took its place; what was lost follows again behind it, before the record that says so.
-            let loss = self.reading.loss.as_ref();
-            let lost = loss.and_then(|loss| fold.acceptor.stated_loss(&incoming(loss)));
-            if stands || lost.is_some_and(|lost| (lost.from..=lost.to).contains(&cursor)) {
+            if fold.acceptor.stands_for_lost(&incoming(record)) {
                 fold.cursor_digest = digest;
+            } else {
+                let loss = self.reading.loss.as_ref();
+                let lost = loss.and_then(|loss| fold.acceptor.stated_loss(&incoming(loss)));
+                is_displaced = lost.is_some_and(|lost| (lost.from..=lost.to).contains(&cursor));
             }
         }
         let is_folded = record.seq == cursor && digest == fold.cursor_digest;
         drop(fold);
-        if is_folded {
-            if self.reading.foreign.take().is_some() {
-                self.out.push(Output::Foreign(None));
-            }
-        } else {
-            self.foreign(&format!("message {} of the stream is not the one folded as {cursor}", record.seq));
+        if !is_folded && !is_displaced {
+            let why = format!("message {} of the stream is not the one folded as {cursor}", record.seq);
+            return self.foreign(&why);
         }
+        if self.reading.foreign.take().is_some() {
+            self.out.push(Output::Foreign(None));
+        }
+        if is_displaced {
+            self.begin_again(now);
+        }
+    }
+
+    /// Others' messages took the places of what was lost, which stands behind them now: where each block is, is to be learnt anew.
+    fn begin_again(&mut self, now: Now) {
+        for partition in 0..self.parts.len() {
+            self.abandon(now, partition, "the stream lost messages; ask again with the same idempotency key");
+            self.parts[partition].begin_again();
+        }
+        let mut fold = self.fold_mut();
+        *fold = Fold::new(fold.partitions());
+        drop(fold);
+        self.open_reader(Duration::ZERO);
     }
 
     /// A partition's subject ends at `last`. If all of that has been folded and was elsewhere, the broker lost messages: whether the

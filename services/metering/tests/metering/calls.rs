@@ -302,9 +302,9 @@ async fn malformed_requests_are_refused_with_the_paths_of_all_faults() {
         (reserve("acme", &[], "k"), vec!["amounts"]),
         (reserve("acme", &[("cpu_ms", 0)], "k"), vec!["amounts[0].amount"]),
         (reserve("acme", &[("cpu_ms", u64::MAX)], "k"), vec!["amounts[0].amount"]),
-        (reserve("acme", &[("cpu_ms", 1), ("cpu", 1)], "k"), vec!["amounts[1].meter"]),
+        (reserve("acme", &[("cpu_ms", 1), ("CPU", 1)], "k"), vec!["amounts[1].meter"]),
         (reserve("acme", &[("cpu_ms", 1), ("cpu_ms", 1)], "k"), vec!["amounts[1].meter"]),
-        (reserve("acme", &[("cpu_ms", 1); 9], "k"), vec!["amounts"]),
+        (reserve("acme", &[("cpu_ms", 1); exchequer_budget::MAX_METERS + 1], "k"), vec!["amounts"]),
         (reserve("acme", &[("cpu_ms", 1)], ""), vec!["idempotency_key"]),
         (reserve("acme", &[("cpu_ms", 1)], &long), vec!["idempotency_key"]),
         (reserve("acme", &[("cpu_ms", 1)], "a\nb"), vec!["idempotency_key"]),
@@ -318,11 +318,11 @@ async fn malformed_requests_are_refused_with_the_paths_of_all_faults() {
     check(admin.set_budget(set("", &[])).await.map(drop), &["scope", "granted"]);
     check(admin.set_budget(set("acme", &[("cpu_ms", 1 << 63)])).await.map(drop), &["granted[0].amount"]);
     check(
-        admin.extend(extend("a b", &[("x", 1)], "")).await.map(drop),
+        admin.extend(extend("a b", &[("X", 1)], "")).await.map(drop),
         &["hold_id", "amounts[0].meter", "idempotency_key"],
     );
     check(
-        admin.settle(settle("", &[("x", 1)], "")).await.map(drop),
+        admin.settle(settle("", &[("X", 1)], "")).await.map(drop),
         &["hold_id", "used[0].meter", "idempotency_key"],
     );
     check(admin.void(void("", "")).await.map(drop), &["hold_id", "idempotency_key"]);

@@ -21,7 +21,7 @@ use exchequer_testkit::{NatsServer, eventually};
 use tokio::sync::Notify;
 use tonic::Code;
 
-use crate::world::{PATIENCE, World, granted, jetstream, reserve, set, within};
+use crate::world::{PATIENCE, World, client_with, granted, jetstream, reserve, set, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_holder_of_the_lease_answers_and_another_hands_on_until_it_takes_over() {
@@ -42,7 +42,7 @@ async fn only_the_holder_of_the_lease_answers_and_another_hands_on_until_it_take
     // The owner is told by whom: the agent's own token went along, and nobody else's.
     assert_eq!(granted(direct.clone()).holder, "agent-1");
     let stranger = BearerToken::fixed("not-a-token").unwrap();
-    let mut nobody = world.client_with(second.address, stranger);
+    let mut nobody = client_with(second.address, stranger);
     assert_eq!(nobody.reserve(request.clone()).await.unwrap_err().code(), Code::Unauthenticated);
     // What was handed on once is not handed on again.
     let mut marked = tonic::Request::new(request.clone());

@@ -135,7 +135,8 @@ async fn it_goes_on_where_others_took_the_lost_places_and_what_was_lost_comes_ag
     world.stream.append(stated(&world, Kind::StreamLost(lost))).await.unwrap();
     within(running.service.ready_here()).await;
     running.caught_up(&world.stream).await;
-    assert_eq!(running.service.position().digest, before.digest);
+    // The state says where each block is, so its digest is another one now.
+    assert_eq!(running.service.position().blocks, before.blocks);
     let again = granted(client.reserve(reserve("acme", &[("cpu_ms", 60)], "k")).await.unwrap().into_inner());
     assert_eq!(again, hold);
     granted(client.reserve(reserve("acme", &[("cpu_ms", 40)], "m")).await.unwrap().into_inner());

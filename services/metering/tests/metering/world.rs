@@ -129,12 +129,7 @@ impl World {
     }
 
     pub fn client(&self, address: SocketAddr, subject: &str, tenant: Option<&str>, roles: &[Role]) -> Client {
-        self.client_with(address, self.token(subject, tenant, roles))
-    }
-
-    pub fn client_with(&self, address: SocketAddr, token: BearerToken) -> Client {
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        MeteringServiceClient::with_interceptor(channel, token)
+        client_with(address, self.token(subject, tenant, roles))
     }
 
     pub fn agent(&self, running: &Running) -> Client {
@@ -185,6 +180,11 @@ impl Running {
         let tip = stream.tip().await.unwrap();
         exchequer_testkit::eventually(PATIENCE, || async { self.service.position().cursor >= tip }).await;
     }
+}
+
+pub fn client_with(address: SocketAddr, token: BearerToken) -> Client {
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    MeteringServiceClient::with_interceptor(channel, token)
 }
 
 pub async fn serve(mut options: Options, stream: Arc<dyn EventStream>, issuer_dir: &Path) -> Running {
