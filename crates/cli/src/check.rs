@@ -97,7 +97,7 @@ impl Verify {
                 .connection
                 .http_url()
                 .is_ok_and(|own| own.trim_end_matches('/') == url.trim_end_matches('/')),
-            Target::Directory(_) | Target::Pack(_) | Target::Lines { .. } => false,
+            Target::Directory(_) | Target::Pack(_) | Target::Receipt(_) | Target::Lines { .. } => false,
         };
         let witnesses = self.witnesses()?;
         let logs = witnesses.as_ref().map_or(&[][..], WitnessPolicy::logs);

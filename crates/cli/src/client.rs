@@ -102,6 +102,8 @@ impl Interceptor for Credentials {
 }
 
 type Transport = InterceptedService<Channel, Credentials>;
+/// A client of metering.
+pub type Metering = MeteringServiceClient<Transport>;
 
 impl Connection {
     /// What `up` left in the data directory, if it did.
@@ -168,7 +170,7 @@ impl Connection {
     }
 
     /// Metering.
-    pub async fn metering(&self) -> anyhow::Result<MeteringServiceClient<Transport>> {
+    pub async fn metering(&self) -> anyhow::Result<Metering> {
         let (channel, credentials) = self.open("metering").await?;
         let client = MeteringServiceClient::with_interceptor(channel, credentials);
         Ok(client.max_decoding_message_size(MAX_ANSWER_BYTES))

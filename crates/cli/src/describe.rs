@@ -3,17 +3,21 @@
 //! Left out: whether a record is genuine (`evidence`). Invariant: the JSON holds every field of the message; digests, signatures and
 //! keys in hex, records within records decoded.
 
+mod decisions;
+
 use std::sync::LazyLock;
 
 use exchequer_event::{
     entry, payload,
-    v1::{self, budget_event, control_record, entry::Kind, event},
+    v1::{self, control_record, entry::Kind, event},
 };
 use prost::{Message, bytes::Bytes};
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, MapKey, MessageDescriptor, ReflectMessage, Value,
 };
 use serde_json::{Map, Value as Json, json};
+
+pub use decisions::decision_text;
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(exchequer_proto::DESCRIPTORS).expect("the descriptors that this was built from")
@@ -280,40 +284,6 @@ pub fn controls_text(controls: &[v1::Control]) -> String {
 pub fn amounts_text(amounts: &[v1::MeterAmount]) -> String {
     let pairs: Vec<_> = amounts.iter().map(|amount| format!("{}={}", amount.meter, amount.amount)).collect();
     pairs.join(" ")
-}
-
-fn decision_text(decision: &v1::Decision) -> String {
-    let events: Vec<_> =
-        decision.events.iter().filter_map(|event| event.kind.as_ref()).map(budget_text).collect();
-    format!("{}: {}", decision.actor, events.join(", "))
-}
-
-fn budget_text(kind: &budget_event::Kind) -> String {
-    use budget_event::Kind;
-    match kind {
-        Kind::BudgetSet(set) => format!("budget of {} set to {}", set.scope, amounts_text(&set.granted)),
-        Kind::HoldGranted(hold) => {
-            format!("hold {} granted at {}: {}", hold.hold_id, hold.scope, amounts_text(&hold.amounts))
-        }
-        Kind::HoldDenied(denied) => format!(
-            "hold denied at {}: {} has {} of {} left, {} requested",
-            denied.scope, denied.binding_scope, denied.available, denied.binding_meter, denied.requested
-        ),
-        Kind::HoldExtended(hold) => {
-            format!("hold {} extended by {}", hold.hold_id, amounts_text(&hold.added))
-        }
-        Kind::HoldSettled(hold) => {
-            let late = if hold.late { " (late)" } else { "" };
-            format!("hold {} settled{late}: {}", hold.hold_id, amounts_text(&hold.used))
-        }
-        Kind::HoldVoided(hold) => format!("hold {} voided", hold.hold_id),
-        Kind::HoldExpired(hold) => format!("hold {} expired", hold.hold_id),
-        Kind::CommandRefused(refused) => {
-            let reason = refused.reason().as_str_name().trim_start_matches("REFUSAL_REASON_").to_lowercase();
-            format!("refused: {reason} {}", refused.hold_id)
-        }
-        other => format!("{other:?}"),
-    }
 }
 
 fn control_text(record: &v1::ControlRecord) -> String {

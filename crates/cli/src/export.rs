@@ -83,7 +83,7 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 }
 
 /// Milliseconds since the Unix epoch of a time or date.
-fn time(text: &str) -> Result<u64, String> {
+pub fn time(text: &str) -> Result<u64, String> {
     if let Ok(ms) = text.parse() {
         return Ok(ms);
     }
@@ -128,7 +128,7 @@ fn time(text: &str) -> Result<u64, String> {
 }
 
 /// The exit status that an error leads to is that of `main`: refusals are told from all others.
-fn explained(error: ExportError) -> anyhow::Error {
+pub fn explained(error: ExportError) -> anyhow::Error {
     match error {
         ExportError::Ledger(status) => (*status).into(),
         ExportError::Answers(_) | ExportError::Unverified(_) => Refused(error.to_string()).into(),

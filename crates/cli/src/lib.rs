@@ -22,9 +22,11 @@ mod log;
 mod payload;
 mod print;
 mod progress;
+mod replay;
 mod run;
 mod token;
 mod up;
+mod usage;
 mod witness;
 
 use client::Refused;
@@ -60,12 +62,14 @@ enum Verb {
     #[command(subcommand)]
     Budget(budget::Budget),
     /// Show what was spent at a scope and below, and what is held
-    Usage(budget::Usage),
+    Usage(usage::Usage),
     /// Read, follow and prove the audit log
     #[command(subcommand)]
     Log(log::Log),
     /// Verify an evidence pack, exported lines or segments, a log directory or a log at a URL; name what was changed
     Verify(check::Verify),
+    /// Rebuild the budgets from the stream's first message and compare them with metering's snapshots
+    VerifyReplay(replay::VerifyReplay),
     /// Write evidence: entries with proofs, and how to verify them without this program
     Export(export::Export),
     /// Check the data directory of a stopped ledger, name what is damaged, and repair it
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
             Verb::Usage(usage) => usage.run().await,
             Verb::Log(log) => log.run().await,
             Verb::Verify(verify) => verify.run().await,
+            Verb::VerifyReplay(replay) => replay.run().await,
             Verb::Fsck(fsck) => fsck.run().await,
             Verb::Export(export) => export.run().await,
             Verb::Agent(agents) => agents.run().await,
@@ -121,7 +126,10 @@ pub fn main() -> ExitCode {
 /// Says what went wrong in a line; the status that goes with it.
 fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(status) = error.downcast_ref::<tonic::Status>() {
-        return failed(&anyhow::anyhow!(client::explain(status)), 1);
+        let (explained, said) = (client::explain(status), error.to_string());
+        // What was being done, where that was said.
+        let text = if said == status.to_string() { explained } else { format!("{said}: {explained}") };
+        return failed(&anyhow::anyhow!(text), 1);
     }
     // Whoever reads the output has seen enough.
     if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {

@@ -15,6 +15,7 @@ const CELLS: u8 = 24;
 /// A bar with counts and rate.
 pub struct Shown {
     what: &'static str,
+    unit: &'static str,
     begun: Instant,
     last: Option<Instant>,
     is_terminal: bool,
@@ -23,14 +24,19 @@ pub struct Shown {
 impl Shown {
     /// Shows that entries are `what`, such as "verified".
     pub fn new(what: &'static str) -> Self {
-        Self { what, begun: Instant::now(), last: None, is_terminal: io::stderr().is_terminal() }
+        Self::of(what, "entries")
+    }
+
+    /// Shows that things of this name are `what`.
+    pub fn of(what: &'static str, unit: &'static str) -> Self {
+        Self { what, unit, begun: Instant::now(), last: None, is_terminal: io::stderr().is_terminal() }
     }
 
     /// So many of so many.
     pub fn update(&mut self, done: u64, total: u64) {
         if self.is_terminal && self.last.is_none_or(|last| last.elapsed() >= PERIOD) {
             self.last = Some(Instant::now());
-            let line = line(self.what, done, total, self.begun.elapsed());
+            let line = line(self.what, self.unit, done, total, self.begun.elapsed());
             // Progress that can't be shown is no reason to stop.
             let _ = write!(io::stderr(), "\r{line}\x1b[K");
         }
@@ -50,11 +56,11 @@ impl Drop for Shown {
     }
 }
 
-fn line(what: &str, done: u64, total: u64, elapsed: Duration) -> String {
+fn line(what: &str, unit: &str, done: u64, total: u64, elapsed: Duration) -> String {
     let filled = usize::try_from(done.min(total) * u64::from(CELLS) / total.max(1)).unwrap_or_default();
     let bar: String = (0..usize::from(CELLS)).map(|cell| if cell < filled { '#' } else { '.' }).collect();
     let rate = u128::from(done) * 1000 / elapsed.as_millis().max(1);
-    format!("[{bar}] {what} {done} of {total} entries, {rate}/s")
+    format!("[{bar}] {what} {done} of {total} {unit}, {rate}/s")
 }
 
 #[cfg(test)]
@@ -63,9 +69,12 @@ mod tests {
 
     #[test]
     fn a_bar_says_how_much_is_done_and_how_fast() {
-        let half = line("verified", 50, 100, Duration::from_secs(5));
+        let half = line("verified", "entries", 50, 100, Duration::from_secs(5));
         assert_eq!(half, "[############............] verified 50 of 100 entries, 10/s");
-        assert!(line("exported", 0, 0, Duration::ZERO).contains("0 of 0 entries, 0/s"));
-        assert!(line("exported", 9, 5, Duration::from_secs(1)).starts_with(&format!("[{}]", "#".repeat(24))));
+        assert!(line("exported", "messages", 0, 0, Duration::ZERO).contains("0 of 0 messages, 0/s"));
+        assert!(
+            line("exported", "entries", 9, 5, Duration::from_secs(1))
+                .starts_with(&format!("[{}]", "#".repeat(24)))
+        );
     }
 }

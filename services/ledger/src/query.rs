@@ -3,6 +3,8 @@
 //! Left out: transport. Invariant: every entry that is returned was compared with the whole filter and with what the caller may see,
 //! whatever the index says.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use exchequer_auth::{Caller, Denied};
 use exchequer_event::{
@@ -143,8 +145,12 @@ impl Query {
         until: u64,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let end = if self.filter.until_index == 0 { until } else { until.min(self.filter.until_index) };
-        let from = from.max(self.filter.from_index);
+        let mut end = if self.filter.until_index == 0 { until } else { until.min(self.filter.until_index) };
+        let mut from = from.max(self.filter.from_index);
+        if self.filter.stream_seq > 0 {
+            let message = message(reader, self.filter.stream_seq, until)?;
+            (from, end) = (from.max(message.start), end.min(message.end));
+        }
         let mut page = self.page_within(reader, index, from, end, limit)?;
         if page.next >= end {
             page.next = until;
@@ -197,6 +203,24 @@ impl Query {
         let end = until.min(from + STEP as u64);
         ((from..end).collect(), end)
     }
+}
+
+/// Indexes of the entries of one stream message among the first `size`. No index is kept for it: sequences never fall along the log, so
+/// a search reads a bundle for each halving of it.
+fn message(reader: &LogReader, stream_seq: u64, size: u64) -> Result<Range<u64>, StoreError> {
+    let mut bundle = CurrentBundle::default();
+    let mut first = |from: u64, is_before: &dyn Fn(u64) -> bool| -> Result<u64, StoreError> {
+        let (mut low, mut high) = (from, size);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let bytes = bundle.entry(reader, middle, size)?;
+            let entry = entry::decode(&bytes).map_err(|_| StoreError::NotInTree { index: middle })?;
+            if is_before(entry.stream_seq) { low = middle + 1 } else { high = middle }
+        }
+        Ok(low)
+    };
+    let start = first(0, &|seq| seq < stream_seq)?;
+    Ok(start..first(start, &|seq| seq <= stream_seq)?)
 }
 
 /// The bundle that was read last.

@@ -146,6 +146,15 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Every snapshot with the stream sequence that it is kept under, or what is wrong with it. Blocks.
+    pub fn all(&self) -> Vec<(u64, Result<Fold, String>)> {
+        let read = self.db.iter().map(|entry| match entry {
+            Ok((key, bytes)) => (<[u8; 8]>::try_from(&*key).map_or(0, u64::from_be_bytes), decode(&bytes)),
+            Err(error) => (0, Err(error.to_string())),
+        });
+        read.collect()
+    }
+
     /// The newest snapshot of a stream with so many partitions that is whole. Blocks.
     pub fn newest(&self, partitions: u16) -> Option<Fold> {
         let fold = self.db.iter().rev().find_map(|entry| {

@@ -25,8 +25,9 @@ use super::{
     report::{Report, Verdict},
     verify::{self, Progress, Target, Trust},
 };
+pub(super) use fetch::Listing;
+use fetch::Merged;
 pub use fetch::Transport;
-use fetch::{Listing, Merged};
 use partial::{Output, Partial, Written};
 
 /// What is written.
@@ -136,7 +137,7 @@ impl From<io::Error> for ExportError {
     }
 }
 
-fn answers<T>(detail: impl Into<String>) -> Result<T, ExportError> {
+pub(super) fn answers<T>(detail: impl Into<String>) -> Result<T, ExportError> {
     Err(ExportError::Answers(detail.into()))
 }
 

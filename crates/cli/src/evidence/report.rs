@@ -6,8 +6,10 @@ use std::fmt;
 
 use exchequer_tlog::RangeCheck;
 use serde::Serialize;
+use serde_json::Value as Json;
 
 use super::pack::{Scope, TimeRange};
+use crate::describe::utc;
 
 /// Faults that a report lists. Those beyond are counted.
 pub const MAX_FAULTS: usize = 100;
@@ -65,6 +67,8 @@ pub enum FaultKind {
     Inconsistent,
     /// The pack is not in its own format, or not what its manifest says.
     PackDamaged,
+    /// The receipt is not in its own format, or not of what it says.
+    ReceiptDamaged,
     /// An entry of a tenant's pack belongs to somebody else.
     ForeignEntry,
     /// An entry's inclusion proof does not lead to the signed root.
@@ -166,6 +170,8 @@ pub struct Cosignature {
 pub enum Subject {
     /// An evidence pack.
     Pack,
+    /// A receipt of a decision.
+    Receipt,
     /// Evidence in lines.
     Lines,
     /// A directory of segments.
@@ -189,6 +195,26 @@ impl RangeRoots {
     pub(super) fn of(range: &RangeCheck) -> Self {
         Self { before: range.before().to_string(), after: range.after().to_string() }
     }
+}
+
+/// What a receipt shows to have been decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decided {
+    /// The partition.
+    pub partition: String,
+    /// Number of the block within it.
+    pub block: u64,
+    /// Stream sequence of the block.
+    pub stream_seq: u64,
+    /// When it was decided by the writer's clock, milliseconds since the Unix epoch.
+    pub time_unix_ms: u64,
+    /// What was asked for: an idempotency key or a hold.
+    pub about: String,
+    /// The decisions, by the protocol's own names.
+    pub decisions: Vec<Json>,
+    /// The same in words.
+    #[serde(skip)]
+    pub lines: Vec<String>,
 }
 
 /// The result of a verification.
@@ -238,6 +264,9 @@ pub struct Report {
     /// The trees at both ends of a range that holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range_roots: Option<RangeRoots>,
+    /// What a receipt is of. Only if it holds has it been decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided: Option<Decided>,
     /// What was checked.
     pub checked: Checked,
     /// What the reader must know beside the verdict.
@@ -267,6 +296,7 @@ impl Report {
             scope: None,
             time: None,
             range_roots: None,
+            decided: None,
             checked: Checked::default(),
             notes: Vec::new(),
             faults: Vec::new(),
@@ -297,6 +327,8 @@ impl Report {
     }
 
     pub(super) fn finish(mut self) -> Self {
+        // What was not shown to be decided is not repeated as if it were.
+        self.decided = self.decided.filter(|_| self.verdict == Verdict::Holds);
         self.faults.sort_by_key(|fault| fault.index);
         self
     }
@@ -332,6 +364,7 @@ impl fmt::Display for Report {
         };
         let subject = match self.subject {
             Subject::Pack => "evidence pack",
+            Subject::Receipt => "receipt",
             Subject::Lines => "evidence in lines",
             Subject::Segments => "segments in",
             Subject::Directory => "log directory",
@@ -370,6 +403,19 @@ impl fmt::Display for Report {
         }
         if let Some(size) = self.continues_size {
             write!(f, "\n  continues  the saved checkpoint of {size} entries")?;
+        }
+        if let Some(decided) = &self.decided {
+            write!(
+                f,
+                "\n  decided at {} in block {} of partition {}, stream sequence {}",
+                utc(decided.time_unix_ms),
+                decided.block,
+                decided.partition,
+                decided.stream_seq
+            )?;
+            for line in &decided.lines {
+                write!(f, "\n  decision   {line}")?;
+            }
         }
         let c = &self.checked;
         write!(f, "\n  checked    {} entries", c.entries)?;

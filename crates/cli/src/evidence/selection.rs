@@ -338,8 +338,25 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// After the last entry.
-    pub(super) fn finish(mut self) {
+    /// After the last entry: what is checked of all of them, and what is to be said of such a selection.
+    pub(super) fn finish(self) {
+        let (scope, time) = (self.scope.clone(), self.time);
+        let report = self.close();
+        if let (Scope::Range { .. }, Some(_)) = (&scope, time) {
+            report.note(
+                "every entry of the range is here; the range was chosen by the authors' clocks, and an entry outside of it whose author \
+                 claims a time within is not ruled out",
+            );
+        }
+        if let Scope::Tenant(_) = &scope {
+            report.note(
+                "a tenant's pack shows that what it holds is in the log; it does not show that nothing of the tenant was left out",
+            );
+        }
+    }
+
+    /// After the last entry: what is checked of all of them.
+    pub(super) fn close(mut self) -> &'a mut Report {
         self.close_seal();
         let report = self.report;
         report.checked.signatures += self.auditor.counts().signatures;
@@ -360,17 +377,7 @@ impl<'a> Check<'a> {
                 report.fault(Fault::new(FaultKind::CheckpointSignature, detail));
             }
         }
-        if let (Scope::Range { .. }, Some(_)) = (&self.scope, self.time) {
-            report.note(
-                "every entry of the range is here; the range was chosen by the authors' clocks, and an entry outside of it whose author \
-                 claims a time within is not ruled out",
-            );
-        }
-        if let Scope::Tenant(_) = &self.scope {
-            report.note(
-                "a tenant's pack shows that what it holds is in the log; it does not show that nothing of the tenant was left out",
-            );
-        }
+        report
     }
 }
 

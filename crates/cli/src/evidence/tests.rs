@@ -7,6 +7,7 @@ mod keys;
 mod lines;
 mod ocsf;
 mod packs;
+mod receipts;
 mod resume;
 mod threads;
 mod times;

@@ -24,7 +24,7 @@ use super::{
     keys::{Signed, verify_signatures},
     lines,
     log::{self, Scanned},
-    pack, pack_check,
+    pack, pack_check, receipt,
     report::{Cosignature, Fault, FaultKind, Report, Subject, Verdict},
     saved::Saved,
     segments, signatures,
@@ -42,8 +42,10 @@ pub(super) const OWN_WORD: &str = "no key was given: the key is the log's own wo
 /// What to verify.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// An evidence pack, or evidence in lines with its proof file beside it.
+    /// An evidence pack, a receipt, or evidence in lines with its proof file beside it.
     Pack(PathBuf),
+    /// A receipt of a decision of metering.
+    Receipt(PathBuf),
     /// Evidence in lines whose proof file lies elsewhere.
     Lines {
         /// The records.
@@ -183,9 +185,15 @@ pub fn run_blocking(request: Request, mut progress: impl FnMut(Progress)) -> Fin
             // By what it is: beside a pack there can be what belonged to lines of the same name.
             if beside.is_file() && !pack::begins(path) {
                 lines::check(path, &beside, trust, &mut report, &mut progress);
+            } else if receipt::begins(path) {
+                receipt::check(path, trust, &mut report);
             } else {
                 pack_check::check(path, trust, &mut report, &mut progress);
             }
+            None
+        }
+        Target::Receipt(path) => {
+            receipt::check(path, trust, &mut report);
             None
         }
         Target::Lines { records, beside } => {
@@ -220,6 +228,7 @@ impl Target {
             Self::Pack(path) | Self::Lines { records: path, .. } => {
                 (Subject::Pack, path.display().to_string())
             }
+            Self::Receipt(path) => (Subject::Receipt, path.display().to_string()),
             Self::Directory(path) => (Subject::Directory, path.display().to_string()),
             Self::Url(url) => (Subject::Url, url.clone()),
         }

@@ -3,6 +3,7 @@
 
 mod confidential;
 mod export;
+mod receipts;
 mod served;
 mod up;
 mod witnesses;
@@ -70,7 +71,7 @@ fn a_refusal_names_the_scope_and_the_meter_that_bind() {
     let run = |rest: &[&str]| up.run("run", &[rest, &["--", "true"]].concat());
     run(&["--tenant", "acme"]).fails(1, &["FAILED_PRECONDITION", "no budget covers scope acme"]);
     let table = up.run("budget set", &["--scope", "acme", "invocations=1", "cpu_ms=100000"]).ok();
-    assert!(table.starts_with("SCOPE  METER"), "{table}");
+    assert!(table.starts_with("SCOPE  WINDOW"), "{table}");
     run(&["--tenant", "acme", "--scope", "skills/sh"]).ok();
     let binding = ["RESOURCE_EXHAUSTED", "scope=acme", "meter=invocations", "requested=1", "available=0"];
     run(&["--tenant", "acme", "--scope", "skills/sh"]).fails(1, &binding);

@@ -146,3 +146,29 @@ async fn a_range_of_indexes_bounds_a_listing_with_any_other_filter() {
         assert_eq!(tail.message().await.unwrap().unwrap().entry.unwrap().index, index);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_entries_of_a_stream_message_are_found_by_its_sequence_and_those_of_other_tenants_are_not_shown()
+{
+    let (world, _) = world().await;
+    let stream_seq = |entry: &v1::LogEntry| exchequer_event::entry::decode(&entry.entry).unwrap().stream_seq;
+    for who in [AUDITOR, ACME] {
+        let all = entries(&world, who, &v1::ListEntriesRequest::default()).await;
+        let last = stream_seq(all.last().unwrap());
+        let mut found = 0;
+        for wanted in 1..=last + 2 {
+            let filter = EntryFilter { stream_seq: wanted, ..EntryFilter::default() };
+            let request = v1::ListEntriesRequest {
+                filter: Some(filter),
+                page_size: 3,
+                tree_size: all.last().unwrap().index + 1,
+                ..Default::default()
+            };
+            let expected: Vec<_> = all.iter().filter(|entry| stream_seq(entry) == wanted).cloned().collect();
+            let listed = entries(&world, who, &request).await;
+            assert_eq!(listed, expected, "{who:?} {wanted}");
+            found += listed.len();
+        }
+        assert_eq!(found, all.len());
+    }
+}

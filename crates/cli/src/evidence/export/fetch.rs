@@ -50,7 +50,7 @@ impl<T> Transport for T where
 type Answer = Pin<Box<dyn Future<Output = Result<Response<v1::ListEntriesResponse>, Status>> + Send>>;
 
 /// Entries by one filter.
-pub(super) struct Listing<T> {
+pub(in crate::evidence) struct Listing<T> {
     client: LedgerServiceClient<T>,
     request: v1::ListEntriesRequest,
     /// The page after the one that is being read.
@@ -65,7 +65,10 @@ pub(super) struct Listing<T> {
 }
 
 impl<T: Transport> Listing<T> {
-    pub(super) fn new(client: &LedgerServiceClient<T>, mut request: v1::ListEntriesRequest) -> Self {
+    pub(in crate::evidence) fn new(
+        client: &LedgerServiceClient<T>,
+        mut request: v1::ListEntriesRequest,
+    ) -> Self {
         request.page_size = PAGE;
         let mut listing = Self {
             client: client.clone(),
@@ -93,7 +96,7 @@ impl<T: Transport> Listing<T> {
     }
 
     /// The next entry.
-    pub(super) async fn next(&mut self) -> Result<Option<v1::LogEntry>, ExportError> {
+    pub(in crate::evidence) async fn next(&mut self) -> Result<Option<v1::LogEntry>, ExportError> {
         loop {
             let Some(entry) = self.page.pop_front() else {
                 let Some(answer) = self.ahead.take() else { return Ok(None) };

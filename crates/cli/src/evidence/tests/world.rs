@@ -40,6 +40,8 @@ pub(super) struct World {
     pub(super) entries: Vec<Bytes>,
     agents: BTreeMap<u8, (u64, Digest)>,
     block: (u64, Digest),
+    /// Seed of the key that signs blocks.
+    pub(super) metering: u8,
 }
 
 impl World {
@@ -51,6 +53,7 @@ impl World {
             entries: Vec::new(),
             agents: BTreeMap::new(),
             block: (0, Digest::ZERO),
+            metering: 101,
         };
         let public = |seed| Bytes::copy_from_slice(key(seed).verifying_key().as_bytes());
         let enrol = |role: KeyRole, holder: &str, seed| {
@@ -165,9 +168,14 @@ impl World {
             usage_cursor: 0,
         };
         let items = runs.iter().map(|run| Bytes::from(run.encode_to_vec())).collect();
-        let block = seal::seal_block(&key(101), place, items);
+        let block = seal::seal_block(&key(self.metering), place, items);
         self.block = (index + 1, seal::block_digest(&block.seal));
         self.publish("budget.0", block.encode_to_vec().into());
+    }
+
+    /// Stream sequence of the last message.
+    pub(super) fn stream_seq(&self) -> u64 {
+        self.stream_seq
     }
 
     /// A message that is not accepted.
