@@ -167,10 +167,11 @@ fn sum(checkpoint: &str) -> String {
     hex::encode(Sha256::digest(checkpoint))
 }
 
-/// Whether a file begins as a receipt does, and no archive.
+/// Whether a file begins as a receipt does.
 pub(super) fn begins(path: &Path) -> bool {
-    let mut first = [0];
-    File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == *b"{"
+    let expected = format!("{{\n  \"format\": \"{FORMAT}\"");
+    let mut first = vec![0; expected.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == expected.as_bytes()
 }
 
 /// Checks a receipt's file into the report.
@@ -223,14 +224,19 @@ pub(super) fn check_bytes(bytes: &[u8], trust: &Trust, report: &mut Report) {
     let mut shape = Shape::default();
     for proven in &receipt.entries {
         let index = proven.index;
+        if shape.last.replace(index).is_some_and(|last| index <= last) {
+            check.report.fault(broken("it is out of order".into()).at(index, ""));
+            break;
+        }
         let Ok(bytes) = BASE64.decode(&proven.entry).map(Bytes::from) else {
             check.report.fault(broken("its entry is no base64".into()).at(index, ""));
             continue;
         };
         let proof: Option<Vec<Hash>> = proven.proof.iter().map(|hash| hash.parse().ok()).collect();
         check.entry(index, &bytes, proof.map(Some).ok_or_else(|| "it has an unreadable hash".to_owned()));
-        if let Err(detail) = shape.take(index, &bytes) {
-            check.report.fault(broken(detail).at(index, ""));
+        if !shape.take(&bytes) {
+            let detail = "such an entry is in no receipt, or only once";
+            check.report.fault(broken(detail.into()).at(index, ""));
         }
     }
     check.close();
@@ -257,22 +263,19 @@ struct Shape {
 }
 
 impl Shape {
-    fn take(&mut self, index: u64, bytes: &Bytes) -> Result<(), String> {
-        if self.last.is_some_and(|last| index <= last) {
-            return Err("it is out of order".into());
-        }
-        self.last = Some(index);
+    /// Takes an entry; whether it may be there.
+    fn take(&mut self, bytes: &Bytes) -> bool {
         // What can't be decoded has been reported.
-        let Ok(decoded) = entry::decode(bytes) else { return Ok(()) };
+        let Ok(decoded) = entry::decode(bytes) else { return true };
         match decoded.kind {
             Some(Kind::Control(_)) => {}
             Some(Kind::BlockSealed(seal)) if self.seal.is_none() => self.seal = Some(seal),
             Some(Kind::DecisionRun(run)) if self.run.is_none() => {
                 self.run = seal::decode_run(&run).ok().map(|run| (decoded.stream_seq, run));
             }
-            _ => return Err("such an entry is in no receipt, or only once".into()),
+            _ => return false,
         }
-        Ok(())
+        true
     }
 
     fn decided(&self, receipt: &Receipt) -> Result<Decided, String> {

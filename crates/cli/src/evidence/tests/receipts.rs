@@ -69,7 +69,7 @@ fn case() -> Case {
     world.runs(1_795_309_323_456, vec![other, run.clone()]);
     let stream_seq = world.stream_seq();
     // The log goes on.
-    world.block(&["acme"]);
+    world.runs(1_795_309_323_456, vec![v1::DecisionRun { tenant: "acme".into(), decisions: vec![denied()] }]);
     Case { world, run, stream_seq }
 }
 
