@@ -1,10 +1,12 @@
 //! The file that says which budgets and settings there are to be: read as a whole, with every fault at its path and line.
 //!
-//! Left out: what only metering knows, such as whether a time zone exists. Invariant: plans are returned only of a file without fault.
+//! Left out: what only metering knows, such as what there is already. Invariant: plans are returned only of a file without fault.
 
 use std::collections::BTreeMap;
 
-use exchequer_budget::{MAX_GRANTED, ScopePath, TenantId};
+use exchequer_budget::{
+    GrantId, MAX_GRANT, MAX_GRANTED, MAX_PERIOD_MS, MAX_THRESHOLDS, ScopePath, TenantId, WebhookUrl, Zone,
+};
 use exchequer_event::v1::{self, Enforcement, MeterAmount, Overage, Window, threshold::At};
 
 use super::{
@@ -14,10 +16,6 @@ use super::{
 };
 use crate::export::time;
 
-/// Thresholds of a budget at most.
-const MAX_THRESHOLDS: usize = 8;
-/// Longest period of a rate limit.
-const MAX_PERIOD_MS: u64 = 86_400_000;
 /// Meters that every tenant has.
 const METERS: [&str; 9] = [
     "cpu_ms",
@@ -158,10 +156,23 @@ fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn grant_amount(text: &str) -> Result<u64, String> {
+    match granted(text)? {
+        number if number > MAX_GRANT => Err(format!("must be at most {MAX_GRANT}")),
+        number => Ok(number),
+    }
+}
+
 fn grant_id(text: &str) -> Result<String, String> {
-    let is_one = (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if is_one { Ok(text.to_owned()) } else { Err("must be 1 to 64 characters of [A-Za-z0-9._-]".to_owned()) }
+    GrantId::parse(text).map(|id| id.to_string()).map_err(|fault| fault.to_string())
+}
+
+fn known_zone(text: &str) -> Result<String, String> {
+    match Zone::parse(text) {
+        Ok(zone) if zone.known() => Ok(zone.to_string()),
+        Ok(_) => Err("is not a known IANA time zone".to_owned()),
+        Err(fault) => Err(fault.to_string()),
+    }
 }
 
 fn meter(text: &str) -> Result<String, String> {
@@ -315,9 +326,9 @@ impl Reader {
             for (node, path) in reader.list(fields.optional("budgets")) {
                 let budget =
                     reader.map(node, &path, |reader, fields| reader.budget(tenant, fields, &mut plan.grants));
-                for key in Plan::budget_keys(&budget) {
-                    reader.once(format!("the {key}"), node.line, &path);
-                }
+                // Its settings are those of all meters of the scope over the window.
+                let window = words::word::<Window>(budget.window);
+                reader.once(format!("the budget of {}, {window},", budget.scope), node.line, &path);
                 plan.budgets.push(budget);
             }
             plan
@@ -328,8 +339,9 @@ impl Reader {
     fn webhook(&mut self, fields: &mut Fields<'_>) -> Option<String> {
         fields.scalar(self, "webhook", |text| match text {
             "none" => Ok(String::new()),
-            url if url.starts_with("http://") || url.starts_with("https://") => Ok(url.to_owned()),
-            _ => Err("expected an http or https URL, or none".to_owned()),
+            url => WebhookUrl::parse(url)
+                .map(|url| url.to_string())
+                .map_err(|fault| format!("{fault}; or `none`")),
         })
     }
 
@@ -349,7 +361,7 @@ impl Reader {
             time_zone: fields
                 .scalar(self, "time_zone", |zone| match window {
                     Window::Unspecified => Err("is only with a window".to_owned()),
-                    _ => text(zone),
+                    _ => known_zone(zone),
                 })
                 .unwrap_or_default(),
             enforcement: fields
@@ -446,7 +458,9 @@ impl Reader {
                     false => Err("is none of this budget's".to_owned()),
                 })
                 .unwrap_or_default(),
-            amount: fields.needed(self, "amount", above_zero).unwrap_or_default(),
+            amount: fields
+                .needed(self, "amount", |text| above_zero(text).and_then(|_| grant_amount(text)))
+                .unwrap_or_default(),
             priority: fields
                 .scalar(self, "priority", |text| {
                     u32::try_from(words::number(text)?).map_err(|_| "is too large".to_owned())
@@ -457,7 +471,7 @@ impl Reader {
             recurring: recurring.unwrap_or_default(),
             rollover_cap: fields
                 .scalar(self, "rollover_cap", |text| match recurring {
-                    Some(true) => granted(text),
+                    Some(true) => grant_amount(text),
                     _ => Err("is only with recurring: true".to_owned()),
                 })
                 .unwrap_or_default(),
@@ -553,12 +567,12 @@ tenants:
           - {id: g, meter: cpu_ms, amount: 1, effective: 2026-02-01, expires: 2026-01-01, rollover_cap: 3}
       - {scope: acme, window: year, amounts: {cpu_ms: 1}}
       - {scope: acme, amounts: {}}
-      - {window: day, amounts: {cpu_ms: 1}}
+      - {window: day, time_zone: Europe/Wien, amounts: {cpu_ms: 1}}
   Ac/me: {}
 ";
         let expected = [
             "line 1: version: there is no such field",
-            "line 4: tenants.acme.webhook: expected an http or https URL, or none",
+            "line 4: tenants.acme.webhook: is not an http or https URL; or `none`",
             "line 6: tenants.acme.meters.cpu_ms: is one of the product's own",
             "line 7: tenants.acme.meters.Bad: must match [a-z][a-z0-9_]{0,31}",
             "line 9: tenants.acme.prices[0].meter: what costs is priced, and not the cost",
@@ -578,15 +592,17 @@ tenants:
             "line 21: tenants.acme.budgets[0].thresholds[2]: is given twice",
             "line 21: tenants.acme.budgets[0].thresholds[3]: expected a threshold such as 80%, 4000 or \"forecast 100%\"",
             "line 23: tenants.acme.budgets[0].grants[0].amount: must be above zero",
-            "line 23: tenants.acme.budgets[0].grants[0].id: must be 1 to 64 characters of [A-Za-z0-9._-]",
+            "line 23: tenants.acme.budgets[0].grants[0].id: contains a character that is not allowed",
             "line 23: tenants.acme.budgets[0].grants[0].meter: is none of this budget's",
             "line 23: tenants.acme.budgets[0].grants[0].recurring: is only with a window",
             "line 24: tenants.acme.budgets[0].grants[1].expires: must be after effective",
             "line 24: tenants.acme.budgets[0].grants[1].rollover_cap: is only with recurring: true",
-            "line 25: tenants.acme.budgets[1]: the budget of acme, lifetime, cpu_ms is given on line 15 already",
+            "line 25: tenants.acme.budgets[1]: the budget of acme, lifetime, is given on line 15 already",
             "line 25: tenants.acme.budgets[1].window: expected one of lifetime, hour, day, week, month",
+            "line 26: tenants.acme.budgets[2]: the budget of acme, lifetime, is given on line 15 already",
             "line 26: tenants.acme.budgets[2].amounts: names no meter",
             "line 27: tenants.acme.budgets[3].scope: is missing",
+            "line 27: tenants.acme.budgets[3].time_zone: is not a known IANA time zone",
         ];
         let found = faults(text);
         for fault in expected {

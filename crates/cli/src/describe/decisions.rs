@@ -191,6 +191,11 @@ fn denial(denied: &v1::HoldDenied) -> String {
     let why = match denied.reason() {
         DenialReason::NoBudget => "no enclosing scope has a budget".to_owned(),
         DenialReason::InDebt => format!("the {of}budget of {binding_scope} is in debt for {binding_meter}"),
+        DenialReason::RateLimited if denied.retry_after_ms == 0 => {
+            format!(
+                "{requested} of {binding_meter} is more than the rate limit at {binding_scope} takes at once"
+            )
+        }
         DenialReason::RateLimited => format!(
             "the rate limit of {binding_meter} at {binding_scope} is reached, {requested} requested, again in {} ms",
             denied.retry_after_ms
