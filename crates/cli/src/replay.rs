@@ -4,6 +4,7 @@
 //! is said to be equal was reached from the stream's first message with no snapshot's help.
 
 use std::{
+    cmp::Reverse,
     fmt::Write as _,
     fs::File,
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use exchequer_event::{digest::Digest, v1};
-use exchequer_metering::{Fold, Folded, Read, Snapshots};
+use exchequer_metering::{Fold, Folded, Read, Snapshots, agreed, partition};
 use exchequer_stream::{EventStream, JetStream, LocalStream, jetstream};
 use futures::StreamExt as _;
 use serde::Serialize;
@@ -60,9 +61,9 @@ pub struct VerifyReplay {
     /// Compare with metering that runs; the stream has to be NATS
     #[arg(long, requires = "nats")]
     running: bool,
-    /// The partition
-    #[arg(long, value_name = "NAME", default_value = "0")]
-    partition: String,
+    /// One partition [default: all]
+    #[arg(long, value_name = "N")]
+    partition: Option<u16>,
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
@@ -73,6 +74,7 @@ pub struct VerifyReplay {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim {
     what: String,
+    partition: u16,
     stream_seq: u64,
     digest: Digest,
 }
@@ -81,6 +83,7 @@ struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Compared {
     what: String,
+    partition: u16,
     stream_seq: u64,
     claimed: String,
     /// None where the stream has no message of that sequence.
@@ -91,11 +94,10 @@ struct Compared {
 /// What a replay came to.
 #[derive(Clone, Debug, Default, Serialize)]
 struct Outcome {
-    partition: String,
     /// Stream sequence of the last message.
     stream_seq: u64,
-    /// BLAKE3 budget state digest there.
-    state_digest: String,
+    /// BLAKE3 budget state digest of each partition there.
+    state_digests: Vec<String>,
     messages: u64,
     blocks: u64,
     void_blocks: u64,
@@ -107,6 +109,11 @@ struct Outcome {
     unreadable: Vec<String>,
 }
 
+/// The digest of a partition's state, as snapshots and positions have it.
+fn digest_of(fold: &Fold, partition: u16) -> Digest {
+    Digest(fold.budget(partition).digest(fold.past(partition)))
+}
+
 /// A replay under way.
 struct Replay {
     fold: Fold,
@@ -116,10 +123,14 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(partition: &str, mut claims: Vec<Claim>) -> Self {
-        claims.sort_by(|a, b| (b.stream_seq, &b.what).cmp(&(a.stream_seq, &a.what)));
-        let outcome = Outcome { partition: partition.to_owned(), ..Outcome::default() };
-        Self { fold: Fold::new(partition), claims, outcome }
+    fn new(partitions: u16, mut claims: Vec<Claim>) -> Self {
+        let place = |claim: &Claim| (claim.stream_seq, claim.partition, claim.what.clone());
+        claims.sort_by_key(|claim| Reverse(place(claim)));
+        Self { fold: Fold::new(partitions), claims, outcome: Outcome::default() }
+    }
+
+    fn digest(&self, partition: u16) -> Digest {
+        digest_of(&self.fold, partition)
     }
 
     fn take(&mut self, read: Read<'_>) {
@@ -139,9 +150,10 @@ impl Replay {
     fn compare_before(&mut self, seq: u64) {
         while let Some(claim) = self.claims.pop_if(|claim| claim.stream_seq < seq) {
             let here = self.fold.cursor() == claim.stream_seq;
-            let replayed = here.then(|| Digest(self.fold.budget().digest()));
+            let replayed = here.then(|| self.digest(claim.partition));
             self.outcome.compared.push(Compared {
                 what: claim.what,
+                partition: claim.partition,
                 stream_seq: claim.stream_seq,
                 claimed: claim.digest.to_string(),
                 equal: replayed == Some(claim.digest),
@@ -152,9 +164,11 @@ impl Replay {
 
     fn finish(mut self, elapsed: Duration, unreadable: Vec<String>) -> Outcome {
         self.compare_before(u64::MAX);
+        let digests =
+            (0..self.fold.partitions()).map(|partition| self.digest(partition).to_string()).collect();
         let mut outcome = self.outcome;
         outcome.stream_seq = self.fold.cursor();
-        outcome.state_digest = Digest(self.fold.budget().digest()).to_string();
+        outcome.state_digests = digests;
         outcome.seconds = elapsed.as_secs_f64();
         let rate = u128::from(outcome.decisions) * 1_000_000 / elapsed.as_micros().max(1);
         outcome.decisions_per_s = u64::try_from(rate).unwrap_or(u64::MAX);
@@ -184,9 +198,14 @@ impl Outcome {
         // Writing to a string can't fail.
         let _ = write!(
             text,
-            ": partition {} replayed to stream sequence {}\n  state      {}",
-            self.partition, self.stream_seq, self.state_digest
+            ": {} {} replayed to stream sequence {}",
+            self.state_digests.len(),
+            if self.state_digests.len() == 1 { "partition" } else { "partitions" },
+            self.stream_seq
         );
+        for (partition, digest) in self.state_digests.iter().enumerate() {
+            let _ = write!(text, "\n  state      {digest} of partition {partition}");
+        }
         let void = match self.void_blocks {
             0 => String::new(),
             void => format!(", {void} void blocks of fenced writers"),
@@ -196,7 +215,8 @@ impl Outcome {
             "\n  replayed   {} messages, {} blocks{void}, {} decisions in {:.1} s: {} decisions/s",
             self.messages, self.blocks, self.decisions, self.seconds, self.decisions_per_s
         );
-        for Compared { what, stream_seq, claimed, replayed, equal } in &self.compared {
+        for Compared { what, partition, stream_seq, claimed, replayed, equal } in &self.compared {
+            let what = format!("{what} of partition {partition}");
             let _ = match (replayed, equal) {
                 (_, true) => write!(text, "\n  equal      {what} at {stream_seq}"),
                 (Some(replayed), false) => write!(
@@ -222,15 +242,24 @@ impl Outcome {
 impl VerifyReplay {
     /// Runs it.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let (claims, unreadable) = if self.running {
-            (self.ask().await?, Vec::new())
+        // What is stored is read first: it says whether the service is stopped.
+        let stored = if self.running {
+            None
         } else {
             let dir = self.metering.clone().unwrap_or_else(|| self.connection.data.join("metering"));
-            let partition = self.partition.clone();
-            tokio::task::spawn_blocking(move || stored(&dir, &partition)).await??
+            Some(tokio::task::spawn_blocking(move || stored(&dir)).await??)
         };
         let stream = self.open().await?;
-        let mut replay = Replay::new(&self.partition, claims);
+        let partitions = agreed(stream.as_ref()).await.context("the stream")?;
+        if let Some(partition) = self.partition.filter(|partition| *partition >= partitions) {
+            bail!("there is no partition {partition}: the stream has {partitions}");
+        }
+        let (mut claims, unreadable) = match stored {
+            Some(stored) => claims_of(stored, partitions),
+            None => (self.ask(partitions).await?, Vec::new()),
+        };
+        claims.retain(|claim| self.partition.is_none_or(|only| claim.partition == only));
+        let mut replay = Replay::new(partitions, claims);
         let elapsed = read_all(stream.as_ref(), &mut replay).await?;
         let outcome = replay.finish(elapsed, unreadable);
         match self.format {
@@ -258,17 +287,22 @@ impl VerifyReplay {
     }
 
     /// What metering that runs says of itself.
-    async fn ask(&self) -> anyhow::Result<Vec<Claim>> {
-        let request = v1::GetPositionRequest { partition: self.partition.clone() };
-        let position = self.connection.metering().await?.get_position(request).await?.into_inner();
-        let claim = |what: &str, stream_seq: u64, digest: &[u8]| {
-            let digest =
-                Digest::from_slice(digest).context("metering answered a digest of another length")?;
-            anyhow::Ok(Claim { what: what.to_owned(), stream_seq, digest })
-        };
-        let mut claims = vec![claim("the running state", position.stream_seq, &position.state_digest)?];
-        for snapshot in &position.snapshots {
-            claims.push(claim("snapshot", snapshot.stream_seq, &snapshot.state_digest)?);
+    async fn ask(&self, partitions: u16) -> anyhow::Result<Vec<Claim>> {
+        let mut client = self.connection.metering().await?;
+        let mut claims = Vec::new();
+        for partition in 0..partitions {
+            let request = v1::GetPositionRequest { partition: partition::name(partition) };
+            let position = client.get_position(request).await?.into_inner();
+            let mut claim = |what: &str, stream_seq: u64, digest: &[u8]| {
+                let digest =
+                    Digest::from_slice(digest).context("metering answered a digest of another length")?;
+                claims.push(Claim { what: what.to_owned(), partition, stream_seq, digest });
+                anyhow::Ok(())
+            };
+            claim("the running state", position.stream_seq, &position.state_digest)?;
+            for snapshot in &position.snapshots {
+                claim("snapshot", snapshot.stream_seq, &snapshot.state_digest)?;
+            }
         }
         // Before the first message there is nothing to be equal.
         claims.retain(|claim| claim.stream_seq > 0);
@@ -302,8 +336,14 @@ async fn read_all(stream: &dyn EventStream, replay: &mut Replay) -> anyhow::Resu
     }
 }
 
-/// The snapshots in the data directory of metering that is stopped, and what is wrong with others.
-fn stored(data: &Path, partition: &str) -> anyhow::Result<(Vec<Claim>, Vec<String>)> {
+/// Snapshots by the sequence that they are kept under, and what else is to be said.
+struct Stored {
+    snapshots: Vec<(u64, Result<Fold, String>)>,
+    notes: Vec<String>,
+}
+
+/// The snapshots in the data directory of metering that is stopped.
+fn stored(data: &Path) -> anyhow::Result<Stored> {
     let dir = data.join("snapshots");
     // Opening makes what is not there, and sets aside what can't be opened.
     if !dir.is_dir() {
@@ -314,22 +354,34 @@ fn stored(data: &Path, partition: &str) -> anyhow::Result<(Vec<Claim>, Vec<Strin
         bail!("{} is in use by another process; --running asks metering that runs", data.display());
     }
     let (snapshots, aside) = Snapshots::open(&dir).with_context(|| dir.display().to_string())?;
-    let mut claims = Vec::new();
-    let mut unreadable: Vec<_> = aside
+    let notes = aside
         .map(|aside| format!("the snapshots can't be opened and were moved to {}", aside.display()))
         .into_iter()
         .collect();
-    for (stream_seq, read) in snapshots.all(partition) {
+    Ok(Stored { snapshots: snapshots.all(), notes })
+}
+
+/// What the snapshots say of each partition, and what is wrong with those that say nothing.
+fn claims_of(stored: Stored, partitions: u16) -> (Vec<Claim>, Vec<String>) {
+    let (mut claims, mut notes) = (Vec::new(), stored.notes);
+    for (stream_seq, read) in stored.snapshots {
         match read {
-            Ok(fold) => claims.push(Claim {
-                what: "snapshot".to_owned(),
-                stream_seq: fold.cursor(),
-                digest: Digest(fold.budget().digest()),
-            }),
-            Err(fault) => unreadable.push(format!("the snapshot at {stream_seq} can't be read: {fault}")),
+            Ok(fold) if fold.partitions() == partitions => {
+                claims.extend((0..partitions).map(|partition| Claim {
+                    what: "snapshot".to_owned(),
+                    partition,
+                    stream_seq: fold.cursor(),
+                    digest: digest_of(&fold, partition),
+                }));
+            }
+            Ok(fold) => notes.push(format!(
+                "the snapshot at {stream_seq} is of a stream with {} partitions, and not {partitions}",
+                fold.partitions()
+            )),
+            Err(fault) => notes.push(format!("the snapshot at {stream_seq} can't be read: {fault}")),
         }
     }
-    Ok((claims, unreadable))
+    (claims, notes)
 }
 
 #[cfg(test)]
@@ -344,12 +396,12 @@ mod tests {
     }
 
     fn claim(stream_seq: u64, digest: Digest) -> Claim {
-        Claim { what: "snapshot".to_owned(), stream_seq, digest }
+        Claim { what: "snapshot".to_owned(), partition: 0, stream_seq, digest }
     }
 
     /// Messages 1, 2 and 4, none of which changes a budget.
     fn replay(claims: Vec<Claim>) -> Outcome {
-        let mut replay = Replay::new("0", claims);
+        let mut replay = Replay::new(2, claims);
         let place = BlockPlace {
             partition: "0".into(),
             epoch: 1,
@@ -368,7 +420,7 @@ mod tests {
 
     #[test]
     fn each_claim_is_compared_with_the_state_at_its_sequence() {
-        let empty = Digest(Fold::new("0").budget().digest());
+        let empty = digest_of(&Fold::new(2), 0);
         let check = |claims: Vec<Claim>, equal: &[bool], status: u8| {
             let outcome = replay(claims);
             let found: Vec<_> = outcome.compared.iter().map(|compared| compared.equal).collect();
@@ -389,7 +441,7 @@ mod tests {
         // The blocks are by a key that no genesis enrolled.
         assert_eq!((outcome.messages, outcome.blocks, outcome.void_blocks), (3, 0, 3));
         let text = outcome.text();
-        for part in ["DIFFERENT: partition 0 replayed to stream sequence 4", "3 messages", "claimed  0101"] {
+        for part in ["DIFFERENT: 2 partitions replayed to stream sequence 4", "3 messages", "claimed  0101"] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

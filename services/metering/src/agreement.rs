@@ -25,6 +25,13 @@ pub(crate) enum Disagreement {
     Unreachable(String),
 }
 
+/// The number that a stream has, whoever asks: what was agreed on, or 1 where nothing was.
+pub async fn agreed(stream: &dyn EventStream) -> Result<u16, ReadError> {
+    let Some((value, _)) = stream.latest(KEY).await? else { return Ok(1) };
+    let number = std::str::from_utf8(&value).ok().and_then(|digits| digits.parse().ok());
+    number.ok_or_else(|| ReadError::Unavailable(format!("{KEY} holds no number of partitions")))
+}
+
 /// Agrees on `partitions`, or finds that another number was agreed on.
 pub(crate) async fn agree(stream: &dyn EventStream, partitions: u16) -> Result<(), Disagreement> {
     let deadline = Instant::now() + PATIENCE;

@@ -29,6 +29,7 @@ mod snapshots;
 pub mod usage;
 mod writer;
 
+pub use agreement::agreed;
 pub use fold::{Fold, Folded, Read};
 pub use options::Options;
 pub use propose::{Answer, Proposal, propose};

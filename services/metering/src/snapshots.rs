@@ -149,7 +149,9 @@ impl Snapshots {
     /// Every snapshot with the stream sequence that it is kept under, or what is wrong with it. Blocks.
     pub fn all(&self) -> Vec<(u64, Result<Fold, String>)> {
         let read = self.db.iter().map(|entry| match entry {
-            Ok((key, bytes)) => (<[u8; 8]>::try_from(&*key).map_or(0, u64::from_be_bytes), decode(&bytes)),
+            Ok((key, bytes)) => {
+                (<[u8; 8]>::try_from(&*key).map_or(0, u64::from_be_bytes), self.decode(&bytes))
+            }
             Err(error) => (0, Err(error.to_string())),
         });
         read.collect()

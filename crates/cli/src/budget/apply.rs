@@ -156,8 +156,8 @@ fn check_grants(tenants: &[Tenant]) -> Result<(), Refused> {
         return Ok(());
     }
     Err(Refused(format!(
-        "a grant can't be changed; end it (`budget grant revoke`) and give the new one an id of its own. Nothing was applied:\n  {}",
-        changed.join("\n  ")
+        "a grant can't be changed; end it (`budget grant revoke`) and give the new one an id of its own; nothing was applied: {}",
+        changed.join("; ")
     )))
 }
 

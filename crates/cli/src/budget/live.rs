@@ -103,15 +103,16 @@ pub fn calls(tenant: &str, live: &Plan, wanted: &Plan, changes: &[Change]) -> Ve
             Key::Price { scope, meter } => {
                 let price = source.prices.iter().find(|price| price.scope == *scope && price.meter == *meter);
                 calls.extend(price.cloned().map(|price| {
-                    Call::SetPrice(v1::PriceSet { per: if is_removed { 0 } else { price.per }, ..price })
+                    let gone = v1::PriceSet { micros: 0, per: 0, ..price.clone() };
+                    Call::SetPrice(if is_removed { gone } else { price })
                 }));
             }
             Key::RateLimit { scope, meter } => {
                 let is_it = |limit: &&v1::RateLimitSet| limit.scope == *scope && limit.meter == *meter;
                 let limit = source.rate_limits.iter().find(is_it);
                 calls.extend(limit.cloned().map(|limit| {
-                    let amount = if is_removed { 0 } else { limit.amount };
-                    Call::SetRateLimit(v1::RateLimitSet { amount, ..limit })
+                    let gone = v1::RateLimitSet { amount: 0, period_ms: 0, burst: 0, ..limit.clone() };
+                    Call::SetRateLimit(if is_removed { gone } else { limit })
                 }));
             }
             Key::ConcurrencyLimit { scope } => {
@@ -318,8 +319,10 @@ mod tests {
         let calls = calls("acme", &live, &wanted, &changes);
         for call in &calls {
             match call {
-                Call::SetPrice(price) => assert_eq!(price.per, 0),
-                Call::SetRateLimit(limit) => assert_eq!((limit.amount, limit.period_ms), (0, 60_000)),
+                Call::SetPrice(price) => assert_eq!((price.micros, price.per), (0, 0)),
+                Call::SetRateLimit(limit) => {
+                    assert_eq!((limit.amount, limit.period_ms, limit.burst), (0, 0, 0));
+                }
                 Call::SetConcurrencyLimit(limit) => assert_eq!(limit.max_open_holds, 0),
                 Call::SetWebhook(webhook) => assert_eq!(webhook.url, ""),
                 Call::RevokeGrant(grant) => assert_eq!(grant.tenant, "acme"),

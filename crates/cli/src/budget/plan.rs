@@ -229,26 +229,23 @@ pub fn differences(live: &Plan, wanted: &Plan, prune: bool) -> (Vec<Change>, usi
     let mut changes = Vec::new();
     let mut unnamed = 0;
     for (key, old) in &old {
-        match new.get_mut(key) {
-            Some(new) => {
-                if matches!(key, Key::Grant { .. }) && !new.contains_key("effective") {
-                    // From when it is added on, which is recorded.
-                    new.extend(old.get_key_value("effective").map(|(name, at)| (*name, at.clone())));
-                }
-                let fields = compare(old, new);
-                if !fields.is_empty() {
-                    changes.push(Change { key: key.clone(), action: Action::Change, fields });
-                }
+        if let Some(new) = new.get_mut(key) {
+            if matches!(key, Key::Grant { .. }) && !new.contains_key("effective") {
+                // From when it is added on, which is recorded.
+                new.extend(old.get_key_value("effective").map(|(name, at)| (*name, at.clone())));
             }
-            None => {
-                let is_told = *key == Key::Webhook && wanted.webhook.is_some();
-                if (prune || is_told) && !matches!(key, Key::Meter { .. }) {
-                    let fields = compare(old, &Fields::new());
-                    changes.push(Change { key: key.clone(), action: Action::Remove, fields });
-                } else {
-                    unnamed += 1;
-                }
+            let fields = compare(old, new);
+            if !fields.is_empty() {
+                changes.push(Change { key: key.clone(), action: Action::Change, fields });
             }
+            continue;
+        }
+        let is_told = *key == Key::Webhook && wanted.webhook.is_some();
+        if (prune || is_told) && !matches!(key, Key::Meter { .. }) {
+            let fields = compare(old, &Fields::new());
+            changes.push(Change { key: key.clone(), action: Action::Remove, fields });
+        } else {
+            unnamed += 1;
         }
     }
     for (key, new) in new.iter().filter(|(key, _)| !old.contains_key(key)) {

@@ -173,7 +173,7 @@ pub struct Meter {
     description: String,
     /// Its name: [a-z][a-z0-9_]*, at most 32 characters
     #[arg(value_name = "METER")]
-    meter: String,
+    name: String,
     #[command(flatten)]
     once: Once,
 }
@@ -354,8 +354,8 @@ impl Limit {
                     scope: rate.scope,
                     meter: rate.meter,
                     amount,
-                    period_ms: rate.per,
-                    burst: rate.burst.unwrap_or(amount).max(1),
+                    period_ms: if rate.remove { 0 } else { rate.per },
+                    burst: rate.burst.unwrap_or(amount),
                 };
                 let request = v1::SetRateLimitRequest { limit: Some(limit), idempotency_key };
                 done(connection.metering().await?.set_rate_limit(request).await?.into_inner().stream_seq)
@@ -389,8 +389,7 @@ impl Meter {
     /// Runs it.
     pub async fn run(self) -> anyhow::Result<()> {
         let Once { idempotency_key, connection } = self.once;
-        let meter =
-            v1::MeterDefined { tenant: self.tenant, meter: self.meter, description: self.description };
+        let meter = v1::MeterDefined { tenant: self.tenant, meter: self.name, description: self.description };
         let request = v1::DefineMeterRequest { meter: Some(meter), idempotency_key };
         done(connection.metering().await?.define_meter(request).await?.into_inner().stream_seq)
     }

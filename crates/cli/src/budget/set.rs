@@ -152,10 +152,11 @@ impl Remove {
 fn show(budgets: &[v1::Budget], format: Format, single: bool) -> anyhow::Result<()> {
     if format == Format::Json {
         let documents: Vec<Json> = budgets.iter().map(|budget| describe::to_json("Budget", budget)).collect();
-        return Ok(match &documents[..] {
+        match &documents[..] {
             [only] if single => print::json(only)?,
             _ => print::json(&Json::Array(documents))?,
-        });
+        }
+        return Ok(());
     }
     let rows: Vec<_> = budgets.iter().flat_map(rows).collect();
     print::table(HEAD, &rows)?;

@@ -134,7 +134,8 @@ impl Seen {
             for (place, (cell, width)) in cells.into_iter().zip(widths).enumerate() {
                 let fill = " ".repeat(width - cell.chars().count());
                 // Names to the left, numbers to the right.
-                text += &if place < 3 { format!("{cell}{fill}  ") } else { format!("{fill}{cell}  ") };
+                let (first, second) = if place < 3 { (cell, fill.as_str()) } else { (fill.as_str(), cell) };
+                text.extend([first, second, "  "]);
             }
             text.trim_end().to_owned()
         };

@@ -115,7 +115,7 @@ fn a_stopped_service_is_replayed_from_nothing_and_its_snapshots_are_compared() {
     let replay = |rest: &[&str]| exchequer([&["verify-replay"], rest].concat());
     let first = first.path().to_str().unwrap();
     let text = replay(&["--data", first]).ok();
-    assert!(text.starts_with("EQUAL: partition 0") && text.contains("decisions/s"), "{text}");
+    assert!(text.starts_with("EQUAL: 1 partition replayed") && text.contains("decisions/s"), "{text}");
     let outcome = replay(&["--data", first, "--format", "json"]).json_lines().remove(0);
     let compared = outcome["compared"].as_array().unwrap();
     assert!(!compared.is_empty() && compared.iter().all(|one| one["equal"] == true), "{outcome}");
