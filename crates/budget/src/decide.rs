@@ -11,7 +11,7 @@ use crate::{
     id::{HoldId, Label},
     meter::Amounts,
     past::Past,
-    state::{Hold, State},
+    state::{Hold, HoldStatus, State},
 };
 
 mod admission;
@@ -125,17 +125,23 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// The hold, if it is the tenant's.
+    /// The hold, if it is the tenant's and not over. Who held what is over, and whether it was a lease, is not asked any more: the
+    /// past does not say, and an answer must not depend on what is retired already.
     fn hold_of_tenant(&self, hold_id: &HoldId) -> Result<&'a Hold, Refusal> {
+        let tenant = self.command.tenant();
         match self.state.hold(hold_id) {
-            Some(hold) if hold.scope.tenant() == self.command.tenant().as_str() => Ok(hold),
-            Some(_) => Err(Refusal::NotHolder),
-            None if self.past.hold(self.command.tenant(), hold_id).is_some() => Err(Refusal::HoldClosed),
+            Some(hold) if hold.scope.tenant() != tenant.as_str() => Err(Refusal::NotHolder),
+            Some(hold) if matches!(hold.status, HoldStatus::Settled { .. } | HoldStatus::Voided) => {
+                Err(Refusal::HoldClosed)
+            }
+            Some(hold) => Ok(hold),
+            None if self.past.hold(tenant, hold_id).is_some() => Err(Refusal::HoldClosed),
+            None if self.past.hold_of(hold_id).is_some() => Err(Refusal::NotHolder),
             None => Err(Refusal::UnknownHold),
         }
     }
 
-    /// The hold, if it is the actor's.
+    /// The hold, if it is the actor's and not over.
     fn own_hold(&self, hold_id: &HoldId) -> Result<&'a Hold, Refusal> {
         let hold = self.hold_of_tenant(hold_id)?;
         if hold.holder == *self.command.actor() { Ok(hold) } else { Err(Refusal::NotHolder) }

@@ -20,9 +20,6 @@ impl Asked<'_> {
         source: Option<&Arc<Source>>,
     ) -> Vec<Event> {
         let hold = match self.own_hold(hold_id) {
-            Ok(hold) if !matches!(hold.status, HoldStatus::Open | HoldStatus::Expired) => {
-                return vec![refused_hold(Refusal::HoldClosed, hold_id)];
-            }
             Ok(hold) => hold,
             Err(refusal) => return vec![refused_hold(refusal, hold_id)],
         };
@@ -48,9 +45,6 @@ impl Asked<'_> {
     pub(super) fn draw(&self, hold_id: &HoldId, used: &Amounts, source: Option<&Arc<Source>>) -> Vec<Event> {
         let hold = match self.own_hold(hold_id) {
             Ok(hold) if !hold.lease => return vec![refused_hold(Refusal::NotALease, hold_id)],
-            Ok(hold) if !matches!(hold.status, HoldStatus::Open | HoldStatus::Expired) => {
-                return vec![refused_hold(Refusal::HoldClosed, hold_id)];
-            }
             Ok(hold) => hold,
             Err(refusal) => return vec![refused_hold(refusal, hold_id)],
         };

@@ -51,8 +51,25 @@ fn a_hold_that_is_over_goes_to_the_past_with_its_places() {
     assert_eq!(refused(&world.run(settle("h1", ""))), Refusal::HoldClosed);
     let taken = world.ask("acme", "agent-1", None, reserve("h1", "acme", "cpu_ms=1"));
     assert_eq!(taken, Err(DecideError::HoldIdTaken));
-    let other = world.ask("b", "agent-1", None, settle("h1", "")).unwrap();
-    assert_eq!(refused(&[other.reply().unwrap().clone()]), Refusal::UnknownHold);
+}
+
+#[test]
+fn a_hold_that_is_over_is_answered_the_same_before_and_after_it_is_retired() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=50"));
+    world.run(reserve("h", "acme", "cpu_ms=3"));
+    world.run(void("h"));
+    for seq in [1, 2] {
+        for (tenant, actor, action, want) in [
+            ("acme", "agent-1", draw("h", "cpu_ms=1"), Refusal::HoldClosed),
+            ("acme", "agent-2", settle("h", ""), Refusal::HoldClosed),
+            ("b", "agent-1", settle("h", ""), Refusal::NotHolder),
+        ] {
+            let answered = world.ask(tenant, actor, None, action).unwrap();
+            assert_eq!(refused(&[answered.reply().unwrap().clone()]), want);
+        }
+        world.retire(seq);
+    }
 }
 
 #[test]
