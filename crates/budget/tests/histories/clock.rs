@@ -21,6 +21,13 @@ fn on_clock(zone: &TimeZone, at_ms: u64) -> jiff::civil::DateTime {
     zone.to_datetime(Timestamp::from_millisecond(i64::try_from(at_ms).unwrap()).unwrap())
 }
 
+/// When clocks change next after `since_ms`; then itself, where they do not.
+pub(crate) fn next_change(name: Option<&Zone>, since_ms: u64) -> u64 {
+    let since = Timestamp::from_millisecond(i64::try_from(since_ms).unwrap()).unwrap();
+    let change = name.and_then(|name| Some(zone(name).following(since).next()?.timestamp().as_millisecond()));
+    change.map_or(since_ms, |ms| u64::try_from(ms).unwrap())
+}
+
 /// Begin and end of the window that `now_ms` is in.
 pub(crate) fn window(window: Window, name: Option<&Zone>, now_ms: u64) -> (u64, u64) {
     if window == Window::AllTime {

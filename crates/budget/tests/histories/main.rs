@@ -16,7 +16,10 @@ mod world;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use exchequer_budget::{Action, HoldId, Meter, ScopePath, Subject, WebhookUrl, Window};
+use exchequer_budget::{
+    Action, BudgetTerms, Command, Event, HoldId, Meter, Past, ScopePath, State, Subject, WebhookUrl, Window,
+    preview,
+};
 use proptest::{
     collection::vec,
     option,
@@ -45,9 +48,9 @@ fn step(start: u64) -> impl Strategy<Value = Step> {
 fn history() -> impl Strategy<Value = (u64, Vec<Step>)> {
     let steps = |start| (Just(start), vec(step(start).boxed(), 1..70));
     let budgets = vec((prop::sample::select(&["t", "t", "t/a"][..]), names::terms().boxed()), 0..4);
-    let settings = (prop::bool::weighted(0.8), any::<bool>());
+    let settings = (prop::bool::weighted(0.8), any::<(bool, bool)>());
     (names::start().prop_flat_map(steps), settings, budgets, 0..20_usize).prop_map(
-        |((start, later), (defines, reports), budgets, again)| {
+        |((start, later), (defines, (reports, narrows)), budgets, again)| {
             let mut actions = Vec::new();
             if defines {
                 actions.push(Action::DefineMeter { meter: names::gpu(), description: None });
@@ -66,6 +69,9 @@ fn history() -> impl Strategy<Value = (u64, Vec<Step>)> {
                 actions.into_iter().map(|action| Step::Ask(Box::new(ask(action)))).collect();
             let grants: Vec<_> = steps.iter().filter_map(place_of).collect();
             steps.extend(later);
+            if narrows {
+                asks(&mut steps).for_each(|ask| names::narrow(&mut ask.action));
+            }
             draw_holds(&mut steps);
             place_grants(&mut steps, &grants);
             let asked = steps.iter().rev().filter(|step| matches!(step, Step::Ask(ask) if ask.key.is_some()));
@@ -74,6 +80,10 @@ fn history() -> impl Strategy<Value = (u64, Vec<Step>)> {
             (start, steps)
         },
     )
+}
+
+fn asks(steps: &mut [Step]) -> impl Iterator<Item = &mut Ask> {
+    steps.iter_mut().filter_map(|step| if let Step::Ask(ask) = step { Some(&mut **ask) } else { None })
 }
 
 fn place_of(step: &Step) -> Option<(ScopePath, Window, Meter)> {
@@ -85,8 +95,7 @@ fn place_of(step: &Step) -> Option<(ScopePath, Window, Meter)> {
 
 /// Most grants are for budgets that there were in the beginning.
 fn place_grants(steps: &mut [Step], places: &[(ScopePath, Window, Meter)]) {
-    let asks = steps.iter_mut().filter_map(|step| if let Step::Ask(ask) = step { Some(ask) } else { None });
-    for ask in asks {
+    for ask in asks(steps) {
         if let Action::AddGrant(terms) = &mut ask.action
             && terms.amount % 8 > 0
             && let Some((scope, window, meter)) =
@@ -101,11 +110,10 @@ fn place_grants(steps: &mut [Step], places: &[(ScopePath, Window, Meter)]) {
     }
 }
 
-/// Most reservations draw an id of their own, and most of what is done to a hold is done to one of the last four.
+/// Most reservations draw an id of their own, and most of what is done to a hold is done to one of the last three.
 fn draw_holds(steps: &mut [Step]) {
     let mut drawn = 0_usize;
-    let asks = steps.iter_mut().filter_map(|step| if let Step::Ask(ask) = step { Some(ask) } else { None });
-    for ask in asks {
+    for ask in asks(steps) {
         let is_new = matches!(ask.action, Action::Reserve { .. });
         if let Some(hold_id) = names::hold_of(&mut ask.action) {
             let place: usize = hold_id.as_str()[1..].parse().unwrap();
@@ -113,7 +121,7 @@ fn draw_holds(steps: &mut [Step]) {
                 continue;
             }
             drawn += usize::from(is_new);
-            let number = if is_new { drawn } else { drawn.saturating_sub(place % 4) };
+            let number = if is_new { drawn } else { drawn.saturating_sub(place % 3) };
             *hold_id = HoldId::parse(&format!("drawn-{number}")).unwrap();
         }
     }
@@ -124,7 +132,7 @@ fn config(cases: u32) -> ProptestConfig {
     let failure_persistence = Some(Box::new(FileFailurePersistence::Direct(kept)) as _);
     let asked = std::env::var_os("PROPTEST_CASES").is_some();
     let cases = if asked { ProptestConfig::default().cases } else { cases };
-    ProptestConfig { cases, failure_persistence, max_shrink_iters: 20_000, ..ProptestConfig::default() }
+    ProptestConfig { cases, failure_persistence, ..ProptestConfig::default() }
 }
 
 /// The same histories each time, so that this fails only if what is generated has become poorer.
@@ -159,5 +167,27 @@ proptest! {
     #[test]
     fn events_that_contradict_everything_leave_a_sound_state((start, steps) in hostile::history()) {
         hostile::run(start, &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(config(4_000))]
+
+    #[test]
+    fn windows_are_those_of_the_clock(
+        (terms, since, around) in (names::terms(), 946_684_800_000..2_145_916_800_000_u64, -7_200_000..7_200_000_i64),
+    ) {
+        let now_ms = clock::next_change(terms.zone.as_ref(), since).saturating_add_signed(around);
+        let (window, zone) = (terms.window, terms.zone.clone());
+        let actor = Subject::parse("agent-1").unwrap();
+        let scope = ScopePath::parse("t").unwrap();
+        let granted = exchequer_budget::Allowance::new([(Meter::CpuMs, 1)]).unwrap();
+        let terms = BudgetTerms { window, zone, granted, ..BudgetTerms::default() };
+        let want = clock::window(terms.window, terms.zone.as_ref(), now_ms);
+        let action = Action::SetBudget { scope: scope.clone(), terms: Arc::new(terms) };
+        let command = Command::new(scope.tenant_id(), actor, None, action).unwrap();
+        let set = preview(&State::default(), &Past::default(), &command, now_ms).unwrap();
+        let Event::BudgetSet { start_ms, end_ms, .. } = set else { panic!("{set:?}") };
+        prop_assert_eq!((start_ms, end_ms), want);
     }
 }

@@ -120,7 +120,7 @@ pub(crate) fn terms() -> impl Strategy<Value = BudgetTerms> {
         select(&[Overage::Debt, Overage::Cap, Overage::Overdraft][..]),
         any::<bool>(),
     );
-    (window(), select(&ZONES[..]), rows(60), rows(30), rows(30), kinds, vec(threshold, 0..3)).prop_map(
+    (window(), select(&ZONES[..]), rows(30), rows(30), rows(30), kinds, vec(threshold, 0..3)).prop_map(
         |(window, zone, granted, overdraft, rollover, (enforcement, overage, carry), mut thresholds)| {
             let is_window = window != Window::AllTime;
             let some_of = |mut rows: Vec<(Meter, u64)>, fits: bool| {
@@ -146,7 +146,7 @@ pub(crate) fn terms() -> impl Strategy<Value = BudgetTerms> {
 
 pub(crate) fn grant(start: u64) -> impl Strategy<Value = GrantTerms> {
     let times = (0..9_000_000_u64, 1_000_000..90_000_000_u64, any::<(bool, bool)>());
-    (grant_id(), (scope(), window(), meter()), 1..40_u64, 0..3_u32, times, any::<bool>(), 0..20_u64).prop_map(
+    (grant_id(), (scope(), window(), meter()), 1..12_u64, 0..3_u32, times, any::<bool>(), 0..20_u64).prop_map(
         move |(
             grant_id,
             (scope, window, meter),
@@ -187,6 +187,26 @@ pub(crate) fn hold_of(action: &mut Action) -> Option<&mut HoldId> {
     }
 }
 
+/// Turns an action to one scope, and limits and grants to one meter, so that more of them meet.
+pub(crate) fn narrow(action: &mut Action) {
+    let one = ScopePath::parse("t").unwrap();
+    match action {
+        Action::SetBudget { scope, .. }
+        | Action::RemoveBudget { scope, .. }
+        | Action::SetConcurrencyLimit { scope, .. }
+        | Action::Reserve { scope, .. }
+        | Action::Report { scope, .. } => *scope = one,
+        Action::AddGrant(terms) => {
+            let terms = Arc::make_mut(terms);
+            (terms.scope, terms.meter) = (one, Meter::CpuMs);
+        }
+        Action::SetRateLimit(limit) => (limit.scope, limit.meter) = (one, Meter::CpuMs),
+        Action::SetPrice(price) => price.scope = one,
+        Action::Correct(correction) => Arc::make_mut(correction).scope = one,
+        _ => {}
+    }
+}
+
 fn reserve() -> impl Strategy<Value = Action> {
     let holder = || Subject::parse("agent-1").unwrap();
     (hold(), scope(), amounts(12), ttl(), any::<(bool, bool)>()).prop_map(
@@ -201,7 +221,7 @@ fn reserve() -> impl Strategy<Value = Action> {
 fn about_usage(start: u64) -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => reserve().boxed(),
-        4 => (hold(), amounts(5), ttl()).prop_map(|(hold_id, added, ttl)| Action::Extend { hold_id, added, ttl }),
+        6 => (hold(), amounts(5), ttl()).prop_map(|(hold_id, added, ttl)| Action::Extend { hold_id, added, ttl }),
         4 => (hold(), amounts(15), source(start)).prop_map(|(hold_id, used, source)| {
             Action::Settle { hold_id, used, source }
         }),
@@ -209,7 +229,7 @@ fn about_usage(start: u64) -> impl Strategy<Value = Action> {
             Action::Draw { hold_id, used, source }
         }),
         2 => hold().prop_map(|hold_id| Action::Void { hold_id }),
-        3 => hold().prop_map(|hold_id| Action::Revoke { hold_id, reason: label() }),
+        4 => hold().prop_map(|hold_id| Action::Revoke { hold_id, reason: label() }),
         2 => (scope(), amounts(15), source(start)).prop_map(|(scope, used, source)| {
             Action::Report { scope, used, source, subject: Some(label()) }
         }),
