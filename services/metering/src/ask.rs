@@ -3,14 +3,21 @@
 //! Left out: permissions and answers ([`crate::api`]). Invariant: what comes out is valid; a request that differs in anything but
 //! the order of its amounts has another digest.
 
+mod policy;
+
 use exchequer_budget::{
-    Fault, HoldId, Idempotency, IdempotencyKey, Invalid, ScopePath, Subject, TenantId, Ttl,
+    Action, Command, HoldId, Idempotency, IdempotencyKey, Invalid, ScopePath, Subject, TenantId, Ttl,
 };
 use exchequer_event::digest::Purpose;
 use exchequer_event::v1;
 use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// Items per page, unless the caller says otherwise.
+const PAGE_SIZE: usize = 100;
+/// Most items per page.
+const MAX_PAGE_SIZE: u32 = 1000;
 
 /// Faults of one request.
 #[derive(Debug, Default)]
@@ -28,6 +35,11 @@ impl Check {
                 None
             }
         }
+    }
+
+    /// A fault that no type of the model knows.
+    pub(crate) fn fault(&mut self, field: &str, fault: &str) {
+        self.details.add_bad_request_violation(field, fault);
     }
 
     pub(crate) fn scope(&mut self, text: &str) -> Option<ScopePath> {
@@ -60,7 +72,11 @@ impl Check {
     }
 
     pub(crate) fn tenant(&mut self, text: &str) -> Option<TenantId> {
-        self.take(TenantId::parse(text).map_err(|fault| fault.at("tenant")))
+        self.tenant_at("tenant", text)
+    }
+
+    pub(crate) fn tenant_at(&mut self, field: &str, text: &str) -> Option<TenantId> {
+        self.take(TenantId::parse(text).map_err(|fault| fault.at(field)))
     }
 
     /// `INVALID_ARGUMENT` with every fault so far.
@@ -75,13 +91,20 @@ impl Check {
     }
 }
 
+/// A fault of one field: `INVALID_ARGUMENT`.
+pub(crate) fn invalid(field: &str, fault: &str) -> Status {
+    let details = ErrorDetails::with_bad_request_violation(field, fault);
+    Status::with_error_details(Code::InvalidArgument, format!("{field} {fault}"), details)
+}
+
 /// A fault of one field that is beyond what there is: `OUT_OF_RANGE`.
 pub(crate) fn out_of_range(field: &str, fault: &str) -> Status {
     let details = ErrorDetails::with_bad_request_violation(field, fault);
     Status::with_error_details(Code::OutOfRange, format!("{field} {fault}"), details)
 }
 
-/// Key and digest of a request. The digest covers the actor and everything asked but the key; amounts in any order are the same.
+/// Key and digest of a request. The digest covers the actor and everything asked, of which `canonical` has the amounts in
+/// order and the key left out.
 pub(crate) fn idempotency<M: Message>(
     key: Option<IdempotencyKey>,
     rpc: &str,
@@ -95,22 +118,48 @@ pub(crate) fn idempotency<M: Message>(
     Some(Idempotency { key, request_hash })
 }
 
-/// Amounts in the order of their names.
-pub(crate) fn sorted(mut amounts: Vec<v1::MeterAmount>) -> Vec<v1::MeterAmount> {
-    amounts.sort_by(|a, b| a.meter.cmp(&b.meter));
-    amounts
+/// Puts amounts in the order of their names.
+pub(crate) fn sort(amounts: &mut [v1::MeterAmount]) {
+    amounts.sort_unstable_by(|a, b| a.meter.cmp(&b.meter));
 }
 
-const TOKEN_TAG: &str = "1:";
-
-/// The token of the page that begins after `scope`.
-pub(crate) fn page_token(scope: &ScopePath) -> String {
-    hex::encode(format!("{TOKEN_TAG}{scope}"))
+/// The command, if the action fits the tenant.
+pub(crate) fn command(
+    tenant: TenantId,
+    actor: &Subject,
+    idempotency: Option<Idempotency>,
+    action: Action,
+) -> Result<Command, Status> {
+    Command::new(tenant, actor.clone(), idempotency, action)
+        .map_err(|Invalid { field, fault }| invalid(&field, &fault.to_string()))
 }
 
-/// The scope that a page begins after.
-pub(crate) fn parse_page_token(token: &str) -> Result<ScopePath, Fault> {
-    let bytes = hex::decode(token).map_err(|_| Fault::Undecodable)?;
-    let text = String::from_utf8(bytes).map_err(|_| Fault::Undecodable)?;
-    ScopePath::parse(text.strip_prefix(TOKEN_TAG).ok_or(Fault::Undecodable)?)
+/// How many items a page has.
+pub(crate) fn page_size(asked: u32) -> Result<usize, Status> {
+    match asked {
+        0 => Ok(PAGE_SIZE),
+        1..=MAX_PAGE_SIZE => Ok(usize::try_from(asked).unwrap_or(PAGE_SIZE)),
+        _ => Err(out_of_range("page_size", "must be 0 to 1000")),
+    }
+}
+
+/// The token of the page that begins after `last`, of the method that `method` names.
+pub(crate) fn token(method: &str, last: &str) -> String {
+    hex::encode(format!("{method}:{last}"))
+}
+
+/// What the page begins after; nothing for the first.
+pub(crate) fn parse_token<T>(
+    method: &str,
+    token: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, Status> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let text = hex::decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let last = text.as_deref().and_then(|text| text.strip_prefix(method)?.strip_prefix(':'));
+    let last =
+        last.and_then(parse).ok_or_else(|| out_of_range("page_token", "is not one that this method gave"))?;
+    Ok(Some(last))
 }

@@ -278,6 +278,8 @@ pub struct Answered {
     pub reply: Reply,
     /// Stream sequence of the block that records it.
     pub stream_seq: u64,
+    /// Whether it was decided before, for the same request under the same key.
+    pub repeated: bool,
 }
 
 /// What a command led to.

@@ -63,6 +63,8 @@ pub struct Fold {
     pub(crate) cursor: u64,
     /// Digest of that message, which shows that a snapshot is of this stream.
     pub(crate) cursor_digest: Digest,
+    /// Entries that the log has of the messages folded.
+    pub(crate) log_index: u64,
     pub(crate) parts: Vec<Budgets>,
 }
 
@@ -146,6 +148,7 @@ impl Fold {
             acceptor: Acceptor::new(),
             cursor: 0,
             cursor_digest: Digest::ZERO,
+            log_index: 0,
             parts: (0..partitions).map(Budgets::new).collect(),
         }
     }
@@ -199,6 +202,11 @@ impl Fold {
         self.cursor
     }
 
+    /// Log index that follows the last entry of the last message folded.
+    pub fn log_index(&self) -> u64 {
+        self.log_index
+    }
+
     /// Where a partition's chain of blocks stands.
     pub fn head(&self, partition: u16) -> PartitionHead {
         self.acceptor.partition(&self.part(partition).name)
@@ -224,6 +232,7 @@ impl Fold {
         }
         self.cursor = read.seq;
         self.cursor_digest = Purpose::Message.digest(read.payload);
+        self.log_index += decided.entries.len() as u64;
         let at = self.partition_of_subject(read.subject);
         if let Some(at) = at {
             self.parts[usize::from(at)].subject_last = read.seq;

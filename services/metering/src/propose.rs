@@ -38,6 +38,8 @@ pub struct Answer {
     pub reply: Reply,
     /// Stream sequence of an earlier block that recorded it; `None` for the block at hand.
     pub recorded: Option<u64>,
+    /// Whether it was decided before, for the same request under the same key.
+    pub repeated: bool,
 }
 
 /// What was decided.
@@ -156,15 +158,21 @@ impl Block<'_> {
         match decide(self.state, &budgets.past, command, self.now_ms) {
             Err(error) => Some(Err(error)),
             // Of this very block: what other blocks answered is in the past.
-            Ok(Decided::Repeated(reply)) => Some(Ok(Answer { reply: Reply::Event(reply), recorded: None })),
+            Ok(Decided::Repeated(reply)) => {
+                Some(Ok(Answer { reply: Reply::Event(reply), recorded: None, repeated: true }))
+            }
             Ok(Decided::RepeatedAt(stream_seq)) => {
                 let key = command.idempotency()?.key.clone();
                 let reply = Reply::Recorded(command.tenant().clone(), key);
-                Some(Ok(Answer { reply, recorded: Some(stream_seq) }))
+                Some(Ok(Answer { reply, recorded: Some(stream_seq), repeated: true }))
             }
             Ok(Decided::New(decision)) => {
                 let reply = Reply::Event(decision.events[0].clone());
-                self.record(command.tenant(), decision).then_some(Ok(Answer { reply, recorded: None }))
+                self.record(command.tenant(), decision).then_some(Ok(Answer {
+                    reply,
+                    recorded: None,
+                    repeated: false,
+                }))
             }
         }
     }
@@ -398,7 +406,7 @@ mod tests {
         for (n, answer) in again.answers.iter().enumerate() {
             let key = IdempotencyKey::parse(&format!("key-{n}")).unwrap();
             let reply = Reply::Recorded(tenant.clone(), key);
-            assert_eq!(answer, &Ok(Answer { reply, recorded: Some(seq) }));
+            assert_eq!(answer, &Ok(Answer { reply, recorded: Some(seq), repeated: true }));
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct Answered {
     pub(crate) reply: Event,
     /// Stream sequence of the block that records it.
     pub(crate) stream_seq: u64,
+    /// Whether it was decided before, for the same request under the same key.
+    pub(crate) repeated: bool,
 }
 
 /// What a command is answered.

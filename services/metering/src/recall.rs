@@ -1,9 +1,13 @@
 //! Reads back what was decided long ago: the past says in which block an answer or a hold is, and the block is in the stream.
 //!
-//! Left out: keeping any of it; it is asked for rarely. Invariant: what is given back is from accepted blocks only, for each is named
-//! by the one after it, and the last one is known to be accepted.
+//! Left out: keeping more of it than the last few blocks' answers; it is asked for rarely. Invariant: what is given back is from accepted
+//! blocks only, for each is named by the one after it, and the last one is known to be accepted.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use exchequer_budget::{
     Decision, DecisionRun, Event, Hold, HoldId, IdempotencyKey, PastHold, State, TenantId,
@@ -16,18 +20,32 @@ use exchequer_event::{
 use exchequer_stream::EventStream;
 use futures::StreamExt;
 use prost::Message as _;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::partition;
 
 /// How long the next block may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Blocks whose answers are kept for who asks next: a call that comes again asks for many answers of few blocks.
+const KEPT_BLOCKS: usize = 4;
+
 /// Reads blocks of a stream.
 #[derive(Clone, Debug)]
-pub(crate) struct Recall(pub(crate) Arc<dyn EventStream>);
+pub(crate) struct Recall {
+    stream: Arc<dyn EventStream>,
+    /// The blocks read last. Locked while one is read, so that it is read once for all who wait.
+    kept: Arc<Mutex<VecDeque<Kept>>>,
+}
+
+/// Partition and stream sequence of a block, and what it answered each key.
+type Kept = (u16, u64, HashMap<(TenantId, IdempotencyKey), Event>);
 
 impl Recall {
+    pub(crate) fn new(stream: Arc<dyn EventStream>) -> Self {
+        Self { stream, kept: Arc::default() }
+    }
+
     /// What a key was answered in the block of `stream_seq`.
     pub(crate) async fn answer(
         &self,
@@ -36,12 +54,24 @@ impl Recall {
         tenant: &TenantId,
         key: &IdempotencyKey,
     ) -> Result<Event, String> {
+        let asked = (tenant.clone(), key.clone());
         let pick = |run: &DecisionRun, decision: &Decision| {
-            let is_it = decision.idempotency.as_ref().is_some_and(|idempotency| idempotency.key == *key);
-            (run.tenant == *tenant && is_it).then(|| decision.events.first().cloned()).flatten()
+            let key = decision.idempotency.as_ref()?.key.clone();
+            Some(((run.tenant.clone(), key), decision.events.first()?.clone()))
         };
-        let answers = self.accepted(partition, (stream_seq, stream_seq), pick).await?;
-        answers.into_iter().next().ok_or_else(|| format!("block {stream_seq} does not answer the key"))
+        let mut kept = self.kept.lock().await;
+        let block = kept.iter().find(|block| (block.0, block.1) == (partition, stream_seq));
+        if let Some(reply) = block.and_then(|(_, _, answers)| answers.get(&asked)) {
+            return Ok(reply.clone());
+        }
+        let answers: HashMap<_, _> =
+            self.accepted(partition, (stream_seq, stream_seq), pick).await?.into_iter().collect();
+        let reply = answers.get(&asked).cloned();
+        kept.retain(|block| (block.0, block.1) != (partition, stream_seq));
+        kept.truncate(KEPT_BLOCKS - 1);
+        kept.push_front((partition, stream_seq, answers));
+        drop(kept);
+        reply.ok_or_else(|| format!("block {stream_seq} does not answer the key"))
     }
 
     /// A closed hold as it stood when it was closed.
@@ -76,7 +106,7 @@ impl Recall {
         pick: impl Fn(&DecisionRun, &Decision) -> Option<P>,
     ) -> Result<Vec<P>, String> {
         let subject = budget_subject(&partition::name(partition));
-        let mut records = self.0.read(from, &[&subject]).await.map_err(|error| error.to_string())?;
+        let mut records = self.stream.read(from, &[&subject]).await.map_err(|error| error.to_string())?;
         let mut blocks = Vec::new();
         loop {
             let record = timeout(PATIENCE, records.next()).await.map_err(|_| "no answer to reading back")?;

@@ -22,7 +22,7 @@ use tonic::service::Routes;
 
 use crate::{
     agreement::{self, Disagreement},
-    api::Api,
+    api::{self, Api, Watchers},
     core::Core,
     fold::Fold,
     lease::{Keeper, lease_name},
@@ -35,8 +35,8 @@ use crate::{
     writer::{Shared, Writer},
 };
 
-/// Largest request, bytes: more than any valid one.
-pub(crate) const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// Largest request, bytes: 1,024 commands of a common size in one call.
+pub(crate) const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// Largest answer, bytes: a page of 1,000 budgets of eight meters with the longest scopes.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
 /// What a call waits beyond the time that a block may take, so that the writer's own answer comes first.
@@ -137,7 +137,8 @@ impl Service {
             forfeits,
             stop: stop_keeper.clone(),
         };
-        let recall = Recall(Arc::clone(&stream));
+        let recall = Recall::new(Arc::clone(&stream));
+        let stored = snapshots.clone();
         let writer = Writer {
             core,
             recall: recall.clone(),
@@ -156,7 +157,7 @@ impl Service {
             drop(lock);
         };
         Ok(Self {
-            api: Api { shared, queue, recall, patience },
+            api: Api { shared, queue, recall, snapshots: stored, watchers: Watchers::default(), patience },
             key: verifying_key,
             writer: tokio::spawn(writer),
             keeper: tokio::spawn(keeper.run()),
@@ -174,9 +175,9 @@ impl Service {
         Routes::new(server)
     }
 
-    /// Metering's own HTTP routes: none.
+    /// Metering's own HTTP routes: usage as CloudEvents. They answer 401 without an [`exchequer_auth::Caller`] in the extensions.
     pub fn http(&self) -> axum::Router {
-        axum::Router::new()
+        api::routes(self.api.clone())
     }
 
     /// For each partition, whether calls are answered, by this instance or by another that it hands them on to; and if not, why.

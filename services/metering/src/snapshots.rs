@@ -45,6 +45,8 @@ struct Stored {
     acceptor: Bytes,
     #[prost(message, repeated, tag = "14")]
     partitions: Vec<StoredPartition>,
+    #[prost(uint64, tag = "15")]
+    log_index: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -174,6 +176,14 @@ impl Snapshots {
         Some(fold)
     }
 
+    /// Stream sequence and state digest of each snapshot that is kept and whole, the newest first, of one partition. The digests are
+    /// computed from what is stored. Blocks.
+    pub fn positions(&self, partition: u16) -> Vec<(u64, [u8; 32])> {
+        let whole = self.db.iter().rev().filter_map(|entry| self.decode(&entry.ok()?.1).ok());
+        let of_partition = whole.filter(|fold| partition < fold.partitions());
+        of_partition.map(|fold| (fold.cursor, fold.budget(partition).digest(fold.past(partition)))).collect()
+    }
+
     fn stored(&self) -> MutexGuard<'_, Vec<u64>> {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -242,6 +252,7 @@ fn live(fold: &Fold) -> Stored {
         cursor_digest: fold.cursor_digest.into(),
         acceptor: fold.acceptor.snapshot().into(),
         partitions: fold.parts.iter().map(partition).collect(),
+        log_index: fold.log_index,
     }
 }
 
@@ -265,6 +276,7 @@ fn decode(bytes: &[u8]) -> Result<(Fold, Vec<(u64, Bytes)>), String> {
     let mut fold = Fold::new(count);
     fold.cursor = stored.cursor;
     fold.cursor_digest = Digest::from_slice(&stored.cursor_digest).ok_or("its cursor has no digest")?;
+    fold.log_index = stored.log_index;
     fold.acceptor = Acceptor::restore(&stored.acceptor).map_err(|error| error.to_string())?;
     for (part, stored) in fold.parts.iter_mut().zip(&stored.partitions) {
         restore(part, stored)?;

@@ -239,14 +239,14 @@ impl Writer {
 
     fn answer(&self, caller: Caller, answer: Result<Answered, Unanswered>) {
         let outcome = match answer {
-            Ok(Answered { reply: Reply::Event(reply), stream_seq }) => {
-                Ok(queue::Answered { reply, stream_seq })
+            Ok(Answered { reply: Reply::Event(reply), stream_seq, repeated }) => {
+                Ok(queue::Answered { reply, stream_seq, repeated })
             }
-            Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq }) => {
+            Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq, repeated }) => {
                 let (recall, metrics) = (self.recall.clone(), Arc::clone(&self.shared.metrics));
                 tokio::spawn(async move {
                     let reply = recall.answer(caller.partition, stream_seq, &tenant, &key).await;
-                    let outcome = reply.map(|reply| queue::Answered { reply, stream_seq });
+                    let outcome = reply.map(|reply| queue::Answered { reply, stream_seq, repeated });
                     metrics.answered(caller.answer(outcome.map_err(Unanswered::Unavailable)));
                 });
                 return;

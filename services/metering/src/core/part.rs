@@ -473,8 +473,8 @@ impl<T: Ticket> Core<T> {
 fn deliver<T>(ticket: T, answer: Result<Answer, DecideError>, block: Option<u64>) -> Output<T> {
     let answer = match answer {
         Err(error) => Err(Unanswered::Refused(error)),
-        Ok(Answer { reply, recorded }) => match recorded.or(block) {
-            Some(stream_seq) => Ok(Answered { reply, stream_seq }),
+        Ok(Answer { reply, recorded, repeated }) => match recorded.or(block) {
+            Some(stream_seq) => Ok(Answered { reply, stream_seq, repeated }),
             None => Err(Unanswered::Unavailable("the block that answers this key is not known".to_owned())),
         },
     };

@@ -123,7 +123,7 @@ impl World {
     fn granted(&mut self) -> Vec<(u64, u64)> {
         let answers = self.answers().into_iter();
         let granted = |(ticket, answer)| match answer {
-            Ok(Answered { reply: Reply::Event(Event::HoldGranted { .. }), stream_seq }) => {
+            Ok(Answered { reply: Reply::Event(Event::HoldGranted { .. }), stream_seq, .. }) => {
                 Some((ticket, stream_seq))
             }
             _ => None,
@@ -321,7 +321,7 @@ fn a_repeated_key_names_the_block_that_answered_it() {
     assert_eq!(world.granted(), [(1, seq)]);
     world.ask(2, reserve(1, 60));
     assert!(world.appends().is_empty());
-    let [(2, Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq }))] = &world.answers()[..] else {
+    let [(2, Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq, repeated: true }))] = &world.answers()[..] else {
         panic!("not from the past");
     };
     assert_eq!((tenant.as_str(), key.as_str(), *stream_seq), ("acme", "key-1", seq));

@@ -8,7 +8,7 @@ use tonic_types::StatusExt as _;
 
 use crate::world::{PATIENCE, World, amounts, denied, granted, reserve, set};
 
-fn extend(hold_id: &str, added: &[(&str, u64)], key: &str) -> v1::ExtendRequest {
+pub fn extend(hold_id: &str, added: &[(&str, u64)], key: &str) -> v1::ExtendRequest {
     v1::ExtendRequest {
         hold_id: hold_id.to_owned(),
         amounts: amounts(added),
@@ -17,7 +17,7 @@ fn extend(hold_id: &str, added: &[(&str, u64)], key: &str) -> v1::ExtendRequest 
     }
 }
 
-fn settle(hold_id: &str, used: &[(&str, u64)], key: &str) -> v1::SettleRequest {
+pub fn settle(hold_id: &str, used: &[(&str, u64)], key: &str) -> v1::SettleRequest {
     v1::SettleRequest {
         hold_id: hold_id.to_owned(),
         used: amounts(used),
@@ -26,15 +26,15 @@ fn settle(hold_id: &str, used: &[(&str, u64)], key: &str) -> v1::SettleRequest {
     }
 }
 
-fn void(hold_id: &str, key: &str) -> v1::VoidRequest {
+pub fn void(hold_id: &str, key: &str) -> v1::VoidRequest {
     v1::VoidRequest { hold_id: hold_id.to_owned(), idempotency_key: key.to_owned() }
 }
 
-fn get_hold(hold_id: &str) -> v1::GetHoldRequest {
+pub fn get_hold(hold_id: &str) -> v1::GetHoldRequest {
     v1::GetHoldRequest { hold_id: hold_id.to_owned() }
 }
 
-fn fields(status: &Status) -> Vec<String> {
+pub fn fields(status: &Status) -> Vec<String> {
     let violations = status.get_details_bad_request().map(|details| details.field_violations);
     violations.into_iter().flatten().map(|violation| violation.field).collect()
 }
@@ -332,7 +332,7 @@ async fn malformed_requests_are_refused_with_the_paths_of_all_faults() {
     let tenant = v1::ListBudgetsRequest { tenant: "a/b".to_owned(), ..Default::default() };
     check(admin.list_budgets(tenant).await.map(drop), &["tenant"]);
 
-    let huge = reserve(&"a".repeat(100_000), &[("cpu_ms", 1)], "k");
+    let huge = reserve(&"a".repeat(2_000_000), &[("cpu_ms", 1)], "k");
     assert_eq!(admin.reserve(huge).await.unwrap_err().code(), Code::OutOfRange);
     assert_eq!(running.service.position().blocks, blocks, "nothing was recorded");
     granted(admin.reserve(good).await.unwrap().into_inner());

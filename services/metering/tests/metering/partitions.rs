@@ -14,9 +14,9 @@ use crate::{
     world::{PATIENCE, Running, World, denied, granted, reserve, set, within},
 };
 
-const PARTITIONS: u16 = 4;
+pub const PARTITIONS: u16 = 4;
 
-fn options(world: &World, name: &str) -> Options {
+pub fn options(world: &World, name: &str) -> Options {
     let mut options = world.options(name);
     options.partitions = PARTITIONS;
     options.lease_ttl = Duration::from_secs(3);
@@ -24,7 +24,7 @@ fn options(world: &World, name: &str) -> Options {
 }
 
 /// A tenant of each partition.
-fn tenants() -> Vec<String> {
+pub fn tenants() -> Vec<String> {
     let tenant_of = |wanted| {
         let names = (0..).map(|n| format!("tenant-{n}"));
         names
@@ -34,13 +34,13 @@ fn tenants() -> Vec<String> {
     (0..PARTITIONS).map(|partition| tenant_of(partition).unwrap()).collect()
 }
 
-fn owners(running: &Running) -> BTreeSet<String> {
+pub fn owners(running: &Running) -> BTreeSet<String> {
     let router = running.service.router();
     (0..PARTITIONS).filter_map(|partition| router.owner(partition).ok()).collect()
 }
 
 /// All leases are somebody else's for a moment, so that whoever waits by then begins at the same time.
-async fn hold_back(stream: &Arc<dyn EventStream>) {
+pub async fn hold_back(stream: &Arc<dyn EventStream>) {
     for partition in 0..PARTITIONS {
         let name = format!("metering-{partition}");
         let taken = stream.acquire_lease(&name, "before", Duration::from_secs(3)).await;

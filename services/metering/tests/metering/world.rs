@@ -41,8 +41,10 @@ pub struct World {
 pub struct Running {
     pub service: Service,
     pub address: SocketAddr,
+    pub http: SocketAddr,
     stop: oneshot::Sender<()>,
     server: tokio::task::JoinHandle<()>,
+    http_server: tokio::task::JoinHandle<()>,
 }
 
 impl World {
@@ -172,6 +174,7 @@ impl Running {
     pub async fn stop(self) {
         let _ = self.stop.send(());
         self.server.await.unwrap();
+        self.http_server.abort();
         self.service.stop().await;
     }
 
@@ -196,13 +199,17 @@ pub async fn serve(mut options: Options, stream: Arc<dyn EventStream>, issuer_di
     let service = Service::start(options, stream).await.unwrap();
     let (stop, stopped) = oneshot::channel();
     let server = Server::builder()
-        .layer(AuthLayer::new(verifier, Vec::<String>::new()))
+        .layer(AuthLayer::new(verifier.clone(), Vec::<String>::new()))
         .add_routes(service.grpc())
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
             let _ = stopped.await;
         });
     let server = tokio::spawn(async { server.await.unwrap() });
-    Running { service, address, stop, server }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let http = listener.local_addr().unwrap();
+    let routes = service.http().layer(AuthLayer::new(verifier, Vec::<String>::new()));
+    let http_server = tokio::spawn(async { axum::serve(listener, routes).await.unwrap() });
+    Running { service, address, http, stop, server, http_server }
 }
 
 pub async fn jetstream(url: &str) -> Arc<dyn EventStream> {

@@ -1,0 +1,158 @@
+//! Watching budgets: what stands, then what has changed, from what is durable.
+//!
+//! Left out: what a change was, which the log says. Invariant: a watcher is told of a state that the stream bears out, at most four times
+//! a second; who watches holds no more than a bounded number of places, and gives them back whenever the stream of answers is dropped.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use exchequer_budget::{ScopePath, wire};
+use exchequer_event::v1;
+use futures::stream;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tonic::{Request, Response, Status, codegen::BoxStream};
+
+use super::{
+    Api, Reply,
+    status::{beyond, busy, incomplete, unavailable},
+    who::Who,
+};
+use crate::{ask::Check, route::Route};
+
+/// Shortest time between two messages.
+const PERIOD: Duration = Duration::from_millis(250);
+/// Budgets that one watcher is shown at most.
+const MAX_BUDGETS: usize = 1000;
+/// Watchers of one caller, and of all together.
+const MAX_PER_CALLER: usize = 16;
+const MAX_WATCHERS: usize = 256;
+
+/// Who watches.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watchers(Arc<Mutex<HashMap<String, usize>>>);
+
+/// A watcher's place.
+struct Seat {
+    watchers: Watchers,
+    name: String,
+}
+
+impl Watchers {
+    fn enter(&self, name: String) -> Option<Seat> {
+        let mut watching = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = watching.get(&name).copied().unwrap_or(0);
+        if own >= MAX_PER_CALLER || watching.values().sum::<usize>() >= MAX_WATCHERS {
+            return None;
+        }
+        watching.insert(name.clone(), own + 1);
+        drop(watching);
+        Some(Seat { watchers: self.clone(), name })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut watching = self.watchers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = watching.get_mut(&self.name) {
+            *own -= 1;
+            if *own == 0 {
+                watching.remove(&self.name);
+            }
+        }
+    }
+}
+
+/// Scope and number of the window.
+type Name = (String, i32);
+
+struct Watching {
+    api: Api,
+    scope: ScopePath,
+    ticks: Interval,
+    /// What the watcher was told last; nothing before the first message.
+    told: Option<BTreeMap<Name, v1::Budget>>,
+    cursor: u64,
+    ended: bool,
+    _seat: Seat,
+}
+
+pub(super) fn budgets(
+    api: &Api,
+    request: Request<v1::WatchBudgetsRequest>,
+) -> Reply<BoxStream<v1::WatchBudgetsResponse>> {
+    let (who, message) = Who::open(request)?;
+    let mut check = Check::default();
+    let scope = check.scope(&message.scope);
+    check.refusal()?;
+    let scope = scope.ok_or_else(incomplete)?;
+    who.caller.may_read_tenant(scope.tenant())?;
+    let name = format!("{}:{}", who.caller.tenant.as_deref().unwrap_or_default(), who.caller.subject);
+    let seat = api.watchers.enter(name).ok_or_else(|| busy("too many watch already"))?;
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let watching =
+        Watching { api: api.clone(), scope, ticks, told: None, cursor: 0, ended: false, _seat: seat };
+    let answers = stream::unfold(watching, async |mut watching| {
+        let answer = watching.next().await?;
+        Some((answer, watching))
+    });
+    Ok(Response::new(Box::pin(answers)))
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<Result<v1::WatchBudgetsResponse, Status>> {
+        while !self.ended {
+            self.ticks.tick().await;
+            match self.look() {
+                Ok(None) => {}
+                Ok(Some(changes)) => return Some(Ok(changes)),
+                Err(status) => {
+                    self.ended = true;
+                    return Some(Err(status));
+                }
+            }
+        }
+        None
+    }
+
+    /// What has changed since the watcher was told, if anything has.
+    fn look(&mut self) -> Result<Option<v1::WatchBudgetsResponse>, Status> {
+        let router = &self.api.shared.router;
+        let tenant = self.scope.tenant_id();
+        if let Route::Nobody(reason) = router.route(router.partition_of_tenant(&tenant)) {
+            return Err(unavailable(&reason));
+        }
+        let fold = self.api.shared.fold();
+        let cursor = fold.cursor();
+        if self.told.is_some() && cursor == self.cursor {
+            return Ok(None);
+        }
+        let state = fold.budget_of(&tenant);
+        let mut now = BTreeMap::new();
+        for view in state.budgets_below(&self.scope).take(MAX_BUDGETS) {
+            let budget = wire::budget(&view).map_err(beyond)?;
+            now.insert((budget.scope.clone(), budget.window), budget);
+        }
+        drop(fold);
+        let is_first = self.told.is_none();
+        let told = self.told.take().unwrap_or_default();
+        let changed = now.iter().filter(|(name, budget)| told.get(*name) != Some(*budget));
+        let budgets: Vec<_> = changed.map(|(_, budget)| budget.clone()).collect();
+        // Where there are more than are shown, one that is not among the first any more may still be there: it is not told of again.
+        let is_whole = now.len() < MAX_BUDGETS;
+        let gone = told.into_iter().filter(|(name, _)| is_whole && !now.contains_key(name));
+        let removed: Vec<_> = gone
+            .map(|((scope, window), budget)| {
+                let meters = budget.balances.into_iter().map(|balance| balance.meter).collect();
+                v1::BudgetRemoved { scope, window, meters }
+            })
+            .collect();
+        self.told = Some(now);
+        self.cursor = cursor;
+        let is_news = is_first || !budgets.is_empty() || !removed.is_empty();
+        Ok(is_news.then_some(v1::WatchBudgetsResponse { budgets, removed, stream_seq: cursor }))
+    }
+}
