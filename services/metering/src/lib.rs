@@ -3,7 +3,8 @@
 //! The budgets are a fold over the stream's blocks alone ([`Fold`]). The protocol of the writers is without IO ([`core`]); one task
 //! (`writer`) carries out what it says: reads the stream, appends blocks, answers. Each instance folds every partition, writes those
 //! whose lease it holds (`lease`) and hands calls for the others to their owners ([`Router`]). Executions settle their holds by their
-//! recorded events ([`usage`]). Snapshots in sled ([`Snapshots`]) shorten a restart and mean nothing.
+//! recorded events ([`usage`]). Thresholds that are reached are told to the tenants' webhooks (`notify`). Snapshots in sled
+//! ([`Snapshots`]) shorten a restart and mean nothing.
 //!
 //! Nothing is forgotten: of each closed hold and each answered idempotency key, a row of 40 bytes says in which block of the stream it
 //! is to be read back.
@@ -18,6 +19,7 @@ pub mod core;
 mod fold;
 mod lease;
 mod metrics;
+mod notify;
 mod options;
 pub mod partition;
 mod propose;
@@ -31,6 +33,7 @@ mod writer;
 
 pub use agreement::agreed;
 pub use fold::{Fold, Folded, Read};
+pub use notify::{AllowedHost, WEBHOOK_RETRIES};
 pub use options::Options;
 pub use propose::{Answer, Proposal, propose};
 pub use route::{FORWARDED, Peer, Route, Router};

@@ -49,6 +49,12 @@ pub(crate) struct Metrics {
     pub(crate) snapshot_faults: Counter<u64>,
     /// Decision runs of accepted blocks that no version of this fold can apply.
     undecodable_runs: Counter<u64>,
+    /// Notifications whose end was recorded here, by how they ended.
+    notifications: Counter<u64>,
+    /// Attempts at a webhook that failed.
+    pub(crate) webhook_failures: Counter<u64>,
+    /// Notifications that wait in the partitions that this instance serves.
+    pub(crate) notifications_waiting: Gauge<u64>,
 }
 
 impl Metrics {
@@ -121,6 +127,18 @@ impl Metrics {
                 "exchequer_metering_undecodable_runs_total",
                 "Decision runs of accepted blocks that could not be applied.",
             ),
+            notifications: counter(
+                "exchequer_metering_notifications_total",
+                "Notifications of thresholds that are over, by outcome.",
+            ),
+            webhook_failures: counter(
+                "exchequer_metering_webhook_failures_total",
+                "Attempts to deliver a notification that failed.",
+            ),
+            notifications_waiting: meter
+                .u64_gauge("exchequer_metering_notifications_waiting")
+                .with_description("Notifications that wait in the partitions that this instance serves.")
+                .build(),
         }
     }
 
@@ -156,6 +174,12 @@ impl Metrics {
         if let Some(waited) = waited {
             self.answer_seconds.record(waited.as_secs_f64(), &[]);
         }
+    }
+
+    /// Counts a notification's end.
+    pub(crate) fn notified(&self, delivered: bool) {
+        let outcome = if delivered { "delivered" } else { "given_up" };
+        self.notifications.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
     /// How many messages a partition's settlement is behind.

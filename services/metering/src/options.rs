@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use exchequer_config::Reader;
 
-use crate::partition::MAX_PARTITIONS;
+use crate::{AllowedHost, WEBHOOK_RETRIES, partition::MAX_PARTITIONS};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -29,6 +29,10 @@ pub struct Options {
     pub queue_limit: usize,
     /// How often a snapshot is stored while the stream moves.
     pub snapshot_interval: Duration,
+    /// Hosts to which webhooks may lead although their addresses are not public.
+    pub webhook_allow: Vec<AllowedHost>,
+    /// Waits between the attempts at a notification: [`WEBHOOK_RETRIES`], unless a test is in a hurry.
+    pub webhook_retries: Vec<Duration>,
 }
 
 impl Options {
@@ -44,6 +48,8 @@ impl Options {
             append_timeout: 5 * SECOND,
             queue_limit: 8192,
             snapshot_interval: 10 * SECOND,
+            webhook_allow: Vec::new(),
+            webhook_retries: WEBHOOK_RETRIES.to_vec(),
         }
     }
 
@@ -75,6 +81,8 @@ impl Options {
                 SECOND..=3600 * SECOND,
             ),
             partitions: reader.in_range("metering.partitions", defaults.partitions, 1..=MAX_PARTITIONS),
+            webhook_allow: reader.list("metering.webhook_allow"),
+            webhook_retries: defaults.webhook_retries,
             advertise,
             data: defaults.data,
             key_file,
@@ -129,7 +137,8 @@ mod tests {
     #[test]
     fn every_fault_is_reported_together() {
         let (_, faults) = read(
-            "[metering]\npartitions = 65\nadvertise = \"x\"\nlease_ttl = \"1ms\"\nqueue_limit = 0\nqueue = 1\n",
+            "[metering]\npartitions = 65\nadvertise = \"x\"\nlease_ttl = \"1ms\"\nqueue_limit = 0\nqueue = 1\n\
+             webhook_allow = [\"hooks.internal\", \"10.0.0.0/8\"]\n",
         );
         let faults = faults.unwrap_err();
         for key in [
@@ -138,6 +147,7 @@ mod tests {
             "metering.lease_ttl",
             "metering.queue_limit",
             "metering.queue",
+            "metering.webhook_allow",
         ] {
             assert!(faults.contains(key), "{key} in {faults}");
         }

@@ -1,4 +1,4 @@
-//! Starts and stops metering: key, data directory, snapshot, leases and writer.
+//! Starts and stops metering: key, data directory, snapshot, leases, writer and notifications.
 //!
 //! Left out: listening, authentication, tracing layers and health (the server around it). Invariant: one process at a time uses a
 //! data directory; dropping a [`Service`] without [`Service::stop`] is a crash, and safe.
@@ -27,6 +27,7 @@ use crate::{
     fold::Fold,
     lease::{Keeper, lease_name},
     metrics::Metrics,
+    notify::{Board, Notifier},
     options::Options,
     queue::Queue,
     recall::Recall,
@@ -95,9 +96,11 @@ pub struct Service {
     key: VerifyingKey,
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
+    notifier: JoinHandle<()>,
     stop_writer: CancellationToken,
     stop_keeper: CancellationToken,
-    _stop_on_drop: [DropGuard; 2],
+    stop_notifier: CancellationToken,
+    _stop_on_drop: [DropGuard; 3],
 }
 
 impl Service {
@@ -120,12 +123,14 @@ impl Service {
         let metrics = Arc::new(Metrics::new());
         let router =
             Router::new(partitions, options.advertise.clone(), patience + ANSWER_SLACK, Arc::clone(&metrics));
-        let core = Core::new(fold, key, options.append_timeout);
+        let board = Arc::new(Board::new(&fold, options.webhook_retries));
+        let core = Core::new(fold, key.clone(), options.append_timeout);
         let shared = Shared { fold: core.shared_fold(), router, metrics };
         let (queue, queued) = Queue::new(options.queue_limit);
         let (publish, leases) = mpsc::unbounded_channel();
         let (forfeit, forfeits) = mpsc::unbounded_channel();
         let (stop_writer, stop_keeper) = (CancellationToken::new(), CancellationToken::new());
+        let stop_notifier = CancellationToken::new();
         let keeper = Keeper {
             stream: Arc::clone(&stream),
             partitions,
@@ -144,6 +149,7 @@ impl Service {
             recall: recall.clone(),
             stream,
             shared: shared.clone(),
+            board: Arc::clone(&board),
             snapshots,
             snapshot_interval: options.snapshot_interval,
             queue: queued,
@@ -151,6 +157,14 @@ impl Service {
             forfeits: forfeit,
             stop: stop_writer.clone(),
         };
+        let notifier = Notifier::new(
+            board,
+            shared.clone(),
+            queue.clone(),
+            key,
+            options.webhook_allow,
+            stop_notifier.clone(),
+        );
         let writer = async move {
             writer.run().await;
             // Held until the last snapshot is stored.
@@ -161,9 +175,11 @@ impl Service {
             key: verifying_key,
             writer: tokio::spawn(writer),
             keeper: tokio::spawn(keeper.run()),
-            _stop_on_drop: [stop_writer.clone().drop_guard(), stop_keeper.clone().drop_guard()],
+            notifier: tokio::spawn(notifier.run()),
+            _stop_on_drop: [&stop_writer, &stop_keeper, &stop_notifier].map(|stop| stop.clone().drop_guard()),
             stop_writer,
             stop_keeper,
+            stop_notifier,
         })
     }
 
@@ -238,6 +254,10 @@ impl Service {
 
     /// Finishes the blocks in flight, stores a snapshot and gives the leases back.
     pub async fn stop(self) {
+        self.stop_notifier.cancel();
+        if let Err(error) = self.notifier.await {
+            tracing::error!(%error, "the delivery of notifications failed");
+        }
         self.stop_writer.cancel();
         if let Err(error) = self.writer.await {
             tracing::error!(%error, "the writer failed");

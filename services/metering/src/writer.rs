@@ -24,6 +24,7 @@ use crate::{
     fold::Fold,
     lease::LeaseState,
     metrics::Metrics,
+    notify::Board,
     queue::{self, Asked, Caller},
     recall::Recall,
     route::Router,
@@ -59,6 +60,7 @@ pub(crate) struct Writer {
     pub(crate) stream: Arc<dyn EventStream>,
     pub(crate) recall: Recall,
     pub(crate) shared: Shared,
+    pub(crate) board: Arc<Board>,
     pub(crate) snapshots: Snapshots,
     pub(crate) snapshot_interval: Duration,
     pub(crate) queue: mpsc::UnboundedReceiver<Asked>,
@@ -224,7 +226,10 @@ impl Writer {
                     let _ = self.forfeits.send((partition, epoch));
                 }
                 Output::Status { partition, status } => self.publish(partition, status),
-                Output::Folded(block) => self.shared.metrics.folded(&block, &self.shared.fold()),
+                Output::Folded(block) => {
+                    self.shared.metrics.folded(&block, &self.shared.fold());
+                    self.board.folded(&block);
+                }
                 Output::Note { partition, note } => self.note(partition, note),
                 Output::Foreign(Some(why)) => tracing::error!("{why}"),
                 Output::Foreign(None) => tracing::warn!("the stream holds again what was folded"),

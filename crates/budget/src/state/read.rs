@@ -235,4 +235,9 @@ impl State {
     pub fn notifications(&self) -> impl Iterator<Item = &Arc<Reached>> {
         self.notifications.values()
     }
+
+    /// A notification, if it waits.
+    pub fn notification(&self, number: u64) -> Option<&Arc<Reached>> {
+        self.notifications.get(&number)
+    }
 }

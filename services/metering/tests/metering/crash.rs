@@ -76,6 +76,7 @@ async fn be_metering(settings: &str) {
     options.partitions = partitions.parse().unwrap();
     options.lease_ttl = std::time::Duration::from_secs(1);
     options.snapshot_interval = std::time::Duration::from_secs(1);
+    options.webhook_allow = vec!["127.0.0.1".parse().unwrap()];
     let running = serve(options, jetstream(url).await, &dir).await;
     let key = dir.join("key");
     publish(&key, &hex::encode(running.service.public_key().as_bytes()));

@@ -15,4 +15,5 @@ mod restart;
 mod settings;
 mod settlement;
 mod watching;
+mod webhooks;
 mod world;
