@@ -175,7 +175,10 @@ impl Notifier {
             let budget = fold.budget(*partition);
             (budget.notification(step.number).cloned(), budget.webhook(tenant).cloned())
         };
-        let Some(reached) = reached else { return Outcome::Ended };
+        // Where a stream that lost messages was folded anew, the number may be another tenant's now.
+        let Some(reached) = reached.filter(|reached| reached.scope.tenant() == tenant.as_str()) else {
+            return Outcome::Ended;
+        };
         let Some(url) = url else { return Outcome::Nowhere };
         let id = payload::id(*partition, step.number);
         self.post.post(url.as_str(), &id, payload::body(*partition, &reached, step.origin)).await
@@ -225,5 +228,50 @@ async fn until(wait: Option<Duration>) {
     match wait {
         Some(wait) => sleep(wait).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use exchequer_budget::{Decision, DecisionRun, Meter, Reached, ScopePath, TenantId, Threshold, Window};
+
+    use super::*;
+
+    fn block(stream_seq: u64, events: Vec<Event>) -> Block {
+        let decision = Decision { events, actor: Subject::metering(), idempotency: None };
+        let run = DecisionRun { tenant: TenantId::parse("acme").unwrap(), decisions: vec![decision] };
+        Block { partition: 0, stream_seq, now_ms: 7, is_ours: false, runs: vec![run], undecodable: 0 }
+    }
+
+    fn reached(notification: u64) -> Event {
+        Event::ThresholdReached(Arc::new(Reached {
+            scope: ScopePath::parse("acme/chat").unwrap(),
+            window: Window::AllTime,
+            meter: Meter::CpuMs,
+            window_start_ms: 0,
+            threshold: Threshold::SpentAmount(1),
+            spent: 1,
+            granted: 1,
+            forecast: 0,
+            notification,
+        }))
+    }
+
+    #[test]
+    fn the_outbox_follows_what_is_folded_whoever_decided_it() {
+        let board = Board::new(&Fold::new(1), Vec::new());
+        board.outbox().own(Duration::ZERO, 0, true);
+        // Without a number, there is nobody to tell.
+        board.folded(&block(5, vec![reached(0), reached(1), reached(2)]));
+        assert_eq!(board.outbox().waiting(), 2);
+        let ended = |notification| {
+            let (delivered, attempts, detail) = (true, 1, None);
+            Event::NotificationEnded { notification, delivered, attempts, detail }
+        };
+        board.folded(&block(6, vec![ended(1)]));
+        let step = board.outbox().next(board.now()).unwrap();
+        assert_eq!((step.number, step.origin), (2, Some(Origin { stream_seq: 5, time_ms: 7 })));
+        board.folded(&block(7, vec![ended(2)]));
+        assert_eq!(board.outbox().waiting(), 0);
     }
 }

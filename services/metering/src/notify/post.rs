@@ -201,3 +201,26 @@ impl tower::Service<Uri> for Guarded {
         Box::pin(self.clone().connect(uri))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_to_come() {
+        for (text, want) in [
+            ("120", Some(120..=120)),
+            ("0", Some(0..=0)),
+            ("Tue, 31 Dec 2199 23:59:59 GMT", Some(1_000_000_000..=u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            let seconds = retry_after(&headers).map(|wait| wait.as_secs());
+            assert_eq!(seconds.is_some(), want.is_some(), "{text}: {seconds:?}");
+            assert!(seconds.is_none_or(|seconds| want.unwrap().contains(&seconds)), "{text}: {seconds:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+}

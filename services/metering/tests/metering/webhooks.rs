@@ -245,6 +245,13 @@ async fn what_is_reached_is_told_once_in_order_and_signed_by_the_enrolled_key() 
     let mut chief = world.client(running.address, "c", Some("acme"), &[Role::TenantAdmin]);
     let settings = chief.get_settings(v1::GetSettingsRequest::default()).await.unwrap().into_inner();
     assert_eq!(settings.notifications_waiting, 0);
+    let metrics = exchequer_telemetry::metrics_text();
+    for line in [
+        "exchequer_metering_notifications_total{outcome=\"delivered\"",
+        "exchequer_metering_notifications_waiting",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
     running.stop().await;
 }
 
@@ -258,6 +265,7 @@ async fn what_fails_is_told_again_under_the_same_id() {
     spend(&mut world.agent(&running), "acme", 50, "a").await;
     assert_eq!(until_ended(&world, 1).await, [(1, true, 3, "answered 200".to_owned())]);
     assert_eq!(receiver.ids(), ["budget_0_1"; 3]);
+    assert!(exchequer_telemetry::metrics_text().contains("exchequer_metering_webhook_failures_total"));
     let bodies: Vec<_> = receiver.seen().into_iter().map(|seen| seen.body).collect();
     assert!(bodies.iter().all(|body| *body == bodies[0]));
     running.stop().await;
