@@ -44,10 +44,10 @@ impl World {
             return Err(format!("ticket {ticket} was never given out"));
         };
         match answer {
-            Ok(Answered { reply: Reply::Event(reply), stream_seq }) => {
+            Ok(Answered { reply: Reply::Event(reply), stream_seq, .. }) => {
                 self.replied(number, attempt, &reply, stream_seq)
             }
-            Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq }) => {
+            Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq, .. }) => {
                 let block = self.broker.record(stream_seq).ok_or("an answer in a block that is not there")?;
                 let reply = recorded(&block.payload, tenant.as_str(), key.as_str())?;
                 self.replied(number, attempt, &reply, stream_seq)
