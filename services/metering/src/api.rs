@@ -37,6 +37,7 @@ use crate::{
     queue::{Answered, Outcome, Queue, Refused},
     recall::Recall,
     snapshots::Snapshots,
+    usage::UsageReader,
     writer::Shared,
 };
 
@@ -51,6 +52,7 @@ pub(crate) struct Api {
     pub(crate) watchers: Watchers,
     /// How long a call waits for its answer.
     pub(crate) patience: Duration,
+    pub(crate) usage: UsageReader,
 }
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -288,8 +290,8 @@ impl MeteringService for Api {
         hand_on!(self.get_usage, request, Place::Scope(&request.get_ref().scope));
         usage::get(self, request)
     }
-    async fn query_usage(&self, _: Request<v1::QueryUsageRequest>) -> Reply<v1::QueryUsageResponse> {
-        Err(Status::unimplemented("draft"))
+    async fn query_usage(&self, request: Request<v1::QueryUsageRequest>) -> Reply<v1::QueryUsageResponse> {
+        usage::query(self, request).await
     }
     async fn get_position(&self, request: Request<v1::GetPositionRequest>) -> Reply<v1::GetPositionResponse> {
         position::get(self, request).await

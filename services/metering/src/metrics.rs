@@ -57,6 +57,14 @@ pub(crate) struct Metrics {
     pub(crate) notifications_waiting: Gauge<u64>,
 }
 
+/// Stream messages that the projection of usage has not counted yet.
+pub(crate) fn projection_lag() -> Gauge<u64> {
+    meter()
+        .u64_gauge("exchequer_metering_projection_lag_messages")
+        .with_description("Stream messages that usage over time does not count yet.")
+        .build()
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
         let meter = meter();

@@ -33,6 +33,7 @@ use crate::{
     recall::Recall,
     route::{self, Route, Router},
     snapshots::Snapshots,
+    usage::UsageProjection,
     writer::{Shared, Writer},
 };
 
@@ -97,6 +98,7 @@ pub struct Service {
     writer: JoinHandle<()>,
     keeper: JoinHandle<()>,
     notifier: JoinHandle<()>,
+    usage: UsageProjection,
     stop_writer: CancellationToken,
     stop_keeper: CancellationToken,
     stop_notifier: CancellationToken,
@@ -129,6 +131,10 @@ impl Service {
         let (queue, queued) = Queue::new(options.queue_limit);
         let (publish, leases) = mpsc::unbounded_channel();
         let (forfeit, forfeits) = mpsc::unbounded_channel();
+        let lock = Arc::new(lock);
+        let usage_dir = options.data.join("usage");
+        let usage = UsageProjection::start(usage_dir, Arc::clone(&stream), Arc::clone(&lock)).await;
+        let usage = usage.map_err(|source| StartError::Data { path: options.data.clone(), source })?;
         let (stop_writer, stop_keeper) = (CancellationToken::new(), CancellationToken::new());
         let stop_notifier = CancellationToken::new();
         let keeper = Keeper {
@@ -165,16 +171,28 @@ impl Service {
             options.webhook_allow,
             stop_notifier.clone(),
         );
+        // However it ends, also by a defect: others can have the leases then.
+        let give_back = stop_keeper.clone().drop_guard();
         let writer = async move {
+            let _give_back = give_back;
             writer.run().await;
             // Held until the last snapshot is stored.
             drop(lock);
         };
         Ok(Self {
-            api: Api { shared, queue, recall, snapshots: stored, watchers: Watchers::default(), patience },
+            api: Api {
+                shared,
+                queue,
+                recall,
+                snapshots: stored,
+                watchers: Watchers::default(),
+                patience,
+                usage: usage.reader(),
+            },
             key: verifying_key,
             writer: tokio::spawn(writer),
             keeper: tokio::spawn(keeper.run()),
+            usage,
             notifier: tokio::spawn(notifier.run()),
             _stop_on_drop: [&stop_writer, &stop_keeper, &stop_notifier].map(|stop| stop.clone().drop_guard()),
             stop_writer,
@@ -259,6 +277,7 @@ impl Service {
             tracing::error!(%error, "the delivery of notifications failed");
         }
         self.stop_writer.cancel();
+        self.usage.stop().await;
         if let Err(error) = self.writer.await {
             tracing::error!(%error, "the writer failed");
         }

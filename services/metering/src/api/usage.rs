@@ -1,6 +1,6 @@
 //! Usage: reports of what no hold covers, corrections, and what was spent at a scope.
 //!
-//! Left out: usage over time ([`crate::usage`]). Invariant: an agent reports in its own name only; a scope without a budget has usage all
+//! Left out: reckoning usage over time ([`crate::usage`]). Invariant: an agent reports in its own name only; a scope without a budget has usage all
 //! the same.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use exchequer_event::v1::{self, budget_event::Kind};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Answered, Api, Asking, Reply, meters_of,
+    Answered, Api, Asking, Reply, clock_ms, meters_of,
     place::Place,
     status::{beyond, incomplete, refusal, unexpected},
     who::Who,
@@ -116,4 +116,13 @@ pub(super) fn get(api: &Api, request: Request<v1::GetUsageRequest>) -> Reply<v1:
         open_holds: usage.open_holds,
         usage_cursor: fold.usage_cursor(partition),
     }))
+}
+
+pub(super) async fn query(
+    api: &Api,
+    request: Request<v1::QueryUsageRequest>,
+) -> Reply<v1::QueryUsageResponse> {
+    let (who, message) = Who::open(request)?;
+    who.caller.may_read_tenant(&message.tenant)?;
+    crate::usage::query_usage(&api.usage, message, clock_ms()).await.map(Response::new)
 }

@@ -321,7 +321,9 @@ fn a_repeated_key_names_the_block_that_answered_it() {
     assert_eq!(world.granted(), [(1, seq)]);
     world.ask(2, reserve(1, 60));
     assert!(world.appends().is_empty());
-    let [(2, Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq, repeated: true }))] = &world.answers()[..] else {
+    let [(2, Ok(Answered { reply: Reply::Recorded(tenant, key), stream_seq, repeated: true }))] =
+        &world.answers()[..]
+    else {
         panic!("not from the past");
     };
     assert_eq!((tenant.as_str(), key.as_str(), *stream_seq), ("acme", "key-1", seq));

@@ -14,6 +14,7 @@ mod reports;
 mod restart;
 mod settings;
 mod settlement;
+mod usage;
 mod watching;
 mod webhooks;
 mod world;
