@@ -114,8 +114,9 @@ impl State {
     }
 
     fn set_timer(&mut self, at_ms: u64, timer: Timer) {
-        // The calendar's end and no end at all: nothing is ever due then.
-        if at_ms > 0 && at_ms < u64::MAX {
+        // Beyond the calendar's end a window has none; a grant's times are whatever was asked.
+        let is_never = at_ms == u64::MAX && matches!(timer, Timer::WindowEnds(..));
+        if at_ms > 0 && !is_never {
             self.timers.insert((at_ms, timer));
         }
     }

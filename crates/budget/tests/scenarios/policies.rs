@@ -146,6 +146,16 @@ fn a_grant_begins_when_it_is_effective_and_pays_debt_then() {
 }
 
 #[test]
+fn a_grant_that_begins_and_ends_at_the_end_of_time_is_as_sound_as_any() {
+    let mut world = World::at(1_000);
+    world.run(set("acme", "cpu_ms=1"));
+    let last = u64::MAX;
+    world.run(add(exchequer_budget::GrantTerms { effective_ms: last, ..grant("begins", 10) }));
+    world.run(add(exchequer_budget::GrantTerms { expires_ms: last, ..grant("ends", 10) }));
+    world.check("acme", [11, 11, 0, 0, 0]);
+}
+
+#[test]
 fn a_threshold_is_reached_once_by_spending_or_by_a_smaller_grant() {
     let mut world = World::default();
     let at =
