@@ -44,7 +44,7 @@ pub(super) async fn decide_all(
             answers[at] = failure(at, None, &ask::invalid("", "names no command"));
             continue;
         };
-        let route = match api.partition(form.place(&command)) {
+        let route = match api.partition(Form::place(&command)) {
             // Asked once for all of a partition.
             Some(partition) => {
                 let asked = routes.entry(partition);
@@ -163,7 +163,7 @@ impl Form {
         }
     }
 
-    fn place(self, command: &v1::DecideCommand) -> Place<'_> {
+    fn place(command: &v1::DecideCommand) -> Place<'_> {
         match &command.command {
             Some(Asked::Reserve(request)) => request.place(),
             Some(Asked::Extend(request)) => request.place(),
@@ -176,7 +176,7 @@ impl Form {
     }
 
     async fn command(self, command: v1::DecideCommand, api: &Api, who: &Who) -> Result<Command, Status> {
-        let known = api.known_tenant(who, self.place(&command)).await?;
+        let known = api.known_tenant(who, Self::place(&command)).await?;
         match command.command {
             Some(Asked::Reserve(request)) if request.dry_run => {
                 Err(ask::invalid("dry_run", "must be false here: nothing would be decided"))

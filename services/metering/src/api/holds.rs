@@ -23,14 +23,13 @@ fn tenant_of_hold(
     hold_id: &HoldId,
     known: Option<TenantId>,
 ) -> Result<TenantId, Status> {
-    let tenant = match known {
-        Some(tenant) => tenant,
-        None => {
-            let fold = api.shared.fold();
-            let partition = fold.partition_of_hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
-            let hold = fold.budget(partition).hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
-            hold.scope.tenant_id()
-        }
+    let tenant = if let Some(tenant) = known {
+        tenant
+    } else {
+        let fold = api.shared.fold();
+        let partition = fold.partition_of_hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+        let hold = fold.budget(partition).hold(hold_id).ok_or_else(|| no_hold(hold_id))?;
+        hold.scope.tenant_id()
     };
     who.may_reserve(tenant.as_str()).map_err(|_| no_hold(hold_id))?;
     Ok(tenant)

@@ -22,13 +22,12 @@ pub(super) async fn hold(api: &Api, request: Request<v1::GetHoldRequest>) -> Rep
     let hold_id = check.hold_id(&message.hold_id);
     check.refusal()?;
     let hold_id = hold_id.ok_or_else(incomplete)?;
-    let (tenant, hold) = match live(api, &hold_id) {
-        Some(found) => found,
-        None => {
-            let tenant = api.past_tenant(&who, &message.hold_id).await?.ok_or_else(|| no_hold(&hold_id))?;
-            let hold = api.closed_hold(&tenant, &hold_id).await?;
-            (tenant, hold)
-        }
+    let (tenant, hold) = if let Some(found) = live(api, &hold_id) {
+        found
+    } else {
+        let tenant = api.past_tenant(&who, &message.hold_id).await?.ok_or_else(|| no_hold(&hold_id))?;
+        let hold = api.closed_hold(&tenant, &hold_id).await?;
+        (tenant, hold)
     };
     // A holder sees its own holds, whatever their tenant.
     let is_holder = who.may_reserve(tenant.as_str()).is_ok()

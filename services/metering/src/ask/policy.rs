@@ -102,15 +102,13 @@ impl Check {
     /// Agents, skills and executions are named as they are in events, so that usage of both kinds adds up.
     fn names(&mut self, field: &str, source: Option<&v1::UsageSource>) {
         let Some(source) = source else { return };
-        let named: [(&str, &str, fn(&str) -> bool); 3] = [
-            ("agent_id", &source.agent_id, name::is_holder),
-            ("skill", &source.skill, name::is_skill),
-            ("execution_id", &source.execution_id, name::is_uuid),
+        let parts = [
+            ("agent_id", source.agent_id.is_empty() || name::is_holder(&source.agent_id)),
+            ("skill", source.skill.is_empty() || name::is_skill(&source.skill)),
+            ("execution_id", source.execution_id.is_empty() || name::is_uuid(&source.execution_id)),
         ];
-        for (part, text, is_name) in named {
-            if !text.is_empty() && !is_name(text) {
-                self.fault(&format!("{field}.{part}"), "is not well formed");
-            }
+        for (part, _) in parts.into_iter().filter(|(_, is_good)| !is_good) {
+            self.fault(&format!("{field}.{part}"), "is not well formed");
         }
     }
 }

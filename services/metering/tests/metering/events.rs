@@ -33,10 +33,10 @@ impl Sender<'_> {
             body.len()
         );
         if let Some(token) = self.token {
-            request += &format!("authorization: {}\r\n", token.header().to_str().unwrap());
+            request.extend(["authorization: ", token.header().to_str().unwrap(), "\r\n"]);
         }
         for (name, value) in headers {
-            request += &format!("{name}: {value}\r\n");
+            request.extend([*name, ": ", *value, "\r\n"]);
         }
         request += "\r\n";
         let mut connection = TcpStream::connect(self.http).await.unwrap();

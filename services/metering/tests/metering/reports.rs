@@ -29,12 +29,8 @@ fn correct(scope: &str, taken: &[(&str, u64)], added: bool, key: &str) -> v1::Co
     v1::CorrectUsageRequest { correction: Some(correction), idempotency_key: key.to_owned() }
 }
 
-fn by(agent_id: &str) -> Option<v1::UsageSource> {
-    Some(v1::UsageSource {
-        agent_id: agent_id.to_owned(),
-        skill: "chat".to_owned(),
-        ..v1::UsageSource::default()
-    })
+fn by(agent_id: &str) -> v1::UsageSource {
+    v1::UsageSource { agent_id: agent_id.to_owned(), skill: "chat".to_owned(), ..v1::UsageSource::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +41,7 @@ async fn reports_are_charged_once_and_corrections_take_back_no_more_than_was_spe
     let mut chief = world.client(running.address, "c", Some("acme"), &[Role::TenantAdmin]);
     chief.set_budget(set("acme", &[("input_tokens", 10)])).await.unwrap();
     let first = v1::ReportUsageRequest {
-        source: by(""),
+        source: Some(by("")),
         subject: "alice".to_owned(),
         ..report("acme/chat", &[("input_tokens", 12)], "a")
     };
@@ -127,7 +123,7 @@ async fn bad_reports_and_corrections_are_refused_by_path_and_by_role() {
     silent.correction.as_mut().unwrap().reason.clear();
     check(chief.correct_usage(silent).await.map(drop), Code::InvalidArgument, &["correction.reason"]);
 
-    let others = v1::ReportUsageRequest { source: by("agent-2"), ..good.clone() };
+    let others = v1::ReportUsageRequest { source: Some(by("agent-2")), ..good.clone() };
     check(agent.report_usage(others).await.map(drop), Code::PermissionDenied, &["source.agent_id"]);
     check(user.report_usage(good.clone()).await.map(drop), Code::PermissionDenied, &[]);
     let foreign = report("zeta", &[("cpu_ms", 1)], "k");

@@ -83,9 +83,8 @@ impl Envelope {
         if attributes.take("data_base64").is_some() {
             return Err(Fault::new("data_base64", "is not taken; data must be JSON"));
         }
-        let data = match attributes.take("data") {
-            Some(Json::Object(members)) => members,
-            _ => return Err(Fault::new("data", "must be an object")),
+        let Some(Json::Object(data)) = attributes.take("data") else {
+            return Err(Fault::new("data", "must be an object"));
         };
         let mut data = Members::new("data.", data)?;
         let scope = data.text("scope")?.ok_or_else(|| data.fault("scope", "is missing"))?;
