@@ -140,7 +140,7 @@ pub(super) struct Replayed {
 /// Folds all messages from nothing.
 pub(super) fn replay(records: &[Record]) -> anyhow::Result<Replayed> {
     let started = Instant::now();
-    let mut fold = Fold::new("0");
+    let mut fold = Fold::new(1);
     let mut decisions = 0;
     for record in records {
         let read = Read { seq: record.seq, subject: &record.subject, payload: &record.payload };
@@ -153,7 +153,11 @@ pub(super) fn replay(records: &[Record]) -> anyhow::Result<Replayed> {
             Folded::VoidBlock { reason, .. } => bail!("block {} is void: {reason}", record.seq),
         }
     }
-    Ok(Replayed { time: started.elapsed(), digest: hex::encode(fold.budget().digest()), decisions })
+    Ok(Replayed {
+        time: started.elapsed(),
+        digest: hex::encode(fold.budget(0).digest(fold.past(0))),
+        decisions,
+    })
 }
 
 #[cfg(test)]

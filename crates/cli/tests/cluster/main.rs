@@ -62,7 +62,8 @@ async fn no_kill_of_instances_or_brokers_loses_doubles_or_overspends_what_was_an
         let clients = deployment.access.metering(&name, Role::Agent);
         let (progress, random) = (Arc::clone(&progress), random.split());
         callers.spawn(async move {
-            Caller { name, clients, random, progress: &progress, answers: Vec::new() }.run().await
+            let caller = Caller { name, clients, random, progress: &progress, answers: Vec::new() };
+            Box::pin(caller.run()).await
         });
     }
     let changing = {
