@@ -63,7 +63,7 @@ pub(super) fn body(partition: u16, reached: &Reached, origin: Option<Origin>) ->
         tenant: reached.scope.tenant(),
         scope: reached.scope.as_str(),
         window: match reached.window {
-            Window::AllTime => "all_time",
+            Window::AllTime => "lifetime",
             Window::Hour => "hour",
             Window::Day => "day",
             Window::Week => "week",
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(
             str::from_utf8(&least).unwrap(),
             "{\"type\":\"budget.threshold_reached\",\"data\":{\"partition\":3,\"notification\":17,\"tenant\":\"acme\",\
-             \"scope\":\"acme/chat\",\"window\":\"all_time\",\"meter\":\"cpu_ms\",\"threshold\":{\"spent_amount\":80},\
+             \"scope\":\"acme/chat\",\"window\":\"lifetime\",\"meter\":\"cpu_ms\",\"threshold\":{\"spent_amount\":80},\
              \"spent\":80,\"granted\":18446744073709551615}}"
         );
     }

@@ -230,7 +230,7 @@ async fn what_is_reached_is_told_once_in_order_and_signed_by_the_enrolled_key() 
     let mut data = seen[0].data();
     assert!(data["time_unix_ms"].take().as_u64().unwrap() > 1_700_000_000_000);
     let want = json!({
-        "partition": 0, "notification": 1, "tenant": "acme", "scope": "acme", "window": "all_time", "meter": "cpu_ms",
+        "partition": 0, "notification": 1, "tenant": "acme", "scope": "acme", "window": "lifetime", "meter": "cpu_ms",
         "threshold": {"spent_percent": 50}, "spent": 85, "granted": 100, "stream_seq": block, "time_unix_ms": null,
     });
     assert_eq!(data, want);
