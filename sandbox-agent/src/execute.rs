@@ -40,7 +40,8 @@ const WAITING_PARTS: usize = 16;
 
 /// Probes at one time: they need no hold, so nothing else bounds them.
 const MAX_PROBES: usize = 2;
-/// How long a caller may leave its answer unread before it counts as gone.
+/// How long a caller may leave its answer unread before it counts as gone: at a time, and in all once the program's time is over. An
+/// outcome has to be recorded while its hold lasts, so `agent.hold_margin` is more than twice this.
 const CALLER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Parts of the answer as they come.
@@ -207,7 +208,7 @@ impl Executor {
             }
             Err(denial) => {
                 let status = self.record_denial(&request, denial).await;
-                deliver(&answer, Err(status)).await;
+                deliver(&answer, Err(status), CALLER_PATIENCE).await;
             }
         }
     }
@@ -327,10 +328,15 @@ impl Executor {
 
     async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
         let Admitted { prepared, output, payment, part, _slot } = admitted;
-        let caller_is_there = deliver(answer, Ok(Part::Admitted(part))).await;
+        let caller_is_there = deliver(answer, Ok(Part::Admitted(part)), CALLER_PATIENCE).await;
         let mut outputs = Outputs::default();
+        let unread_until =
+            Instant::now() + Duration::from_millis(request.checked.limits.wall_ms) + CALLER_PATIENCE;
         let outcome = match prepared.release().await {
-            Ok(running) => self.follow(running, output, answer, caller_is_there, &mut outputs).await,
+            Ok(running) => {
+                let caller = caller_is_there.then_some(unread_until);
+                self.follow(running, output, answer, caller, &mut outputs).await
+            }
             Err(error) => Err(error),
         };
         let record = match outcome {
@@ -358,18 +364,20 @@ impl Executor {
                 Err(Status::internal(format!("the outcome could not be recorded: {error}")))
             }
         };
-        deliver(answer, last).await;
+        deliver(answer, last, CALLER_PATIENCE).await;
     }
 
-    /// Passes output on until the execution has ended. A caller that is gone, or a drain that has run out of patience, kills it.
+    /// Passes output on until the execution has ended. A caller that is gone, or a drain that has run out of patience, kills it; so does
+    /// one that has not read what there was by the time that is given with it.
     async fn follow(
         &self,
         mut running: Running,
         mut output: mpsc::Receiver<Chunk>,
         answer: &Answer,
-        mut caller_is_there: bool,
+        caller: Option<Instant>,
         outputs: &mut Outputs,
     ) -> Result<Outcome, SandboxError> {
+        let (mut caller_is_there, unread_until) = (caller.is_some(), caller.unwrap_or_else(Instant::now));
         let mut has_output = true;
         loop {
             if !caller_is_there {
@@ -396,7 +404,8 @@ impl Executor {
                     Stream::Stdout => Part::Stdout(bytes),
                     Stream::Stderr => Part::Stderr(bytes),
                 };
-                caller_is_there = deliver(answer, Ok(part)).await;
+                let patience = unread_until.saturating_duration_since(Instant::now()).min(CALLER_PATIENCE);
+                caller_is_there = deliver(answer, Ok(part), patience).await;
             }
         }
     }
@@ -426,8 +435,8 @@ impl Executor {
 }
 
 /// Hands a part to the caller; whether it is still there. A caller that stops reading must not keep an outcome from being recorded.
-async fn deliver(answer: &Answer, part: Result<Part, Status>) -> bool {
-    answer.send_timeout(part, CALLER_PATIENCE).await.is_ok()
+async fn deliver(answer: &Answer, part: Result<Part, Status>, patience: Duration) -> bool {
+    answer.send_timeout(part, patience).await.is_ok()
 }
 
 fn budget_denial(denied: &v1::HoldDenied) -> Denial {

@@ -100,7 +100,8 @@ impl Options {
         let hold_margin = reader.duration(
             "agent.hold_margin",
             Duration::from_secs(300),
-            Duration::from_secs(1)..=Duration::from_secs(3600),
+            // A caller may leave its answer unread for ten seconds before the program runs, and for as long after its time.
+            Duration::from_secs(30)..=Duration::from_secs(3600),
         );
         let resend_after = reader.duration(
             "agent.resend_after",

@@ -303,9 +303,11 @@ impl State {
         };
         hold.used = hold.used.saturating_add(used);
         let number = self.numbers.get(&hold.scope).copied();
+        // Of a lease that ran out nothing is held any more; what is left of it shrinks all the same, so that no two lost executions are
+        // charged all of it.
+        let drawn = used.min(&hold.amounts);
+        hold.amounts = hold.amounts.saturating_sub(used);
         if is_open {
-            let drawn = used.min(&hold.amounts);
-            hold.amounts = hold.amounts.saturating_sub(used);
             if let Some(number) = number {
                 self.each_enclosing(number, |node| node.usage.held.sub(&drawn));
             }

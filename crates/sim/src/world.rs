@@ -419,7 +419,11 @@ impl World {
                     let input = Input::Lease { partition, lease: Err("overtaken".to_owned()) };
                     self.after(0, Happening::Arrives { to, life, input });
                 }
-                Output::Status { .. } | Output::Folded(_) | Output::Note { .. } | Output::Foreign(_) => {}
+                Output::Status { .. }
+                | Output::Folded(_)
+                | Output::Note { .. }
+                | Output::Foreign(_)
+                | Output::BegunAgain => {}
             }
         }
         let instance = &mut self.instances[to];

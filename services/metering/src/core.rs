@@ -208,6 +208,8 @@ pub enum Output<T> {
     },
     /// The stream turned out to be another than was folded; or it no longer is.
     Foreign(Option<String>),
+    /// The fold was emptied: what was kept of it is another history's.
+    BegunAgain,
 }
 
 /// An accepted block.
@@ -309,6 +311,8 @@ pub struct Core<T> {
     parts: Vec<Part<T>>,
     reading: Reading,
     stopping: bool,
+    /// Whether the log lets our key sign blocks: known until a control record is folded.
+    may_sign: Option<bool>,
     out: Vec<Output<T>>,
 }
 
@@ -324,6 +328,7 @@ impl<T: Ticket> Core<T> {
             parts,
             reading: Reading::default(),
             stopping: false,
+            may_sign: None,
             out: Vec::new(),
         };
         core.open_reader(Duration::ZERO);

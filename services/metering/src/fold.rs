@@ -8,7 +8,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
-use exchequer_budget::{DecisionRun, HoldId, HoldStatus, Past, State, TenantId};
+use exchequer_budget::{DecisionRun, Event, HoldId, HoldStatus, Label, Past, State, TenantId};
 use exchequer_event::{
     accept::{Acceptor, Incoming, Outcome, PartitionHead},
     digest::{Digest, Purpose},
@@ -110,6 +110,7 @@ impl Budgets {
             self.budget.record_run(run, now_ms);
         }
         self.budget.retire(&mut self.past, stream_seq);
+        self.drop_drawn(runs);
         while self.charges.front().is_some_and(|charge| charge.stream_seq <= settled) {
             self.drop_first_charge();
         }
@@ -131,6 +132,35 @@ impl Budgets {
             hold.holder == charge.agent && matches!(hold.status, HoldStatus::Open | HoldStatus::Expired)
         })?;
         Some((charge.hold_id.clone(), hold.lease.then(|| charge.execution_id.clone())))
+    }
+
+    /// What a block drew waits no longer, also where its `usage_cursor` does not cover the batch because the rest of it found no room: a
+    /// lease stays open, and would be drawn from again. A settled hold is closed, and needs none of this.
+    fn drop_drawn(&mut self, runs: &[DecisionRun]) {
+        // The writer's own draws have no key; those that holders ask for do.
+        let own =
+            runs.iter().flat_map(|run| &run.decisions).filter(|decision| decision.idempotency.is_none());
+        let drawn: HashSet<_> = own
+            .flat_map(|decision| decision.events.iter().map(move |event| (&decision.actor, event)))
+            .filter_map(|(actor, event)| match event {
+                Event::LeaseDrawn { hold_id, source, .. } => {
+                    Some((actor, hold_id, source.as_ref().and_then(|source| source.execution_id.as_ref())))
+                }
+                _ => None,
+            })
+            .collect();
+        if drawn.is_empty() {
+            return;
+        }
+        let charged = &mut self.charged;
+        self.charges.retain(|charge| {
+            let execution_id = Label::parse(&charge.execution_id).ok();
+            let is_drawn = drawn.contains(&(&charge.agent, &charge.hold_id, execution_id.as_ref()));
+            if is_drawn {
+                charged.remove(&(charge.hold_id.clone(), Some(charge.execution_id.clone())));
+            }
+            !is_drawn
+        });
     }
 
     fn drop_first_charge(&mut self) {

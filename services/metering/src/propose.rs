@@ -139,9 +139,12 @@ impl Block<'_> {
             }
             let tenant = hold.scope.tenant_id();
             // A lease of which nothing is left has nothing to be drawn for a lost execution.
-            let Ok(command) =
-                Command::new(tenant.clone(), charge.agent.clone(), None, settlement(charge, hold))
-            else {
+            let Ok(command) = Command::new(
+                tenant.clone(),
+                charge.agent.clone(),
+                None,
+                settlement(charge, hold, self.now_ms),
+            ) else {
                 continue;
             };
             if let Ok(Decided::New(decision)) = decide(self.state, &budgets.past, &command, self.now_ms)
@@ -220,8 +223,9 @@ impl Block<'_> {
     }
 }
 
-/// What an execution's end does to the hold that pays.
-fn settlement(charge: &Charge, hold: &Hold) -> Action {
+/// What an execution's end does to the hold that pays. Its time is the agent's, unless that is ahead of ours: what was used is charged
+/// whatever a clock says.
+fn settlement(charge: &Charge, hold: &Hold, now_ms: u64) -> Action {
     let hold_id = charge.hold_id.clone();
     let used = charge.used.clone().unwrap_or_else(|| hold.amounts.clone());
     let label = |text: &str| Label::parse(text).ok();
@@ -229,7 +233,7 @@ fn settlement(charge: &Charge, hold: &Hold) -> Action {
         agent_id: label(charge.agent.as_str()),
         skill: label(&charge.skill),
         execution_id: label(&charge.execution_id),
-        used_ms: charge.used_unix_ms,
+        used_ms: charge.used_unix_ms.min(now_ms),
     }
     .told();
     if hold.lease { Action::Draw { hold_id, used, source } } else { Action::Settle { hold_id, used, source } }
@@ -344,6 +348,9 @@ mod tests {
                     epoch: 1,
                     seq: self.agent_seq,
                     prev_hash: self.agent_prev.into(),
+                    execution_id: id(1_000_000 + usize::try_from(self.agent_seq).unwrap()),
+                    // Far ahead of the writer's clock.
+                    time_unix_ms: 10_000_000,
                     kind: Some(Kind::ExecutionFinished(finished)),
                     ..v1::Event::default()
                 };
@@ -368,6 +375,10 @@ mod tests {
     }
 
     fn reserve(tenant: &str, n: usize, cpu_ms: u64) -> Command {
+        hold(tenant, n, cpu_ms, false)
+    }
+
+    fn hold(tenant: &str, n: usize, cpu_ms: u64, lease: bool) -> Command {
         let subject = Subject::parse("agent-1").unwrap();
         let action = Action::Reserve {
             hold_id: HoldId::parse(&id(n)).unwrap(),
@@ -376,7 +387,7 @@ mod tests {
             amounts: Amounts::new([(Meter::CpuMs, cpu_ms)]).unwrap(),
             ttl: Ttl::from_ms(1_000).unwrap(),
             at_least: Amounts::NONE,
-            lease: false,
+            lease,
         };
         let key = IdempotencyKey::parse(&format!("key-{n}")).unwrap();
         let idempotency = Some(Idempotency { key, request_hash: [0; 32] });
@@ -467,6 +478,26 @@ mod tests {
         let spent =
             |n: usize| world.fold.budget(0).usage(&ScopePath::parse(&format!("tenant-{n}")).unwrap()).spent;
         assert!((0..tenants).all(|n| spent(n).get(Meter::CpuMs) == 3));
+    }
+
+    #[test]
+    fn executions_under_a_lease_are_drawn_once_even_where_a_block_can_not_take_all_of_a_batch() {
+        let mut world = World::new();
+        world.block(&[set("acme", 100_000), hold("acme", 1, 50_000, true)], 5);
+        let executions = 10 * 300;
+        for _ in 0..10 {
+            world.finish(&vec![id(1); 300]);
+        }
+        let mut blocks = 0;
+        while world.block(&[], 6).decisions > 0 {
+            blocks += 1;
+            assert!(blocks < 10, "the same is drawn again and again");
+        }
+        assert!(blocks > 1, "one block has taken all of it");
+        let scope = ScopePath::parse("acme").unwrap();
+        assert_eq!(world.fold.budget(0).usage(&scope).spent.get(Meter::CpuMs), 3 * executions);
+        let lease = world.fold.budget(0).hold(&HoldId::parse(&id(1)).unwrap()).unwrap();
+        assert_eq!(u128::from(lease.amounts.get(Meter::CpuMs)), 50_000 - 3 * executions);
     }
 
     #[test]

@@ -162,6 +162,7 @@ impl Service {
             leases,
             forfeits: forfeit,
             stop: stop_writer.clone(),
+            give_back: stop_keeper.clone(),
         };
         let notifier = Notifier::new(
             board,

@@ -114,6 +114,11 @@ impl Snapshots {
         }
     }
 
+    /// What is stored of the past is not that of the fold any more: the next snapshot stores all of it.
+    pub(crate) fn begin_again(&self) {
+        self.stored().clear();
+    }
+
     /// Takes a fold as it is: all that has to be done while nothing else may change it.
     pub(crate) fn take(&self, fold: &Fold) -> Taken {
         let stored = self.stored();

@@ -67,6 +67,8 @@ pub(crate) struct Writer {
     pub(crate) leases: mpsc::UnboundedReceiver<(u16, LeaseState)>,
     pub(crate) forfeits: mpsc::UnboundedSender<(u16, u64)>,
     pub(crate) stop: CancellationToken,
+    /// Gives the leases back.
+    pub(crate) give_back: CancellationToken,
 }
 
 /// What the task waits for.
@@ -145,6 +147,11 @@ impl Writer {
             }
         }
         self.drain(&mut waits, None);
+        // Nothing is decided here any more: others need not wait for the last snapshot.
+        self.give_back.cancel();
+        if let Some(storing) = waits.storing.take() {
+            let _ = storing.await;
+        }
         self.store_snapshot(&mut waits);
         if let Some(storing) = waits.storing.take() {
             let _ = storing.await;
@@ -232,6 +239,7 @@ impl Writer {
                 }
                 Output::Note { partition, note } => self.note(partition, note),
                 Output::Foreign(Some(why)) => tracing::error!("{why}"),
+                Output::BegunAgain => self.snapshots.begin_again(),
                 Output::Foreign(None) => tracing::warn!("the stream holds again what was folded"),
             }
         }

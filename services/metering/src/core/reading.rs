@@ -137,6 +137,9 @@ impl<T: Ticket> Core<T> {
     }
 
     fn fold_record(&mut self, now: Now, record: &Record) {
+        if record.subject.starts_with("control.") {
+            self.may_sign = None;
+        }
         let read = Read { seq: record.seq, subject: &record.subject, payload: &record.payload };
         let at = self.fold().partition_of_subject(&record.subject);
         let mut own = None;
@@ -224,6 +227,8 @@ impl<T: Ticket> Core<T> {
         let mut fold = self.fold_mut();
         *fold = Fold::new(fold.partitions());
         drop(fold);
+        self.may_sign = None;
+        self.out.push(Output::BegunAgain);
         self.open_reader(Duration::ZERO);
     }
 
