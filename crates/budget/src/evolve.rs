@@ -307,10 +307,8 @@ impl State {
         // charged all of it.
         let drawn = used.min(&hold.amounts);
         hold.amounts = hold.amounts.saturating_sub(used);
-        if is_open {
-            if let Some(number) = number {
-                self.each_enclosing(number, |node| node.usage.held.sub(&drawn));
-            }
+        if is_open && let Some(number) = number {
+            self.each_enclosing(number, |node| node.usage.held.sub(&drawn));
         }
         if let Some(number) = number {
             self.spend(number, used, uncharged);

@@ -84,9 +84,9 @@ impl Keeper {
                         Err(after) => due[index] = Some(Instant::now() + after),
                     }
                 }
-                Some(Ok((partition, why, _))) = holding.join_next() => {
-                    tracing::warn!(partition, why, "lease lost");
-                    (self.publish)(partition, LeaseState::Absent(why));
+                Some(Ok(lost)) = holding.join_next() => {
+                    let partition = lost.0;
+                    self.let_go(lost).await;
                     due[usize::from(partition)] = Some(Instant::now() + RETRY);
                 }
                 Some((partition, epoch)) = self.forfeits.recv() => {
@@ -108,13 +108,22 @@ impl Keeper {
 
     async fn give_back(&self, mut holding: JoinSet<Lost>) {
         while let Some(ended) = holding.join_next().await {
-            let Ok((partition, _, lease)) = ended else { continue };
-            (self.publish)(partition, LeaseState::Absent("stopping".to_owned()));
-            if let Some(lease) = lease
-                && let Ok(Err(error)) = timeout(self.ttl, self.stream.release_lease(lease)).await
-            {
-                tracing::info!(%error, "a lease could not be given back and will run out");
+            if let Ok(lost) = ended {
+                self.let_go(lost).await;
             }
+        }
+    }
+
+    /// A lease that is not renewed any more: gone, or to be given back because we stop.
+    async fn let_go(&self, (partition, why, lease): Lost) {
+        if lease.is_none() {
+            tracing::warn!(partition, why, "lease lost");
+        }
+        (self.publish)(partition, LeaseState::Absent(why));
+        if let Some(lease) = lease
+            && let Ok(Err(error)) = timeout(self.ttl, self.stream.release_lease(lease)).await
+        {
+            tracing::info!(%error, "a lease could not be given back and will run out");
         }
     }
 

@@ -18,7 +18,7 @@ use exchequer_stream::{
     RecordStream, ValueStream,
 };
 use exchequer_testkit::{NatsServer, eventually};
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::world::{PATIENCE, World, client_with, granted, jetstream, reserve, set, within};
@@ -62,8 +62,8 @@ struct Odd {
     stream: Arc<dyn EventStream>,
     /// Appended to the names of leases: whoever uses it believes to own the partition.
     lease_suffix: &'static str,
-    /// The tip is answered only once this is notified, and another message has come by then.
-    late_tip: Option<Arc<Notify>>,
+    /// The tip is answered only once this is cancelled, and another message has come by then.
+    late_tip: Option<CancellationToken>,
     /// While set, what is appended gets into the stream without anybody being told.
     withhold_acks: Arc<AtomicBool>,
 }
@@ -94,7 +94,7 @@ impl EventStream for Odd {
         let tip = self.stream.tip().await?;
         if let Some(answer) = &self.late_tip {
             self.stream.append(Message::new("events.nobody", "no batch")).await.unwrap();
-            answer.notified().await;
+            answer.cancelled().await;
         }
         Ok(tip)
     }
@@ -206,13 +206,13 @@ async fn two_that_both_believe_to_own_an_embedded_partition_never_overspend() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_while_the_tip_is_asked_for_does_not_make_the_stream_another() {
     let world = World::local().await;
-    let answer = Arc::new(Notify::new());
-    let odd = Odd { late_tip: Some(Arc::clone(&answer)), ..Odd::new(Arc::clone(&world.stream)) };
+    let answer = CancellationToken::new();
+    let odd = Odd { late_tip: Some(answer.clone()), ..Odd::new(Arc::clone(&world.stream)) };
     let metering = world.start(world.options("late"), Arc::new(odd)).await;
     world.enrol(v1::KeyRole::Metering, "metering", metering.service.public_key().to_bytes()).await;
     let before = world.stream.tip().await.unwrap();
     eventually(PATIENCE, || async { metering.service.position().cursor >= before }).await;
-    answer.notify_one();
+    answer.cancel();
     within(metering.service.ready_here()).await;
     metering.stop().await;
 }
