@@ -148,9 +148,7 @@ impl Facts {
                 Event::LeaseDrawn { hold_id, used, .. } => change(hold_id, &|hold| {
                     for (meter, amount) in used.iter() {
                         *hold.used.entry(meter).or_default() += u128::from(amount);
-                        if hold.is_open()
-                            && let Some(left) = hold.amounts.get_mut(&meter)
-                        {
+                        if let Some(left) = hold.amounts.get_mut(&meter) {
                             *left = left.saturating_sub(amount.into());
                         }
                     }
