@@ -10,6 +10,10 @@
 //! - `held` is the sum of the open holds at the scope and below;
 //! - no hold is granted that any enclosing hard budget does not cover in full, an overdraft included.
 //!
+//! Costs are reckoned at the prices of the moment: of a hold when it is granted, of usage when it is recorded, all usage of one hold
+//! rounded up once. What stays within its hold costs no more than was held for it, unless a price is raised in between: then the
+//! difference is spent beyond the hold, as debt where nothing is left.
+//!
 //! A state keeps what is live; what is over goes to the [`Past`], which is compact and never forgets.
 //!
 //! Arithmetic can't overflow: an amount is at most [`MAX_AMOUNT`] (2^48), what a budget grants at most [`MAX_GRANTED`] (2^62), a

@@ -22,14 +22,13 @@ impl Cost {
         }
     }
 
-    /// The sum, rounded up and cut at 64 bits.
-    pub(crate) fn round_up(&self) -> u64 {
-        let whole = self.whole.saturating_add(match &self.parts[..] {
+    /// The sum, rounded up.
+    pub(crate) fn round_up(&self) -> u128 {
+        self.whole.saturating_add(match &self.parts[..] {
             [] => 0,
             [_] => 1,
             parts => u128::from(ceiling(parts)),
-        });
-        u64::try_from(whole).unwrap_or(u64::MAX)
+        })
     }
 }
 
@@ -117,7 +116,7 @@ impl Long {
 mod tests {
     use super::*;
 
-    fn check(rows: &[(u64, u64, u64)], want: u64) {
+    fn check(rows: &[(u64, u64, u64)], want: u128) {
         let mut cost = Cost::ZERO;
         for &(amount, micros, per) in rows {
             cost.add(amount, micros, per);
@@ -147,6 +146,6 @@ mod tests {
         check(&rows, 3);
         rows.push((1, 1, per));
         check(&rows, 4);
-        check(&[(crate::MAX_AMOUNT, crate::MAX_AMOUNT, 1)], u64::MAX);
+        check(&[(crate::MAX_AMOUNT, crate::MAX_AMOUNT, 1)], 1 << 96);
     }
 }

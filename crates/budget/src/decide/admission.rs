@@ -119,7 +119,7 @@ pub(super) fn balance(
 }
 
 /// What `amounts` cost at `scope`: each meter at the price of the innermost scope that has one for it.
-pub(super) fn cost(state: &State, scope: &ScopePath, amounts: &Amounts) -> u64 {
+pub(super) fn cost(state: &State, scope: &ScopePath, amounts: &Amounts) -> u128 {
     let around = state.around(scope);
     if around.numbers().iter().all(|&number| state.nodes[number].prices.is_empty()) {
         return 0;
@@ -136,7 +136,7 @@ pub(super) fn cost(state: &State, scope: &ScopePath, amounts: &Amounts) -> u64 {
 
 /// `amounts` with their cost added. One hold can't hold more than [`MAX_AMOUNT`].
 pub(super) fn priced(state: &State, scope: &ScopePath, amounts: Amounts) -> Result<Amounts, Denial> {
-    let cost = cost(state, scope, &amounts);
+    let cost = narrow(cost(state, scope, &amounts));
     if cost == 0 {
         return Ok(amounts);
     }

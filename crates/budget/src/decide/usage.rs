@@ -27,7 +27,7 @@ impl Asked<'_> {
             return vec![refused];
         }
         let late = hold.status == HoldStatus::Expired;
-        let used = self.costed(&hold.scope, used);
+        let used = self.costed(&hold.scope, &hold.used, used);
         let holds = if late { &Amounts::NONE } else { &hold.amounts };
         let uncharged = self.uncharged(&hold.scope, &used, holds);
         let reached = self.reached_by(&hold.scope, &Spent::More { used: &used, uncharged: &uncharged });
@@ -52,7 +52,7 @@ impl Asked<'_> {
             return vec![refused];
         }
         let late = hold.status == HoldStatus::Expired;
-        let used = self.costed(&hold.scope, used);
+        let used = self.costed(&hold.scope, &hold.used, used);
         let holds = if late { &Amounts::NONE } else { &hold.amounts };
         let uncharged = self.uncharged(&hold.scope, &used, holds);
         let reached = self.reached_by(&hold.scope, &Spent::More { used: &used, uncharged: &uncharged });
@@ -77,7 +77,7 @@ impl Asked<'_> {
         if let Some(refused) = self.unusable(used, "used", source, "source") {
             return vec![refused];
         }
-        let used = self.costed(scope, used);
+        let used = self.costed(scope, &Amounts::NONE, used);
         let uncharged = self.uncharged(scope, &used, &Amounts::NONE);
         let reached = self.reached_by(scope, &Spent::More { used: &used, uncharged: &uncharged });
         let reported = Event::UsageReported {
@@ -130,11 +130,15 @@ impl Asked<'_> {
         self.unknown_meter(amounts, field)
     }
 
-    /// `used` with its cost at the prices of now, unless a cost is given.
-    fn costed(&self, scope: &ScopePath, used: &Amounts) -> Amounts {
+    /// `used` with its cost at the prices of now, unless a cost is given. It is what the cost of all that the hold used grows by, so
+    /// that any number of draws is rounded up once, as the hold was.
+    fn costed(&self, scope: &ScopePath, before: &Amounts, used: &Amounts) -> Amounts {
         let mut costed = used.clone();
         if used.get(Meter::CostMicros) == 0 {
-            let cost = admission::cost(self.state, scope, used);
+            let cost = |amounts: &Amounts| admission::cost(self.state, scope, amounts);
+            // Beyond what a hold keeps of its usage the growth is not known.
+            let grown = before.checked_add(used).map(|sum| cost(&sum).saturating_sub(cost(before)));
+            let cost = admission::narrow(grown.unwrap_or_else(|| cost(used)));
             if cost > 0 {
                 costed.set(Meter::CostMicros, cost.min(MAX_AMOUNT));
             }

@@ -68,7 +68,7 @@ impl Asking<'_> {
             },
             Action::Report { scope, used, source, subject } => {
                 self.unusable(used, "used", source.as_deref(), "source").unwrap_or_else(|| {
-                    let used = self.costed(scope, used);
+                    let used = self.costed(scope, &Amounts::NONE, used);
                     let uncharged = self.uncharged(scope, &used, &Amounts::NONE);
                     let (scope, source, subject) = (scope.clone(), source.clone(), subject.clone());
                     Event::UsageReported { scope, used, source, uncharged, subject }
@@ -203,7 +203,7 @@ impl Asking<'_> {
         draws: bool,
     ) -> Event {
         let (hold_id, scope, late) = (hold_id.clone(), hold.scope.clone(), !hold.is_open());
-        let used = self.costed(&scope, used);
+        let used = self.costed(&scope, &amounts(&hold.used), used);
         let own = if late { Amounts::NONE } else { amounts(&hold.amounts) };
         let uncharged = self.uncharged(&scope, &used, &own);
         if draws {
@@ -257,9 +257,17 @@ impl Asking<'_> {
         rows.iter().map(|(micros, per)| micros * (common / per)).sum::<u128>().div_ceil(common)
     }
 
-    fn costed(&self, scope: &ScopePath, used: &Amounts) -> Amounts {
+    /// What is used of one hold is rounded up once in all, as far as amounts are counted.
+    fn costed(&self, scope: &ScopePath, before: &Amounts, used: &Amounts) -> Amounts {
         let given = used.get(Meter::CostMicros);
-        let cost = if given > 0 { given.into() } else { self.cost(scope, used) };
+        let cost = if given > 0 {
+            given.into()
+        } else if used.iter().any(|(meter, amount)| amount > MAX_AMOUNT - before.get(meter)) {
+            self.cost(scope, used)
+        } else {
+            let sum = Amounts::new(before.iter().chain(used.iter())).unwrap();
+            self.cost(scope, &sum) - self.cost(scope, before)
+        };
         let cost = narrow(cost).min(MAX_AMOUNT);
         Amounts::new(used.iter().filter(|row| row.0 != Meter::CostMicros).chain([(Meter::CostMicros, cost)]))
             .unwrap()

@@ -1,6 +1,6 @@
 //! Leases: a slice that its holder draws from.
 
-use exchequer_budget::{Event, HoldStatus, Meter, Refusal, Window};
+use exchequer_budget::{Action, Event, HoldStatus, MAX_AMOUNT, Meter, Price, Refusal, Window};
 
 use crate::words::*;
 
@@ -53,4 +53,44 @@ fn only_a_lease_can_be_drawn_from() {
     world.run(reserve("h", "acme", "cpu_ms=30"));
     assert_eq!(refused(&world.run(draw("h", "cpu_ms=1"))), Refusal::NotALease);
     assert_eq!(world.balance("acme", Window::AllTime, Meter::CpuMs), [100, 70, 30, 0, 0]);
+}
+
+fn price(name: &str, micros: u64, per: u64) -> Action {
+    Action::SetPrice(Price { scope: scope(name), meter: Meter::CpuMs, micros, per })
+}
+
+#[test]
+fn many_small_draws_cost_what_the_lease_held_for_them() {
+    let mut world = World::default();
+    world.run(set("acme", "cost_micros=10"));
+    world.run(price("acme", 1, 10));
+    let cost = |world: &World| world.balance("acme", Window::AllTime, Meter::CostMicros);
+    world.run(lease("l", "acme/a", "cpu_ms=95"));
+    assert_eq!(cost(&world), [10, 0, 10, 0, 0]);
+    for _ in 0..90 {
+        world.run(draw("l", "cpu_ms=1"));
+    }
+    assert_eq!(cost(&world), [10, 0, 1, 9, 0]);
+    // What a settlement adds counts with the draws before it.
+    world.run(settle("l", "cpu_ms=5"));
+    assert_eq!(cost(&world), [10, 0, 0, 10, 0]);
+}
+
+#[test]
+fn draws_beyond_what_a_lease_counts_are_not_free() {
+    let mut world = World::default();
+    world.run(set("acme", "cost_micros=1000"));
+    world.run(lease("l", "acme", "cpu_ms=1"));
+    world.run(draw("l", &format!("cpu_ms={MAX_AMOUNT}")));
+    world.run(price("acme", 3, 1));
+    world.run(draw("l", "cpu_ms=7"));
+    assert_eq!(world.balance("acme", Window::AllTime, Meter::CostMicros), [1000, 979, 0, 21, 0]);
+    // A price of which the whole is beyond 64 bits.
+    world.run(lease("m", "acme", "wall_ms=1"));
+    world.run(draw("m", &format!("cpu_ms={}", MAX_AMOUNT - 1)));
+    world.run(price("acme", MAX_AMOUNT, 1));
+    let events = world.run(draw("m", "cpu_ms=1"));
+    assert!(
+        matches!(&events[0], Event::LeaseDrawn { used, .. } if used.get(Meter::CostMicros) == MAX_AMOUNT)
+    );
 }
