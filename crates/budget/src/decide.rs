@@ -25,7 +25,8 @@ pub use configure::{
 };
 pub use thresholds::{MAX_NOTIFICATIONS, MAX_REACHED};
 
-/// How far ahead of the writer's clock a usage may claim to be, milliseconds.
+/// How far ahead of the writer's clock a usage may claim to be, milliseconds. The writer's own settlements and draws, which have no
+/// idempotency key, are recorded whatever they claim.
 pub const MAX_AHEAD_MS: u64 = 300_000;
 
 /// What became of a command.

@@ -23,7 +23,7 @@ impl Asked<'_> {
             Ok(hold) => hold,
             Err(refusal) => return vec![refused_hold(refusal, hold_id)],
         };
-        if let Some(refused) = self.unusable(used, "used", source, "source") {
+        if let Some(refused) = self.unusable_of_hold(used, source) {
             return vec![refused];
         }
         let late = hold.status == HoldStatus::Expired;
@@ -48,7 +48,7 @@ impl Asked<'_> {
             Ok(hold) => hold,
             Err(refusal) => return vec![refused_hold(refusal, hold_id)],
         };
-        if let Some(refused) = self.unusable(used, "used", source, "source") {
+        if let Some(refused) = self.unusable_of_hold(used, source) {
             return vec![refused];
         }
         let late = hold.status == HoldStatus::Expired;
@@ -114,6 +114,13 @@ impl Asked<'_> {
         let reached = self.reached_by(scope, &Spent::Less(amounts));
         let corrected = Event::UsageCorrected { correction: Arc::clone(correction), uncharged: Vec::new() };
         followed_by(corrected, reached)
+    }
+
+    /// Without a key it is the writer's own, of an execution that was recorded: refused for its time it would be lost, and what it
+    /// used be granted again.
+    fn unusable_of_hold(&self, used: &Amounts, source: Option<&Arc<Source>>) -> Option<Event> {
+        let timed = source.filter(|_| self.command.idempotency().is_some());
+        self.unusable(used, "used", timed, "source")
     }
 
     fn unusable(

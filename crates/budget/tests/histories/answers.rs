@@ -21,6 +21,8 @@ pub(crate) struct Asking<'o> {
     pub(crate) tenant: &'o TenantId,
     pub(crate) actor: &'o Subject,
     pub(crate) now_ms: u64,
+    /// Whether with a key. What settles or draws without one is the writer's own.
+    pub(crate) keyed: bool,
 }
 
 fn refused(refusal: Refusal, field: &str) -> Event {
@@ -191,6 +193,7 @@ impl Asking<'_> {
         source: Option<&Source>,
     ) -> Result<HoldNow, Box<Event>> {
         let hold = self.meant(hold_id, true)?;
+        let source = source.filter(|_| self.keyed);
         self.unusable(used, "used", source, "source").map_or(Ok(hold), |event| Err(Box::new(event)))
     }
 

@@ -165,7 +165,7 @@ impl World {
         let Ok(command) = command else { return };
         let facts = &self.facts;
         let taken = matches!(action, Action::Reserve { hold_id, .. } if facts.holds().contains_key(hold_id));
-        let asking = Asking { facts, tenant: &tenant, actor, now_ms: self.now_ms() };
+        let asking = Asking { facts, tenant: &tenant, actor, now_ms: self.now_ms(), keyed: key.is_some() };
         let new = if taken { Err(DecideError::HoldIdTaken) } else { Ok(asking.events(action)) };
 
         let told = preview(&self.state, &self.past, &command, self.clock_ms);

@@ -43,6 +43,30 @@ fn usage_from_the_future_is_refused_and_late_usage_is_not() {
 }
 
 #[test]
+fn usage_of_a_hold_is_refused_for_its_time_only_if_a_caller_asks() {
+    let mut world = World::at(1_000_000);
+    world.run(set("acme", "cpu_ms=100"));
+    world.run(lease("l", "acme", "cpu_ms=30"));
+    world.run(reserve("h", "acme", "cpu_ms=30"));
+    let source = || Source { used_ms: 1_000_001 + MAX_AHEAD_MS, ..Source::default() }.told();
+    let draw = || Action::Draw { hold_id: hold("l"), used: amounts("cpu_ms=1"), source: source() };
+    let settle = || Action::Settle { hold_id: hold("h"), used: amounts("cpu_ms=2"), source: source() };
+    for (key, action) in [("draw", draw()), ("settle", settle())] {
+        let asked = world.ask("acme", "agent-1", Some((key, 1)), action).unwrap();
+        let refused = Event::CommandRefused {
+            refusal: Refusal::Time,
+            hold_id: None,
+            field: Some(label("source.used_unix_ms")),
+        };
+        assert_eq!(asked.reply(), Some(&refused));
+    }
+    // The writer's own, of executions: they have no keys.
+    assert!(matches!(world.run(draw())[0], Event::LeaseDrawn { .. }));
+    assert!(matches!(world.run(settle())[0], Event::HoldSettled { .. }));
+    world.check("acme", [100, 68, 29, 3, 0]);
+}
+
+#[test]
 fn a_correction_takes_back_no_more_than_was_spent_at_any_enclosing_scope() {
     let mut world = World::default();
     world.run(set("acme", "cpu_ms=10"));
