@@ -132,7 +132,11 @@ impl Asked<'_> {
         for &number in self.state.around(scope).numbers() {
             let node = &self.state.nodes[number];
             for budget in node.budgets.iter().filter(|budget| !budget.thresholds.is_empty()) {
-                for line in &budget.lines {
+                let amounts = match spent {
+                    Spent::More { used: amounts, .. } | Spent::Less(amounts) => amounts,
+                };
+                // Other lines do not change, and need not be summed up over their grants.
+                for line in budget.lines.iter().filter(|line| amounts.get(line.meter) > 0) {
                     let mut after = After::of(&node.path, budget, line);
                     match spent {
                         Spent::More { used, uncharged } => {

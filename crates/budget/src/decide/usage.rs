@@ -161,6 +161,10 @@ impl Asked<'_> {
             for budget in node.budgets.iter().filter(|budget| budget.overage == Overage::Cap) {
                 for line in &budget.lines {
                     let (meter, amount) = (line.meter, used.get(line.meter));
+                    if amount == 0 {
+                        // Most lines: what is left of them need not be summed up over their grants.
+                        continue;
+                    }
                     let others = node.usage.held.get(meter).saturating_sub(u128::from(holds.get(meter)));
                     let (covered, _) = line.available_and_debt(others);
                     let amount = amount.saturating_sub(admission::narrow(covered));

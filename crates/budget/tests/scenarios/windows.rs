@@ -120,3 +120,18 @@ fn a_forecast_waits_for_a_hundredth_of_the_window_and_thresholds_are_armed_anew(
     world.until(DAY);
     assert_eq!(thresholds(&world.run(report("acme", "cpu_ms=1"))), [Threshold::SpentAmount(1)]);
 }
+
+#[test]
+fn usage_of_one_meter_reports_its_own_thresholds_and_a_change_of_the_budget_those_of_all() {
+    let mut world = World::at(0);
+    let threshold = Threshold::ForecastPercent(100);
+    let armed = |granted| BudgetTerms { thresholds: [threshold].into(), ..over(Window::Day, "UTC", granted) };
+    let of = |events: &[Event]| reached(events).iter().map(|told| told.meter).collect::<Vec<_>>();
+    world.run(set_terms("acme", armed("cpu_ms=100 wall_ms=100 output_bytes=100")));
+    world.now_ms = DAY / 100 - 1;
+    assert_eq!(of(&world.run(report("acme", "wall_ms=50"))), []);
+    // By now the forecast of what is not used here is reached too.
+    world.now_ms = DAY / 4;
+    assert_eq!(of(&world.run(report("acme", "cpu_ms=30 output_bytes=1"))), [Meter::CpuMs]);
+    assert_eq!(of(&world.run(set_terms("acme", armed("cpu_ms=100")))), [Meter::WallMs]);
+}
