@@ -167,7 +167,8 @@ impl Line {
         }
     }
 
-    /// Takes usage back: from what was not charged first, and from what was covered last.
+    /// Takes usage back: from what was not charged first, then from what nothing covers, from grants that have ended (which grant
+    /// nothing any more), and from what was covered last.
     pub(crate) fn take_back(&mut self, amount: u128) {
         let uncharged = amount.min(self.uncharged);
         self.uncharged -= uncharged;
@@ -176,16 +177,16 @@ impl Line {
         let uncovered = amount.min(self.uncovered);
         self.uncovered -= uncovered;
         amount -= uncovered;
+        let ended = amount.min(self.ended_used);
+        self.ended_used -= ended;
+        amount -= ended;
         for grant in self.grants.iter_mut().rev() {
             let back = at_most(grant.used, amount);
             grant.used -= back;
             grant.left += back;
             amount -= u128::from(back);
         }
-        let back = at_most(self.base_used, amount);
-        self.base_used -= back;
-        amount -= u128::from(back);
-        self.ended_used = self.ended_used.saturating_sub(amount);
+        self.base_used -= at_most(self.base_used, amount);
     }
 
     pub(crate) fn set_allowance(&mut self, allowance: u64) {

@@ -66,26 +66,25 @@ impl Pots {
         (self.granted().saturating_sub(taken), taken.saturating_sub(self.granted()))
     }
 
-    /// Lets the pots cover what was spent and no more; what was used last in their order goes back first.
+    /// Lets the pots cover what was spent and no more; what was used of grants that ended goes back first, then
+    /// what was used last in their order.
     fn level(&mut self) {
         self.base_used = self.base_used.min(self.base());
         let mut over = self.covered().saturating_sub(self.spent);
         let in_order = self.grants.iter_mut().rev();
         let (live, ended): (Vec<_>, Vec<_>) = in_order.partition(|pot| !pot.ended);
-        for pot in live {
-            let back = over.min(pot.used);
-            pot.used -= back;
-            over -= back;
-        }
-        let back = over.min(self.base_used);
-        self.base_used -= back;
-        over -= back;
         for pot in ended {
             let back = over.min(pot.used);
             pot.used -= back;
             pot.size = pot.used;
             over -= back;
         }
+        for pot in live {
+            let back = over.min(pot.used);
+            pot.used -= back;
+            over -= back;
+        }
+        self.base_used -= over;
         let mut missing = self.spent - self.covered();
         let taken = missing.min(self.base() - self.base_used);
         self.base_used += taken;

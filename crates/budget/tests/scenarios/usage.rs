@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use exchequer_budget::{
-    Action, BudgetTerms, Correction, Event, MAX_AHEAD_MS, Meter, Overage, Refusal, Source, Window,
+    Action, BudgetTerms, Correction, Event, GrantId, GrantTerms, MAX_AHEAD_MS, Meter, Overage, Refusal,
+    Source, Window,
 };
 
 use crate::words::*;
@@ -89,6 +90,22 @@ fn a_correction_takes_back_what_was_not_charged_first() {
     world.run(report("acme", "cpu_ms=10"));
     world.run(correct("acme", "cpu_ms=5", false));
     world.check("acme", [6, 1, 0, 5, 0]);
+}
+
+#[test]
+fn a_correction_takes_back_from_grants_that_ended_before_what_is_still_granted() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=100"));
+    world.run(add(grant("over", 100)));
+    world.run(add(GrantTerms { priority: 1, ..grant("live", 10) }));
+    world.run(report("acme", "cpu_ms=205"));
+    world.run(Action::RevokeGrant { grant_id: GrantId::parse("over").unwrap() });
+    world.check("acme", [210, 5, 0, 205, 0]);
+    world.run(correct("acme", "cpu_ms=100", false));
+    world.check("acme", [110, 5, 0, 105, 0]);
+    world.run(correct("acme", "cpu_ms=15", false));
+    assert_eq!(left(&world, Window::AllTime), [("live".to_owned(), 10)]);
+    world.check("acme", [110, 20, 0, 90, 0]);
 }
 
 #[test]
