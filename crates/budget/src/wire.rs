@@ -28,7 +28,7 @@ pub use asked::{
     window,
 };
 pub use encode::meter_amounts;
-pub use view::{BeyondWire, budget, hold, meter_totals, settings};
+pub use view::{budget, hold, meter_totals, settings};
 
 /// Bytes that an encoded run takes at most, so that it is an item of a block and fits into a log entry.
 pub const MAX_RUN_BYTES: usize = 60 * 1024;

@@ -1,55 +1,41 @@
-//! What a state holds, as messages.
+//! What a state holds, as messages. A sum is exact in the state; in a message it is 2^64 - 1 where it is more, as in events.
 
 use exchequer_proto::v1;
-use thiserror::Error;
 
 use super::{encode::meter_amounts, enforcement_number, overage_number, threshold_message, window_number};
 use crate::{
     id::{HoldId, TenantId},
-    meter::{Meter, Totals},
+    meter::Totals,
     state::{BudgetView, Hold, HoldStatus, Settings},
 };
 
-/// A sum that is exact here and has no place in a message: more than 2^64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the sum of {meter} is beyond 64 bits")]
-pub struct BeyondWire {
-    /// The meter.
-    pub meter: Meter,
-}
-
-fn narrow(meter: Meter, sum: u128) -> Result<u64, BeyondWire> {
-    u64::try_from(sum).map_err(|_| BeyondWire { meter })
+fn narrow(sum: u128) -> u64 {
+    u64::try_from(sum).unwrap_or(u64::MAX)
 }
 
 /// Sums as a message has them.
-pub fn meter_totals(totals: &Totals) -> Result<Vec<v1::MeterAmount>, BeyondWire> {
-    let amounts: Result<Vec<_>, _> =
-        totals.iter().map(|(meter, sum)| Ok((meter, narrow(meter, sum)?))).collect();
-    Ok(meter_amounts(amounts?))
+pub fn meter_totals(totals: &Totals) -> Vec<v1::MeterAmount> {
+    meter_amounts(totals.iter().map(|(meter, sum)| (meter, narrow(sum))))
 }
 
 /// A scope's budgets over one window as a message has them.
-pub fn budget(view: &BudgetView<'_>) -> Result<v1::Budget, BeyondWire> {
-    let balances = view.balances().map(|(meter, balance)| {
-        let narrow = |sum| narrow(meter, sum);
-        Ok(v1::Balance {
-            meter: meter.to_string(),
-            granted: narrow(balance.granted)?,
-            available: narrow(balance.available)?,
-            held: narrow(balance.held)?,
-            spent: narrow(balance.spent)?,
-            debt: narrow(balance.debt)?,
-            allowance: balance.allowance,
-            overdraft: balance.overdraft,
-            rollover_cap: balance.rollover_cap,
-            uncharged: narrow(balance.uncharged)?,
-        })
+pub fn budget(view: &BudgetView<'_>) -> v1::Budget {
+    let balances = view.balances().map(|(meter, balance)| v1::Balance {
+        meter: meter.to_string(),
+        granted: narrow(balance.granted),
+        available: narrow(balance.available),
+        held: narrow(balance.held),
+        spent: narrow(balance.spent),
+        debt: narrow(balance.debt),
+        allowance: balance.allowance,
+        overdraft: balance.overdraft,
+        rollover_cap: balance.rollover_cap,
+        uncharged: narrow(balance.uncharged),
     });
     let budget = view.budget();
-    Ok(v1::Budget {
+    v1::Budget {
         scope: view.scope().to_string(),
-        balances: balances.collect::<Result<_, _>>()?,
+        balances: balances.collect(),
         window: window_number(budget.window()),
         time_zone: budget.zone().map(ToString::to_string).unwrap_or_default(),
         enforcement: enforcement_number(budget.enforcement()),
@@ -66,7 +52,7 @@ pub fn budget(view: &BudgetView<'_>) -> Result<v1::Budget, BeyondWire> {
                 effective: grant.effective(),
             })
             .collect(),
-    })
+    }
 }
 
 /// A hold as a message has it.

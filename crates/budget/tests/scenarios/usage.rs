@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use exchequer_budget::{
-    Action, BudgetTerms, Correction, Event, GrantId, GrantTerms, MAX_AHEAD_MS, Meter, Overage, Refusal,
-    Source, Window,
+    Action, BudgetTerms, Correction, Decision, Event, GrantId, GrantTerms, MAX_AHEAD_MS, MAX_AMOUNT, Meter,
+    Overage, Refusal, Source, Subject, Window, wire,
 };
 
 use crate::words::*;
@@ -27,6 +27,22 @@ fn reported_usage_is_spent_at_all_enclosing_scopes() {
     world.run(report("acme/a/x", "cpu_ms=12"));
     world.check("acme", [10, 0, 0, 12, 2]);
     assert_eq!(world.state.usage(&scope("acme/a")).spent.get(Meter::CpuMs), 12);
+}
+
+#[test]
+fn sums_beyond_64_bits_are_exact_and_read_as_the_largest_number() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=1"));
+    let reported = world.run(report("acme", &format!("cpu_ms={MAX_AMOUNT}"))).swap_remove(0);
+    let events = vec![reported; 1 << 16];
+    let decision = Decision { idempotency: None, actor: Subject::metering(), events };
+    world.state.record(&decision, &scope("acme").tenant_id(), 0);
+    let spent = u128::from(MAX_AMOUNT) * ((1 << 16) + 1);
+    world.check("acme", [1, 0, 0, spent, spent - 1]);
+    let view = wire::budget(&world.state.budget(&scope("acme"), Window::AllTime).unwrap());
+    let balance = &view.balances[0];
+    assert_eq!((balance.granted, balance.spent, balance.debt), (1, u64::MAX, u64::MAX));
+    assert_eq!(wire::meter_totals(&world.state.usage(&scope("acme")).spent)[0].amount, u64::MAX);
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl Log {
     /// The fold of the log's decisions by the project's own code: a scope's budget.
     pub fn budget(&self, scope: &str) -> v1::Budget {
         let scope = ScopePath::parse(scope).unwrap();
-        wire::budget(&self.state.budget(&scope, Window::AllTime).unwrap()).unwrap()
+        wire::budget(&self.state.budget(&scope, Window::AllTime).unwrap())
     }
 
     /// Only what go-back-N leads to was refused, and no author's.

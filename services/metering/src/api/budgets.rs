@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Answered, Api, Asking, Reply, meters_of,
     place::Place,
-    status::{beyond, incomplete, refusal, unexpected},
+    status::{incomplete, refusal, unexpected},
     who::Who,
 };
 use crate::ask::{self, Check};
@@ -49,7 +49,7 @@ pub(super) async fn set(api: &Api, request: Request<v1::SetBudgetRequest>) -> Re
     let fold = api.shared.fold();
     // It may have been removed since.
     let budget = fold.budget_of(&scope.tenant_id()).budget(&scope, window);
-    let budget = budget.map(|view| wire::budget(&view)).transpose().map_err(beyond)?;
+    let budget = budget.map(|view| wire::budget(&view));
     Ok(Response::new(v1::SetBudgetResponse { budget }))
 }
 
@@ -97,7 +97,7 @@ pub(super) fn get(api: &Api, request: Request<v1::GetBudgetRequest>) -> Reply<v1
     who.caller.may_read_tenant(scope.tenant())?;
     let fold = api.shared.fold();
     let budgets = fold.budget_of(&scope.tenant_id()).budgets_of(&scope).map(|view| wire::budget(&view));
-    let budgets: Vec<_> = budgets.collect::<Result<_, _>>().map_err(beyond)?;
+    let budgets: Vec<_> = budgets.collect();
     // Over all time comes first, the longest window last.
     let over_all_time = budgets.first().filter(|budget| budget.window() == v1::Window::Unspecified);
     let budget = over_all_time.or(budgets.last()).cloned();
@@ -140,7 +140,7 @@ pub(super) fn list(api: &Api, request: Request<v1::ListBudgetsRequest>) -> Reply
         }
         _ => String::new(),
     };
-    let budgets = views.iter().map(wire::budget).collect::<Result<_, _>>().map_err(beyond)?;
+    let budgets = views.iter().map(wire::budget).collect();
     Ok(Response::new(v1::ListBudgetsResponse { budgets, next_page_token }))
 }
 

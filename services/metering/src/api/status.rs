@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use exchequer_budget::{Event, HoldId, wire};
+use exchequer_budget::{Event, HoldId};
 use exchequer_event::v1;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -55,10 +55,6 @@ pub(super) fn refusal(refused: &v1::CommandRefused) -> Status {
     }
     let details = ErrorDetails::with_bad_request_violation(&refused.field, &text);
     Status::with_error_details(code, format!("{} {text}", refused.field), details)
-}
-
-pub(super) fn beyond(error: wire::BeyondWire) -> Status {
-    Status::out_of_range(error.to_string())
 }
 
 pub(super) fn unexpected(reply: &Event) -> Status {

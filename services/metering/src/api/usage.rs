@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Answered, Api, Asking, Reply, clock_ms, meters_of,
     place::Place,
-    status::{beyond, incomplete, refusal, unexpected},
+    status::{incomplete, refusal, unexpected},
     who::Who,
 };
 use crate::ask::{self, Check};
@@ -110,8 +110,8 @@ pub(super) fn get(api: &Api, request: Request<v1::GetUsageRequest>) -> Reply<v1:
     let usage = fold.budget(partition).usage(&scope);
     Ok(Response::new(v1::GetUsageResponse {
         scope: scope.to_string(),
-        spent: wire::meter_totals(&usage.spent).map_err(beyond)?,
-        held: wire::meter_totals(&usage.held).map_err(beyond)?,
+        spent: wire::meter_totals(&usage.spent),
+        held: wire::meter_totals(&usage.held),
         settled_holds: usage.settled_holds,
         open_holds: usage.open_holds,
         usage_cursor: fold.usage_cursor(partition),

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{
     Api, Reply,
-    status::{beyond, busy, incomplete, unavailable},
+    status::{busy, incomplete, unavailable},
     who::Who,
 };
 use crate::{ask::Check, route::Route};
@@ -133,7 +133,7 @@ impl Watching {
         let state = fold.budget_of(&tenant);
         let mut now = BTreeMap::new();
         for view in state.budgets_below(&self.scope).take(MAX_BUDGETS) {
-            let budget = wire::budget(&view).map_err(beyond)?;
+            let budget = wire::budget(&view);
             now.insert((budget.scope.clone(), budget.window), budget);
         }
         drop(fold);
