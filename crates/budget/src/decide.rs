@@ -11,6 +11,7 @@ use crate::{
     id::{HoldId, Label},
     meter::Amounts,
     past::Past,
+    scope::ScopePath,
     state::{Hold, HoldStatus, State},
 };
 
@@ -25,6 +26,8 @@ pub use configure::{
 };
 pub use thresholds::{MAX_NOTIFICATIONS, MAX_REACHED};
 
+/// Scopes of a tenant that anything was held, used or set at, and those that enclose them, at most: each is kept for good.
+pub const MAX_SCOPES: usize = 100_000;
 /// How far ahead of the writer's clock a usage may claim to be, milliseconds. The writer's own settlements and draws, which have no
 /// idempotency key, are recorded whatever they claim.
 pub const MAX_AHEAD_MS: u64 = 300_000;
@@ -146,6 +149,15 @@ impl<'a> Asked<'a> {
     fn own_hold(&self, hold_id: &HoldId) -> Result<&'a Hold, Refusal> {
         let hold = self.hold_of_tenant(hold_id)?;
         if hold.holder == *self.command.actor() { Ok(hold) } else { Err(Refusal::NotHolder) }
+    }
+
+    /// A refusal, if what is done at `scope` would make more scopes than a tenant may have.
+    fn too_many_scopes(&self, scope: &ScopePath, field: &str) -> Option<Event> {
+        let around = self.state.around(scope);
+        let known = around.numbers();
+        let kept = known.first().map_or(0, |&outermost| self.state.nodes[outermost].scopes);
+        let new = scope.enclosing().count() - known.len();
+        (new > 0 && kept + new > MAX_SCOPES).then(|| refused_field(Refusal::TooMany, field))
     }
 
     /// A refusal, if the tenant has not defined all that is named.

@@ -74,6 +74,9 @@ impl State {
             Event::UsageCorrected { correction, uncharged } => self.correct(correction, uncharged),
             Event::RateLimitSet(limit) => self.set_rate_limit(tenant, limit),
             Event::ConcurrencyLimitSet { scope, max_open_holds } => {
+                if *max_open_holds == 0 && self.number(scope.as_str()).is_none() {
+                    return;
+                }
                 let number = self.numbered(scope);
                 let before = std::mem::replace(&mut self.nodes[number].max_open_holds, *max_open_holds);
                 self.tenant(tenant).concurrency_limits += usize::from(*max_open_holds > 0);
@@ -349,10 +352,11 @@ impl State {
     }
 
     fn correct(&mut self, correction: &Correction, uncharged: &[Uncharged]) {
-        let number = self.numbered(&correction.scope);
         if correction.added {
+            let number = self.numbered(&correction.scope);
             return self.spend(number, &correction.amounts, uncharged);
         }
+        let Some(number) = self.number(correction.scope.as_str()) else { return };
         self.each_enclosing(number, |node| {
             node.usage.spent.sub(&correction.amounts);
             for line in node.budgets.iter_mut().flat_map(|budget| &mut budget.lines) {
@@ -362,6 +366,9 @@ impl State {
     }
 
     fn set_rate_limit(&mut self, tenant: &TenantId, limit: &RateLimit) {
+        if limit.amount == 0 && self.number(limit.scope.as_str()).is_none() {
+            return;
+        }
         let (number, now_ms) = (self.numbered(&limit.scope), self.now_ms);
         let rates = &mut self.nodes[number].rates;
         let before = rates.len();
@@ -384,6 +391,9 @@ impl State {
     }
 
     fn set_price(&mut self, tenant: &TenantId, price: &Price) {
+        if price.per == 0 && self.number(price.scope.as_str()).is_none() {
+            return;
+        }
         let number = self.numbered(&price.scope);
         let prices = &mut self.nodes[number].prices;
         let before = prices.len();

@@ -98,6 +98,8 @@ pub(crate) struct Node {
     pub(crate) max_open_holds: u64,
     /// Millionths per how much, in order of meter.
     pub(crate) prices: Vec<(Meter, (u64, u64))>,
+    /// Of a tenant's outermost scope: how many scopes the tenant has, this one included. Else 0.
+    pub(crate) scopes: usize,
 }
 
 impl Node {
@@ -276,6 +278,7 @@ impl State {
             return number;
         }
         let mut parent = None;
+        let before = self.nodes.len();
         for name in scope.enclosing() {
             parent = Some(self.number(name).unwrap_or_else(|| {
                 let (path, number) = (scope.of_enclosing(name), self.nodes.len());
@@ -287,10 +290,15 @@ impl State {
                     rates: Vec::new(),
                     max_open_holds: 0,
                     prices: Vec::new(),
+                    scopes: 0,
                 });
                 self.numbers.insert(path, number);
                 number
             }));
+        }
+        let added = self.nodes.len() - before;
+        if let Some(outermost) = self.number(scope.tenant()) {
+            self.nodes[outermost].scopes += added;
         }
         parent.unwrap_or_default()
     }

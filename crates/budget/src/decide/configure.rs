@@ -39,6 +39,10 @@ impl Asked<'_> {
                 let is_full = self.count(|tenant| tenant.concurrency_limits) >= MAX_CONCURRENCY_LIMITS;
                 if *max_open_holds > 0 && is_new && is_full {
                     refused_field(Refusal::TooMany, "limit")
+                } else if let Some(refused) =
+                    self.too_many_scopes(scope, "limit.scope").filter(|_| *max_open_holds > 0)
+                {
+                    refused
                 } else {
                     Event::ConcurrencyLimitSet { scope: scope.clone(), max_open_holds: *max_open_holds }
                 }
@@ -95,6 +99,9 @@ impl Asked<'_> {
         let before = node.and_then(|node| node.budget(terms.window));
         if before.is_none() && self.count(|tenant| tenant.budgets) >= MAX_BUDGETS {
             return vec![refused_field(Refusal::TooMany, "scope")];
+        }
+        if let Some(refused) = self.too_many_scopes(scope, "scope") {
+            return vec![refused];
         }
         let (start_ms, end_ms) = calendar::window(terms.window, terms.zone.as_ref(), self.now_ms);
         let set = Event::BudgetSet { scope: scope.clone(), terms: Arc::clone(terms), start_ms, end_ms };
@@ -177,7 +184,8 @@ impl Asked<'_> {
         if limit.amount > 0 && is_new && self.count(|tenant| tenant.rate_limits) >= MAX_RATE_LIMITS {
             return refused_field(Refusal::TooMany, "limit");
         }
-        Event::RateLimitSet(limit.clone())
+        let crowded = self.too_many_scopes(&limit.scope, "limit.scope").filter(|_| limit.amount > 0);
+        crowded.unwrap_or_else(|| Event::RateLimitSet(limit.clone()))
     }
 
     fn set_price(&self, price: &Price) -> Event {
@@ -189,6 +197,7 @@ impl Asked<'_> {
         if price.per > 0 && is_new && self.count(|tenant| tenant.prices) >= MAX_PRICES {
             return refused_field(Refusal::TooMany, "price");
         }
-        Event::PriceSet(price.clone())
+        let crowded = self.too_many_scopes(&price.scope, "price.scope").filter(|_| price.per > 0);
+        crowded.unwrap_or_else(|| Event::PriceSet(price.clone()))
     }
 }

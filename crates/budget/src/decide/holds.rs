@@ -18,6 +18,9 @@ impl Asked<'_> {
         if let Some(refused) = self.unknown_meter(amounts, "amounts") {
             return refused;
         }
+        if let Some(refused) = self.too_many_scopes(scope, "scope") {
+            return refused;
+        }
         let balanced = if at_least.is_empty() {
             Ok(amounts.clone())
         } else {

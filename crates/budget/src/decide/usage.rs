@@ -77,6 +77,9 @@ impl Asked<'_> {
         if let Some(refused) = self.unusable(used, "used", source, "source") {
             return vec![refused];
         }
+        if let Some(refused) = self.too_many_scopes(scope, "scope") {
+            return vec![refused];
+        }
         let used = self.costed(scope, &Amounts::NONE, used);
         let uncharged = self.uncharged(scope, &used, &Amounts::NONE);
         let reached = self.reached_by(scope, &Spent::More { used: &used, uncharged: &uncharged });
@@ -97,6 +100,9 @@ impl Asked<'_> {
             return vec![refused];
         }
         if *added {
+            if let Some(refused) = self.too_many_scopes(scope, "correction.scope") {
+                return vec![refused];
+            }
             let uncharged = self.uncharged(scope, amounts, &Amounts::NONE);
             let reached = self.reached_by(scope, &Spent::More { used: amounts, uncharged: &uncharged });
             let corrected = Event::UsageCorrected { correction: Arc::clone(correction), uncharged };

@@ -45,6 +45,7 @@ impl State {
         self.check_holds()?;
         let mut tenants: BTreeMap<&str, Tenant> = BTreeMap::new();
         let mut timers = 0;
+        self.check_scopes()?;
         for (number, node) in self.nodes.iter().enumerate() {
             let broken = || Broken::Settings(node.path.clone());
             let parent = node.path.as_str().rsplit_once('/').map(|(outer, _)| outer);
@@ -96,6 +97,16 @@ impl State {
             return Err(Broken::Timers);
         }
         self.check_tenants(&tenants)
+    }
+
+    fn check_scopes(&self) -> Result<(), Broken> {
+        let mut scopes: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in &self.nodes {
+            *scopes.entry(node.path.tenant()).or_default() += 1;
+        }
+        let is_right =
+            self.nodes.iter().all(|node| node.scopes == scopes.remove(node.path.as_str()).unwrap_or(0));
+        if is_right { Ok(()) } else { Err(Broken::Tenants) }
     }
 
     fn check_holds(&self) -> Result<(), Broken> {

@@ -1,7 +1,8 @@
 //! Rate limits, concurrency limits, prices, meters of a tenant's own, webhooks.
 
 use exchequer_budget::{
-    Action, Denial, Event, Fault, MAX_CUSTOM_METERS, Meter, Price, RateLimit, Refusal, WebhookUrl, Window,
+    Action, Command, Decided, Decision, Denial, Event, Fault, MAX_CUSTOM_METERS, MAX_SCOPES, Meter, Past,
+    Price, RateLimit, Refusal, State, Subject, WebhookUrl, Window, decide,
 };
 
 use crate::words::*;
@@ -160,4 +161,61 @@ fn a_webhook_is_one_per_tenant() {
     assert_eq!(world.state.webhook(&scope("acme").tenant_id()), Some(&url));
     world.run(Action::SetWebhook { url: None });
     assert_eq!(world.state.webhook(&scope("acme").tenant_id()), None);
+}
+
+#[test]
+fn a_tenant_has_no_more_scopes_than_it_may_have_and_settles_all_the_same() {
+    let tenant = scope("acme").tenant_id();
+    let mut state = State::default();
+    let ask = |state: &mut State, action: Action| {
+        let tenant = action.scope().map_or_else(|| tenant.clone(), |scope| scope.tenant_id());
+        let command = Command::new(tenant.clone(), Subject::parse("agent-1").unwrap(), None, action).unwrap();
+        let Ok(Decided::New(decision)) = decide(state, &Past::default(), &command, 0) else { unreachable!() };
+        state.record(&decision, &tenant, 0);
+        decision.events
+    };
+    ask(&mut state, set("acme", "cpu_ms=5"));
+    ask(&mut state, reserve("h", "acme/held", "cpu_ms=1"));
+    let reported = |n| Event::UsageReported {
+        scope: scope(&format!("acme/{n}")),
+        used: amounts("cpu_ms=1"),
+        source: None,
+        uncharged: Vec::new(),
+        subject: None,
+    };
+    let events = (3..MAX_SCOPES).map(reported).collect();
+    state.record(&Decision { idempotency: None, actor: Subject::metering(), events }, &tenant, 0);
+    let field = |events: &[Event]| match &events[0] {
+        Event::CommandRefused { refusal: Refusal::TooMany, field, .. } => field.as_ref().unwrap().to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(field(&ask(&mut state, report("acme/a/b", "cpu_ms=1"))), "scope", "it would make two");
+    ask(&mut state, report("acme/a", "cpu_ms=1"));
+    for (action, want) in [
+        (report("acme/b", "cpu_ms=1"), "scope"),
+        (reserve("h2", "acme/b", "cpu_ms=1"), "scope"),
+        (set("acme/b", "cpu_ms=1"), "scope"),
+        (rate("acme/b", "cpu_ms", 1, 1), "limit.scope"),
+        (priced("acme/b", "cpu_ms", 1, 1), "price.scope"),
+        (at_most("acme/b", 1), "limit.scope"),
+    ] {
+        assert_eq!(field(&ask(&mut state, action)), want);
+    }
+    assert!(matches!(ask(&mut state, report("acme/a", "cpu_ms=1"))[0], Event::UsageReported { .. }));
+    assert!(
+        matches!(ask(&mut state, report("b/a", "cpu_ms=1"))[0], Event::UsageReported { .. }),
+        "another's"
+    );
+    assert!(matches!(ask(&mut state, settle("h", "cpu_ms=9"))[0], Event::HoldSettled { .. }));
+    assert_eq!(state.check(), Ok(()));
+}
+
+#[test]
+fn removing_what_is_not_there_makes_no_scope() {
+    let mut world = World::default();
+    let nothing = world.state.encode().len();
+    for action in [rate("acme/a", "cpu_ms", 0, 0), priced("acme/b", "cpu_ms", 0, 0), at_most("acme/c", 0)] {
+        world.run(action);
+        assert_eq!(world.state.encode().len(), nothing);
+    }
 }

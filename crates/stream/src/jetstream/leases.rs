@@ -20,7 +20,9 @@ use crate::local::leases::check;
 use crate::stream::{AppendError, Lease, LeaseError, LeaseOutcome, ReadError};
 
 /// Attempts against others that change the value at the same time.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: u32 = 5;
+/// Wait before a value that changed meanwhile is looked at again, times the attempts so far: a replica may answer with what it was.
+const PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Serialize, Deserialize)]
 struct Value {
@@ -82,7 +84,8 @@ impl JetStream {
         check(name, holder, ttl)?;
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut last_error = AppendError::WrongLast { actual: None };
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
+            tokio::time::sleep(PAUSE * attempt).await;
             let stored = self.stored_lease(name).await?;
             let (revision, epoch) = stored.as_ref().map_or((0, 1), |s| (s.revision, s.value.epoch + 1));
             if let Some(Stored { value, time_unix_ms, .. }) =
