@@ -258,6 +258,8 @@ impl Asking for v1::RevokeHoldRequest {
         check.refusal()?;
         let (Some(hold_id), Some(reason)) = (hold_id, reason) else { return Err(incomplete()) };
         let tenant = tenant_of_hold(api, who, &hold_id, known)?;
+        // An agent's role spans tenants; the right to revoke does not, whatever else the token lists.
+        who.caller.may_set_budget(tenant.as_str()).map_err(|_| no_hold(&hold_id))?;
         let actor = who.actor()?;
         self.idempotency_key.clear();
         let idempotency = ask::idempotency(key, "RevokeHold", actor, &self);

@@ -77,6 +77,9 @@ async fn a_lease_is_drawn_from_until_it_is_settled_and_revoked_it_is_not_extende
         let refused = client.revoke_hold(revoke(id, "leaving")).await.unwrap_err();
         assert!(matches!(refused.code(), Code::PermissionDenied | Code::NotFound), "{refused}");
     }
+    // That an agent's role spans tenants lets no one administer another's.
+    let mut both = world.client(running.address, "c", Some("zeta"), &[Role::Agent, Role::TenantAdmin]);
+    assert_eq!(both.revoke_hold(revoke(id, "leaving")).await.unwrap_err().code(), Code::NotFound);
     let silent = chief.revoke_hold(revoke(id, "")).await.unwrap_err();
     assert_eq!((silent.code(), fields(&silent)), (Code::InvalidArgument, vec!["reason".to_owned()]));
     assert!(chief.revoke_hold(revoke(id, "leaving")).await.unwrap().into_inner().stream_seq > 0);
