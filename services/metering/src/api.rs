@@ -65,6 +65,11 @@ trait Asking: Sized {
     /// What it names that says whose it is.
     fn place(&self) -> Place<'_>;
 
+    /// Whether the caller may ask this of any tenant: seen to before anything is read for it.
+    fn permitted(_who: &Who) -> Result<(), Status> {
+        Ok(())
+    }
+
     /// The command, once every field was found good and the caller may ask this. `known` is the tenant of the hold that it names, if that
     /// hold is over.
     fn command(self, api: &Api, who: &Who, known: Option<TenantId>) -> Result<Command, Status>;
@@ -77,6 +82,7 @@ impl Api {
     /// Asks, and answers once it is durable.
     async fn ask<A: Asking>(&self, request: Request<A>) -> Reply<A::Answer> {
         let (who, message) = Who::open(request)?;
+        A::permitted(&who)?;
         let known = self.known_tenant(&who, message.place()).await?;
         let command = message.command(self, &who, known)?;
         let answered = self.submit(command).await?;

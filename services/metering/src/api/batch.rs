@@ -175,7 +175,19 @@ impl Form {
         }
     }
 
+    fn permitted(self, who: &Who) -> Result<(), Status> {
+        match self {
+            Self::Reserve => v1::ReserveRequest::permitted(who),
+            Self::Extend => v1::ExtendRequest::permitted(who),
+            Self::Settle => v1::SettleRequest::permitted(who),
+            Self::Void => v1::VoidRequest::permitted(who),
+            Self::Draw => v1::DrawLeaseRequest::permitted(who),
+            Self::Report => v1::ReportUsageRequest::permitted(who),
+        }
+    }
+
     async fn command(self, command: v1::DecideCommand, api: &Api, who: &Who) -> Result<Command, Status> {
+        self.permitted(who)?;
         let known = api.known_tenant(who, Self::place(&command)).await?;
         match command.command {
             Some(Asked::Reserve(request)) if request.dry_run => {

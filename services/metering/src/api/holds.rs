@@ -107,8 +107,11 @@ impl Asking for v1::ExtendRequest {
         Place::Hold(&self.hold_id)
     }
 
+    fn permitted(who: &Who) -> Result<(), Status> {
+        who.may_hold_somewhere()
+    }
+
     fn command(mut self, api: &Api, who: &Who, known: Option<TenantId>) -> Result<Command, Status> {
-        who.may_hold_somewhere()?;
         let mut check = Check::default();
         let hold_id = check.hold_id(&self.hold_id);
         let added = check.take(wire::added_amounts("amounts", &self.amounts));
@@ -143,8 +146,11 @@ impl Asking for v1::SettleRequest {
         Place::Hold(&self.hold_id)
     }
 
+    fn permitted(who: &Who) -> Result<(), Status> {
+        who.may_hold_somewhere()
+    }
+
     fn command(mut self, api: &Api, who: &Who, known: Option<TenantId>) -> Result<Command, Status> {
-        who.may_hold_somewhere()?;
         let mut check = Check::default();
         let hold_id = check.hold_id(&self.hold_id);
         let used = check.take(wire::used_amounts("used", &self.used));
@@ -180,8 +186,11 @@ impl Asking for v1::DrawLeaseRequest {
         Place::Hold(&self.hold_id)
     }
 
+    fn permitted(who: &Who) -> Result<(), Status> {
+        who.may_hold_somewhere()
+    }
+
     fn command(mut self, api: &Api, who: &Who, known: Option<TenantId>) -> Result<Command, Status> {
-        who.may_hold_somewhere()?;
         let mut check = Check::default();
         let hold_id = check.hold_id(&self.hold_id);
         let used = check.take(wire::used_amounts("used", &self.used));
@@ -217,8 +226,11 @@ impl Asking for v1::VoidRequest {
         Place::Hold(&self.hold_id)
     }
 
+    fn permitted(who: &Who) -> Result<(), Status> {
+        who.may_hold_somewhere()
+    }
+
     fn command(mut self, api: &Api, who: &Who, known: Option<TenantId>) -> Result<Command, Status> {
-        who.may_hold_somewhere()?;
         let mut check = Check::default();
         let hold_id = check.hold_id(&self.hold_id);
         let key = check.key(&self.idempotency_key);
@@ -249,8 +261,11 @@ impl Asking for v1::RevokeHoldRequest {
         Place::Hold(&self.hold_id)
     }
 
+    fn permitted(who: &Who) -> Result<(), Status> {
+        who.may_administer_somewhere()
+    }
+
     fn command(mut self, api: &Api, who: &Who, known: Option<TenantId>) -> Result<Command, Status> {
-        who.may_administer_somewhere()?;
         let mut check = Check::default();
         let hold_id = check.hold_id(&self.hold_id);
         let reason = check.label("reason", &self.reason);

@@ -26,6 +26,10 @@ pub(super) async fn hold(api: &Api, request: Request<v1::GetHoldRequest>) -> Rep
         found
     } else {
         let tenant = api.past_tenant(&who, &message.hold_id).await?.ok_or_else(|| no_hold(&hold_id))?;
+        // Nothing is read for who could not be shown it.
+        if who.may_reserve(tenant.as_str()).is_err() && who.caller.may_read_tenant(tenant.as_str()).is_err() {
+            return Err(no_hold(&hold_id));
+        }
         let hold = api.closed_hold(&tenant, &hold_id).await?;
         (tenant, hold)
     };

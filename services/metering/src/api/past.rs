@@ -9,15 +9,16 @@ use tonic::Status;
 
 use super::{
     Api,
-    status::{no_hold, unavailable},
+    status::{busy, no_hold, unavailable},
     who::Who,
 };
+use crate::recall::Unrecalled;
 
 impl Api {
     /// The tenant of a hold that is over, if the caller may know of it; nothing for a hold that is not over, or never was.
     pub(super) async fn past_tenant(&self, who: &Who, hold_id: &str) -> Result<Option<TenantId>, Status> {
         let Ok(hold_id) = HoldId::parse(hold_id) else { return Ok(None) };
-        let (partition, mut place) = {
+        let (partition, place) = {
             let fold = self.shared.fold();
             let Some(partition) = fold.partition_of_hold(&hold_id) else { return Ok(None) };
             if fold.budget(partition).hold(&hold_id).is_some() {
@@ -31,8 +32,8 @@ impl Api {
             (partition, place)
         };
         // The block that granted it says enough.
-        place.closed_seq = place.granted_seq;
-        let hold = self.recall.hold(partition, &hold_id, place).await.map_err(|why| unavailable(&why))?;
+        let granted = (place.granted_seq, place.granted_seq);
+        let hold = self.recall.hold(partition, &hold_id, granted).await.map_err(|why| unread(&why))?;
         Ok(Some(hold.scope.tenant_id()))
     }
 
@@ -48,7 +49,15 @@ impl Api {
             (partition, fold.past(partition).hold(tenant, hold_id))
         };
         let place = place.ok_or_else(|| no_hold(hold_id))?;
-        let hold = self.recall.hold(partition, hold_id, place).await.map_err(|why| unavailable(&why))?;
+        let between = (place.granted_seq, place.closed_seq);
+        let hold = self.recall.hold(partition, hold_id, between).await.map_err(|why| unread(&why))?;
         Ok(wire::hold(hold_id, &hold))
+    }
+}
+
+fn unread(why: &Unrecalled) -> Status {
+    match why {
+        Unrecalled::Busy => busy(&why.to_string()),
+        Unrecalled::Unread(_) => unavailable(&why.to_string()),
     }
 }
