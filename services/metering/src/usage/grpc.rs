@@ -23,7 +23,7 @@ use crate::ask::{self, Check};
 const PAGE_SIZE: usize = 1_000;
 /// Most rows per page.
 const MAX_PAGE_SIZE: u32 = 10_000;
-/// When a caller should try again after `UNAVAILABLE`.
+/// When a caller should try again after `UNAVAILABLE`, or when too many ask.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Answers the RPC. `now_unix_ms` ends a range that has no end.
@@ -156,6 +156,10 @@ fn status(unanswered: &Unanswered) -> Status {
     match unanswered {
         Unanswered::Query(QueryError::TooMuch) => {
             let details = ErrorDetails::with_quota_failure_violation("rows read by one call", &*text);
+            Status::with_error_details(Code::ResourceExhausted, text, details)
+        }
+        Unanswered::Busy => {
+            let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
             Status::with_error_details(Code::ResourceExhausted, text, details)
         }
         Unanswered::Behind { .. } | Unanswered::NotReady(_) | Unanswered::Query(QueryError::Store(_)) => {

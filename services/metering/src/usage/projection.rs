@@ -20,6 +20,7 @@ use exchequer_stream::{EventStream, ReadError, Record, RecordStream};
 use futures::StreamExt as _;
 use opentelemetry::metrics::Gauge;
 use tokio::{
+    sync::Semaphore,
     task::JoinHandle,
     time::{Instant, interval, sleep_until, timeout},
 };
@@ -40,6 +41,10 @@ const READ_AT_ONCE: usize = 16;
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Wait before a stream that can't be read, or lacks what was folded, is looked at again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Queries that are reckoned at once: the blocking threads are there for others as well.
+pub(super) const QUERIES: usize = 4;
+/// How long a query waits for its turn.
+const TURN_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the stream may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Where the ledger records what the broker lost.
@@ -58,6 +63,8 @@ pub(super) enum Unanswered {
     },
     #[error("{0}")]
     NotReady(String),
+    #[error("too many ask for usage")]
+    Busy,
     #[error(transparent)]
     Query(#[from] QueryError),
 }
@@ -106,6 +113,7 @@ pub(super) struct Answered {
 #[derive(Clone, Debug)]
 pub(crate) struct UsageReader {
     shared: Arc<Shared>,
+    pub(super) turns: Arc<Semaphore>,
 }
 
 impl UsageReader {
@@ -124,7 +132,14 @@ impl UsageReader {
         }
         query.as_of = as_of.unwrap_or(known);
         let as_of = query.as_of;
-        let answering = tokio::task::spawn_blocking(move || query::answer(&current.db, &query));
+        let turn = timeout(TURN_PATIENCE, Arc::clone(&self.turns).acquire_owned()).await;
+        let turn = turn.ok().and_then(Result::ok).ok_or(Unanswered::Busy)?;
+        let answering = tokio::task::spawn_blocking(move || {
+            let answer = query::answer(&current.db, &query);
+            // Kept by what works, not by who waits: a call that goes away makes no room before its work is done.
+            drop(turn);
+            answer
+        });
         let answer = answering.await.map_err(|error| Unanswered::NotReady(error.to_string()))?;
         if let Err(QueryError::Store(error)) = &answer {
             tracing::error!(%error, "the usage directory is damaged and will be rebuilt");
@@ -169,7 +184,7 @@ impl UsageProjection {
             lag: metrics::projection_lag(),
         };
         Ok(Self {
-            reader: UsageReader { shared },
+            reader: UsageReader { shared, turns: Arc::new(Semaphore::new(QUERIES)) },
             task: tokio::spawn(async move {
                 task.run(follower).await;
                 drop(lock);

@@ -25,6 +25,7 @@ use crate::usage::{
     UsageProjection, UsageReader,
     calendar::{Granularity, unix_ms},
     follow::Follower,
+    projection::QUERIES,
     query::{Query, Step},
     query_usage,
     record::Dimension,
@@ -349,6 +350,21 @@ async fn what_the_log_has_not_reached_is_no_answer() {
     let refused = query_usage(&usage.reader(), request, 0).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("5 entries before as_of_index"), "{refused}");
+    usage.stop().await;
+}
+
+#[tokio::test]
+async fn few_queries_are_reckoned_at_once_and_the_others_are_told_to_come_again() {
+    let world = World::new().await;
+    let usage = world.projection().await;
+    let reader = usage.reader();
+    world.caught_up(&reader).await;
+    let turns = reader.turns.acquire_many(u32::try_from(QUERIES).unwrap()).await.unwrap();
+    let refused = query_usage(&reader, request(), 0).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.get_details_retry_info().is_some());
+    drop(turns);
+    query_usage(&reader, request(), 0).await.unwrap();
     usage.stop().await;
 }
 
