@@ -1,7 +1,8 @@
 //! Watching budgets: what stands, then what has changed, from what is durable.
 //!
 //! Left out: what a change was, which the log says. Invariant: a watcher is told of a state that the stream bears out, at most four times
-//! a second; who watches holds no more than a bounded number of places, and gives them back whenever the stream of answers is dropped.
+//! a second, and for a bounded time; a caller and a tenant's callers hold no more than a bounded number of places, and give them back
+//! whenever the stream of answers is dropped.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,7 +13,7 @@ use std::{
 use exchequer_budget::{ScopePath, wire};
 use exchequer_event::v1;
 use futures::stream;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{
@@ -26,25 +27,35 @@ use crate::{ask::Check, route::Route};
 const PERIOD: Duration = Duration::from_millis(250);
 /// Budgets that one watcher is shown at most.
 const MAX_BUDGETS: usize = 1000;
-/// Watchers of one caller, and of all together.
+/// How long one watches at most: a caller is looked at when it asks, and a token or its key may be good no more since.
+const MAX_AGE: Duration = Duration::from_secs(15 * 60);
+/// Watchers of one caller, of one tenant's callers, and of all together.
 const MAX_PER_CALLER: usize = 16;
+const MAX_PER_TENANT: usize = 64;
 const MAX_WATCHERS: usize = 256;
+
+/// Tenant and subject of a caller.
+type CallerName = (Option<String>, String);
 
 /// Who watches.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Watchers(Arc<Mutex<HashMap<String, usize>>>);
+pub(crate) struct Watchers(Arc<Mutex<HashMap<CallerName, usize>>>);
 
 /// A watcher's place.
 struct Seat {
     watchers: Watchers,
-    name: String,
+    name: CallerName,
 }
 
 impl Watchers {
-    fn enter(&self, name: String) -> Option<Seat> {
+    fn enter(&self, name: CallerName) -> Option<Seat> {
         let mut watching = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let own = watching.get(&name).copied().unwrap_or(0);
-        if own >= MAX_PER_CALLER || watching.values().sum::<usize>() >= MAX_WATCHERS {
+        let of_tenant = watching.iter().filter(|((tenant, _), _)| *tenant == name.0);
+        if own >= MAX_PER_CALLER
+            || of_tenant.map(|(_, seats)| seats).sum::<usize>() >= MAX_PER_TENANT
+            || watching.values().sum::<usize>() >= MAX_WATCHERS
+        {
             return None;
         }
         watching.insert(name.clone(), own + 1);
@@ -72,6 +83,7 @@ struct Watching {
     api: Api,
     scope: ScopePath,
     ticks: Interval,
+    ends: Instant,
     /// What the watcher was told last; nothing before the first message.
     told: Option<BTreeMap<Name, v1::Budget>>,
     cursor: u64,
@@ -89,12 +101,20 @@ pub(super) fn budgets(
     check.refusal()?;
     let scope = scope.ok_or_else(incomplete)?;
     who.caller.may_read_tenant(scope.tenant())?;
-    let name = format!("{}:{}", who.caller.tenant.as_deref().unwrap_or_default(), who.caller.subject);
+    let name = (who.caller.tenant, who.caller.subject);
     let seat = api.watchers.enter(name).ok_or_else(|| busy("too many watch already"))?;
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let watching =
-        Watching { api: api.clone(), scope, ticks, told: None, cursor: 0, ended: false, _seat: seat };
+    let watching = Watching {
+        api: api.clone(),
+        scope,
+        ticks,
+        ends: Instant::now() + MAX_AGE,
+        told: None,
+        cursor: 0,
+        ended: false,
+        _seat: seat,
+    };
     let answers = stream::unfold(watching, async |mut watching| {
         let answer = watching.next().await?;
         Some((answer, watching))
@@ -120,6 +140,9 @@ impl Watching {
 
     /// What has changed since the watcher was told, if anything has.
     fn look(&mut self) -> Result<Option<v1::WatchBudgetsResponse>, Status> {
+        if Instant::now() >= self.ends {
+            return Err(unavailable("one watches for 15 minutes at the most; ask again"));
+        }
         let router = &self.api.shared.router;
         let tenant = self.scope.tenant_id();
         if let Route::Nobody(reason) = router.route(router.partition_of_tenant(&tenant)) {
@@ -154,5 +177,23 @@ impl Watching {
         self.cursor = cursor;
         let is_news = is_first || !budgets.is_empty() || !removed.is_empty();
         Ok(is_news.then_some(v1::WatchBudgetsResponse { budgets, removed, stream_seq: cursor }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watchers_of_one_tenant_leave_room_for_the_others() {
+        let watchers = Watchers::default();
+        let enter =
+            |tenant: &str, subject: usize| watchers.enter((Some(tenant.to_owned()), subject.to_string()));
+        let mut seats: Vec<_> = (0..1000).filter_map(|n| enter("acme", n % 10)).collect();
+        assert_eq!(seats.len(), MAX_PER_TENANT);
+        assert!(enter("acme", 99).is_none());
+        assert!(enter("zeta", 0).is_some());
+        seats.pop();
+        assert!(enter("acme", 99).is_some());
     }
 }
