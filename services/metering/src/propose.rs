@@ -484,9 +484,9 @@ mod tests {
     fn executions_under_a_lease_are_drawn_once_even_where_a_block_can_not_take_all_of_a_batch() {
         let mut world = World::new();
         world.block(&[set("acme", 100_000), hold("acme", 1, 50_000, true)], 5);
-        let executions = 10 * 300;
+        let executions = 10 * 450;
         for _ in 0..10 {
-            world.finish(&vec![id(1); 300]);
+            world.finish(&vec![id(1); 450]);
         }
         let mut blocks = 0;
         while world.block(&[], 6).decisions > 0 {

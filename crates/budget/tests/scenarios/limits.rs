@@ -2,7 +2,7 @@
 
 use exchequer_budget::{
     Action, Command, Decided, Decision, Denial, Event, Fault, MAX_CUSTOM_METERS, MAX_SCOPES, Meter, Past,
-    Price, RateLimit, Refusal, State, Subject, WebhookUrl, Window, decide,
+    Price, RateLimit, Refusal, ScopePath, State, Subject, WebhookUrl, Window, decide,
 };
 
 use crate::words::*;
@@ -168,7 +168,7 @@ fn a_tenant_has_no_more_scopes_than_it_may_have_and_settles_all_the_same() {
     let tenant = scope("acme").tenant_id();
     let mut state = State::default();
     let ask = |state: &mut State, action: Action| {
-        let tenant = action.scope().map_or_else(|| tenant.clone(), |scope| scope.tenant_id());
+        let tenant = action.scope().map_or_else(|| tenant.clone(), ScopePath::tenant_id);
         let command = Command::new(tenant.clone(), Subject::parse("agent-1").unwrap(), None, action).unwrap();
         let Ok(Decided::New(decision)) = decide(state, &Past::default(), &command, 0) else { unreachable!() };
         state.record(&decision, &tenant, 0);
