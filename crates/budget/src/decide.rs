@@ -28,6 +28,8 @@ pub use thresholds::{MAX_NOTIFICATIONS, MAX_REACHED};
 
 /// Scopes of a tenant that anything was held, used or set at, and those that enclose them, at most: each is kept for good.
 pub const MAX_SCOPES: usize = 100_000;
+/// Holds of a tenant that are open, or expired and neither settled nor voided, at most.
+pub const MAX_HOLDS: usize = 1_000_000;
 /// How far ahead of the writer's clock a usage may claim to be, milliseconds. The writer's own settlements and draws, which have no
 /// idempotency key, are recorded whatever they claim.
 pub const MAX_AHEAD_MS: u64 = 300_000;

@@ -242,6 +242,9 @@ impl State {
                 rate.take(rate_units(*meter, &hold.amounts, true), now_ms);
             }
         });
+        if let Some(outermost) = self.outermost_mut(&hold.scope) {
+            outermost.live_holds += 1;
+        }
         self.expiry.insert((hold.expires_ms, hold_id.clone()));
         self.retiring.push_back((self.decisions, Retiring::Granted(hold_id.clone())));
         self.holds.insert(hold_id.clone(), hold);
@@ -294,6 +297,15 @@ impl State {
         if !late {
             self.expiry.remove(&(expires_ms, hold_id.clone()));
         }
+        self.close(hold_id);
+    }
+
+    /// Counts out a hold that was settled or voided just now.
+    fn close(&mut self, hold_id: &HoldId) {
+        let scope = self.holds[hold_id].scope.clone();
+        if let Some(outermost) = self.outermost_mut(&scope) {
+            outermost.live_holds = outermost.live_holds.saturating_sub(1);
+        }
         self.retiring.push_back((self.decisions, Retiring::Closed(hold_id.clone())));
     }
 
@@ -320,6 +332,10 @@ impl State {
 
     fn give_back(&mut self, hold_id: &HoldId, status: HoldStatus) {
         let Some(hold) = self.holds.get_mut(hold_id) else { return };
+        if hold.status == HoldStatus::Expired && status == HoldStatus::Voided {
+            hold.status = status;
+            return self.close(hold_id);
+        }
         if hold.status != HoldStatus::Open {
             return;
         }
@@ -333,7 +349,7 @@ impl State {
         }
         self.expiry.remove(&(expires_ms, hold_id.clone()));
         if status == HoldStatus::Voided {
-            self.retiring.push_back((self.decisions, Retiring::Closed(hold_id.clone())));
+            self.close(hold_id);
         }
     }
 

@@ -241,6 +241,9 @@ impl State {
                     _ => return Err(Fault::Missing.at("holds.status").into()),
                 },
             };
+            if let Some(outermost) = self.outermost_mut(&hold.scope).filter(|_| hold.status.is_live()) {
+                outermost.live_holds += 1;
+            }
             if hold.status == HoldStatus::Open {
                 self.expiry.insert((hold.expires_ms, hold_id.clone()));
             }

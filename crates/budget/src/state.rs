@@ -1,6 +1,6 @@
 //! The state of all budgets of a partition: a fold over recorded decisions.
 //!
-//! Kept is what is live: scopes with their usage, budgets and limits; holds that are open, or expired and not settled; grants;
+//! Kept is what is live: scopes with their usage, budgets and limits; holds that are open, or expired and not closed; grants;
 //! notifications that wait. What is over stays here until its block is accepted, and then goes to the [`Past`] by
 //! [`State::retire`]. Scopes are numbered in the order in which they appeared; the numbers are in no event and no snapshot.
 
@@ -78,8 +78,15 @@ pub enum HoldStatus {
     },
     /// Nothing is held or spent. Only until it is retired.
     Voided,
-    /// Nothing is held; it can still be settled.
+    /// Nothing is held; it can still be settled, or voided, which closes it.
     Expired,
+}
+
+impl HoldStatus {
+    /// Whether it can still be settled.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, Self::Open | Self::Expired)
+    }
 }
 
 pub(crate) type NodeId = usize;
@@ -100,6 +107,8 @@ pub(crate) struct Node {
     pub(crate) prices: Vec<(Meter, (u64, u64))>,
     /// Of a tenant's outermost scope: how many scopes the tenant has, this one included. Else 0.
     pub(crate) scopes: usize,
+    /// Of a tenant's outermost scope: how many of the tenant's holds are open or expired. Else 0.
+    pub(crate) live_holds: usize,
 }
 
 impl Node {
@@ -291,16 +300,22 @@ impl State {
                     max_open_holds: 0,
                     prices: Vec::new(),
                     scopes: 0,
+                    live_holds: 0,
                 });
                 self.numbers.insert(path, number);
                 number
             }));
         }
         let added = self.nodes.len() - before;
-        if let Some(outermost) = self.number(scope.tenant()) {
-            self.nodes[outermost].scopes += added;
+        if let Some(outermost) = self.outermost_mut(scope) {
+            outermost.scopes += added;
         }
         parent.unwrap_or_default()
+    }
+
+    /// The node of a tenant's outermost scope, which is there as soon as anything is.
+    pub(crate) fn outermost_mut(&mut self, scope: &ScopePath) -> Option<&mut Node> {
+        self.number(scope.tenant()).map(|number| &mut self.nodes[number])
     }
 
     /// The scopes that enclose `scope` and are known, from the outermost.

@@ -1,6 +1,6 @@
 //! Holds: reserve, extend, void, revoke.
 
-use super::{Asked, admission, refused_hold};
+use super::{Asked, MAX_HOLDS, admission, refused_field, refused_hold};
 use crate::{
     command::{Action, Ttl},
     event::{Event, Refusal},
@@ -20,6 +20,10 @@ impl Asked<'_> {
         }
         if let Some(refused) = self.too_many_scopes(scope, "scope") {
             return refused;
+        }
+        let outermost = self.state.number(scope.tenant()).map(|number| &self.state.nodes[number]);
+        if outermost.is_some_and(|node| node.live_holds >= MAX_HOLDS) {
+            return refused_field(Refusal::TooMany, "holds");
         }
         let balanced = if at_least.is_empty() {
             Ok(amounts.clone())
@@ -75,10 +79,10 @@ impl Asked<'_> {
         }
     }
 
+    /// Of an expired hold nothing is held: voiding it says that no usage comes any more, and it need not be kept.
     pub(super) fn void(&self, hold_id: &HoldId) -> Event {
         match self.own_hold(hold_id) {
-            Ok(hold) if hold.status == HoldStatus::Open => Event::HoldVoided { hold_id: hold_id.clone() },
-            Ok(_) => refused_hold(Refusal::HoldClosed, hold_id),
+            Ok(_) => Event::HoldVoided { hold_id: hold_id.clone() },
             Err(refusal) => refused_hold(refusal, hold_id),
         }
     }
@@ -91,5 +95,45 @@ impl Asked<'_> {
             Ok(_) => refused_hold(Refusal::HoldClosed, hold_id),
             Err(refusal) => refused_hold(refusal, hold_id),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        command::Command,
+        decide::{Decided, decide},
+        id::Subject,
+        past::Past,
+        scope::ScopePath,
+        state::State,
+    };
+
+    #[test]
+    fn a_tenant_has_no_more_live_holds_than_it_may_have() {
+        let scope = ScopePath::parse("acme/a").unwrap();
+        let mut state = State::default();
+        state.numbered(&scope);
+        let ask = |state: &State| {
+            let action = Action::Reserve {
+                hold_id: HoldId::parse("h").unwrap(),
+                scope: scope.clone(),
+                holder: Subject::metering(),
+                amounts: Amounts::new([(crate::Meter::CpuMs, 1)]).unwrap(),
+                ttl: Ttl::from_ms(1_000).unwrap(),
+                at_least: Amounts::NONE,
+                lease: false,
+            };
+            let command = Command::new(scope.tenant_id(), Subject::metering(), None, action).unwrap();
+            match decide(state, &Past::default(), &command, 0).unwrap() {
+                Decided::New(decision) => decision.events[0].clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        state.outermost_mut(&scope).unwrap().live_holds = MAX_HOLDS - 1;
+        assert!(matches!(ask(&state), Event::HoldDenied { .. }), "there is no budget");
+        state.outermost_mut(&scope).unwrap().live_holds = MAX_HOLDS;
+        assert_eq!(ask(&state), refused_field(Refusal::TooMany, "holds"));
     }
 }

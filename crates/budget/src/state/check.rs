@@ -45,7 +45,7 @@ impl State {
         self.check_holds()?;
         let mut tenants: BTreeMap<&str, Tenant> = BTreeMap::new();
         let mut timers = 0;
-        self.check_scopes()?;
+        self.check_counts()?;
         for (number, node) in self.nodes.iter().enumerate() {
             let broken = || Broken::Settings(node.path.clone());
             let parent = node.path.as_str().rsplit_once('/').map(|(outer, _)| outer);
@@ -99,13 +99,18 @@ impl State {
         self.check_tenants(&tenants)
     }
 
-    fn check_scopes(&self) -> Result<(), Broken> {
-        let mut scopes: BTreeMap<&str, usize> = BTreeMap::new();
+    fn check_counts(&self) -> Result<(), Broken> {
+        let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for node in &self.nodes {
-            *scopes.entry(node.path.tenant()).or_default() += 1;
+            counts.entry(node.path.tenant()).or_default().0 += 1;
         }
-        let is_right =
-            self.nodes.iter().all(|node| node.scopes == scopes.remove(node.path.as_str()).unwrap_or(0));
+        for hold in self.holds.values().filter(|hold| hold.status.is_live()) {
+            counts.entry(hold.scope.tenant()).or_default().1 += 1;
+        }
+        let mut nodes = self.nodes.iter();
+        let is_right = nodes.all(|node| {
+            (node.scopes, node.live_holds) == counts.remove(node.path.as_str()).unwrap_or_default()
+        });
         if is_right { Ok(()) } else { Err(Broken::Tenants) }
     }
 

@@ -57,8 +57,7 @@ impl Asking<'_> {
                 ),
             },
             Action::Void { hold_id } => match self.meant(hold_id, true) {
-                Ok(hold) if hold.is_open() => Event::HoldVoided { hold_id: hold_id.clone() },
-                Ok(_) => held_refusal(Refusal::HoldClosed, hold_id),
+                Ok(_) => Event::HoldVoided { hold_id: hold_id.clone() },
                 Err(event) => *event,
             },
             Action::Revoke { hold_id, reason } => match self.meant(hold_id, false) {

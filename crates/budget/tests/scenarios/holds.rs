@@ -104,6 +104,27 @@ fn a_hold_runs_out_and_can_still_be_settled_late() {
 }
 
 #[test]
+fn an_expired_hold_that_is_voided_or_settled_with_nothing_is_kept_no_longer() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=10"));
+    for id in ["h1", "h2"] {
+        world.run(reserve(id, "acme", "cpu_ms=5"));
+    }
+    world.retire(1);
+    world.until(10_000);
+    assert_eq!(refused(&world.run_by("agent-2", void("h1"))), Refusal::NotHolder);
+    assert_eq!(world.run(void("h1")), [Event::HoldVoided { hold_id: hold("h1") }]);
+    assert!(matches!(world.run(settle("h2", ""))[0], Event::HoldSettled { late: true, .. }));
+    world.check("acme", [10, 10, 0, 0, 0]);
+    for id in ["h1", "h2"] {
+        assert_eq!(refused(&world.run(void(id))), Refusal::HoldClosed);
+    }
+    world.retire(2);
+    assert!(world.state.hold(&hold("h1")).is_none() && world.state.hold(&hold("h2")).is_none());
+    assert!(world.past.hold(&scope("acme").tenant_id(), &hold("h1")).is_some());
+}
+
+#[test]
 fn an_extension_adds_and_never_shortens_a_life() {
     let mut world = World::default();
     world.run(set("acme", "cpu_ms=10"));
