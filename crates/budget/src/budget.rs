@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use crate::{
+    event::Reached,
     id::Zone,
     meter::{Amounts, Meter},
     policy::{BudgetTerms, Enforcement, GrantTerms, Overage, Threshold, Window},
@@ -404,6 +405,14 @@ impl Budget {
         (self.start_ms, self.end_ms) = (start_ms, end_ms);
         let carry_debt = self.carry_debt;
         self.lines.iter_mut().for_each(|line| line.roll(carry_debt));
+    }
+
+    /// Takes down that a threshold was reported, so that it is not again in this window.
+    pub(crate) fn mark(&mut self, reached: &Reached) {
+        let bit = self.thresholds.iter().position(|threshold| *threshold == reached.threshold);
+        if let (Some(bit), Some(line)) = (bit, self.line_mut(reached.meter)) {
+            line.reached |= 1 << bit;
+        }
     }
 
     /// Charges `used`, but for what `uncharged` says of each meter.

@@ -176,7 +176,9 @@ impl State {
         let Some(line) = budget.and_then(|budget| budget.line_mut(terms.meter)) else { return };
         line.add_grant(Arc::clone(terms), effective);
         let place = Place { node: number, window: terms.window, meter: terms.meter };
-        self.tenant(tenant).grants.insert(terms.grant_id.clone(), Some(place));
+        let kept = self.tenant(tenant);
+        kept.grants.insert(terms.grant_id.clone(), Some(place));
+        kept.live_grants += 1;
         let (tenant, grant_id) = (tenant.clone(), terms.grant_id.clone());
         if !effective {
             self.set_timer(terms.effective_ms, Timer::GrantBegins(tenant.clone(), grant_id.clone()));
@@ -216,7 +218,9 @@ impl State {
         let (tenant, grant_id) = (tenant.clone(), terms.grant_id.clone());
         self.timers.remove(&(terms.effective_ms, Timer::GrantBegins(tenant.clone(), grant_id.clone())));
         self.timers.remove(&(terms.expires_ms, Timer::GrantEnds(tenant.clone(), grant_id.clone())));
-        self.tenant(&tenant).grants.insert(grant_id.clone(), None);
+        let kept = self.tenant(&tenant);
+        kept.grants.insert(grant_id.clone(), None);
+        kept.live_grants = kept.live_grants.saturating_sub(1);
         self.retiring.push_back((self.decisions, Retiring::Grant(tenant, grant_id)));
     }
 
@@ -428,10 +432,7 @@ impl State {
         let number = self.number(reached.scope.as_str());
         let budget = number.and_then(|number| self.nodes[number].budget_mut(reached.window));
         if let Some(budget) = budget.filter(|budget| budget.start_ms == reached.window_start_ms) {
-            let bit = budget.thresholds.iter().position(|threshold| *threshold == reached.threshold);
-            if let (Some(bit), Some(line)) = (bit, budget.line_mut(reached.meter)) {
-                line.reached |= 1 << bit;
-            }
+            budget.mark(reached);
         }
         let notification = reached.notification;
         if notification > 0 && !self.notifications.contains_key(&notification) {

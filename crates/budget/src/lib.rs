@@ -42,8 +42,9 @@ pub mod wire;
 pub use budget::{Balance, Budget, Grant};
 pub use command::{Action, Command, Idempotency, MAX_TTL_MS, MIN_TTL_MS, Ttl};
 pub use decide::{
-    DecideError, Decided, MAX_AHEAD_MS, MAX_BUDGETS, MAX_CONCURRENCY_LIMITS, MAX_GRANTS_PER_BUDGET,
-    MAX_HOLDS, MAX_NOTIFICATIONS, MAX_PRICES, MAX_RATE_LIMITS, MAX_REACHED, MAX_SCOPES, decide, preview,
+    DecideError, Decided, MAX_AHEAD_MS, MAX_BUDGETS, MAX_CONCURRENCY_LIMITS, MAX_GRANTS,
+    MAX_GRANTS_PER_BUDGET, MAX_HOLDS, MAX_NOTIFICATIONS, MAX_PRICES, MAX_RATE_LIMITS, MAX_REACHED,
+    MAX_SCOPES, decide, preview,
 };
 pub use event::{
     Decision, DecisionRun, Denial, Event, Exceeded, MAX_EXCEEDED, MAX_UNCHARGED, Reached, Refusal, Uncharged,

@@ -275,6 +275,7 @@ fn index_grant(state: &mut State, place: Place, terms: &crate::GrantTerms, effec
     state.timers.extend(due);
     let kept: &mut Tenant = state.tenants.entry(tenant).or_default();
     kept.grants.insert(terms.grant_id.clone(), Some(place));
+    kept.live_grants += 1;
 }
 
 fn put_event(out: &mut Vec<u8>, event: &Event) {

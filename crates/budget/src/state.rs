@@ -143,6 +143,8 @@ pub(crate) struct Tenant {
     pub(crate) webhook: Option<WebhookUrl>,
     /// None for one that has ended and is not yet retired.
     pub(crate) grants: BTreeMap<GrantId, Option<Place>>,
+    /// Of [`Self::grants`], those that have not ended.
+    pub(crate) live_grants: usize,
     pub(crate) budgets: usize,
     pub(crate) rate_limits: usize,
     pub(crate) concurrency_limits: usize,

@@ -2,10 +2,10 @@
 //!
 //! Left out: commands. Things are due in the order of their times; at the same time grants end before windows, and begin after them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
 
 use crate::{
-    budget::Grant,
+    budget::{Budget, Grant},
     calendar,
     decide::thresholds::{Numbers, report_all},
     event::{Decision, Event},
@@ -32,7 +32,7 @@ pub fn sweep(state: &State, now_ms: u64) -> Vec<(TenantId, Decision)> {
         numbers: Numbers::new(state),
         by_tenant: BTreeMap::new(),
         bytes: 0,
-        touched: HashSet::new(),
+        after: HashMap::new(),
     };
     let mut holds = state.expiry.range(..).take_while(|(at, _)| *at <= now_ms).peekable();
     let mut timers = state.timers.range(..).take_while(|(at, _)| *at <= now_ms).peekable();
@@ -46,9 +46,8 @@ pub fn sweep(state: &State, now_ms: u64) -> Vec<(TenantId, Decision)> {
             (Some((hold_at, _)), Some((timer_at, _))) => timer_at < hold_at,
         };
         if timer_first {
-            // A budget changes once in a sweep: what comes next for it is decided when that is recorded.
-            if timers.next().is_none_or(|(_, timer)| !swept.timer(timer)) {
-                break;
+            if let Some((_, timer)) = timers.next() {
+                swept.timer(timer);
             }
         } else if let Some((_, hold_id)) = holds.next() {
             if let Some(hold) = state.holds.get(hold_id) {
@@ -68,7 +67,8 @@ struct Swept<'s> {
     numbers: Numbers<'s>,
     by_tenant: BTreeMap<TenantId, Vec<Event>>,
     bytes: usize,
-    touched: HashSet<(NodeId, Window)>,
+    /// Budgets that were changed, as they will be: what comes next for one goes on from there.
+    after: HashMap<(NodeId, Window), Budget>,
 }
 
 impl Swept<'_> {
@@ -82,57 +82,65 @@ impl Swept<'_> {
         self.by_tenant.entry(tenant).or_default().push(event);
     }
 
-    /// False if it has to wait for the next sweep.
-    fn timer(&mut self, timer: &Timer) -> bool {
-        match timer {
+    fn timer(&mut self, timer: &Timer) {
+        // Each is of something that is there, and of nothing that has ended in this sweep already.
+        let _ = match timer {
             Timer::WindowEnds(scope, window) => self.roll(scope, *window),
             Timer::GrantEnds(tenant, grant_id) => self.grant(tenant, grant_id, true),
             Timer::GrantBegins(tenant, grant_id) => self.grant(tenant, grant_id, false),
+        };
+    }
+
+    fn budget(&mut self, node: NodeId, window: Window) -> Option<&mut Budget> {
+        match self.after.entry((node, window)) {
+            Entry::Occupied(changed) => Some(changed.into_mut()),
+            Entry::Vacant(place) => Some(place.insert(self.state.nodes[node].budget(window)?.clone())),
         }
     }
 
-    fn roll(&mut self, scope: &ScopePath, window: Window) -> bool {
-        let number = self.state.number(scope.as_str());
-        let Some(number) = number.filter(|&number| self.touched.insert((number, window))) else {
-            return false;
-        };
-        let Some(budget) = self.state.nodes[number].budget(window) else { return false };
+    fn roll(&mut self, scope: &ScopePath, window: Window) -> Option<()> {
+        let number = self.state.number(scope.as_str())?;
+        let now_ms = self.now_ms;
+        let budget = self.budget(number, window)?;
         // Straight to the present window; never to one that begins before the last one's end.
-        let (start_ms, end_ms) = calendar::window(window, budget.zone.as_ref(), self.now_ms);
+        let (start_ms, end_ms) = calendar::window(window, budget.zone.as_ref(), now_ms);
         let start_ms = start_ms.max(budget.end_ms);
-        let mut after = budget.clone();
-        after.roll(start_ms, end_ms);
+        budget.roll(start_ms, end_ms);
         let rolled = Event::WindowRolled { scope: scope.clone(), window, start_ms, end_ms };
         self.add(scope.tenant_id(), rolled);
-        self.report(scope, &after);
-        true
+        self.report(number, window);
+        Some(())
     }
 
-    fn grant(&mut self, tenant: &TenantId, grant_id: &GrantId, ends: bool) -> bool {
-        let Some(place) = self.state.place(tenant, grant_id) else { return false };
-        if !self.touched.insert((place.node, place.window)) {
-            return false;
-        }
-        let node = &self.state.nodes[place.node];
-        let Some(budget) = node.budget(place.window) else { return false };
-        let mut after = budget.clone();
-        let Some(line) = after.line_mut(place.meter) else { return false };
+    fn grant(&mut self, tenant: &TenantId, grant_id: &GrantId, ends: bool) -> Option<()> {
+        let place = self.state.place(tenant, grant_id)?;
+        let line = self.budget(place.node, place.window)?.line_mut(place.meter)?;
+        // It ends before it begins if both are due at the same time.
+        let remainder = line.grant(grant_id.as_str()).map(Grant::remaining)?;
+        let grant_id = grant_id.clone();
         let event = if ends {
-            let remainder = line.grant(grant_id.as_str()).map_or(0, Grant::remaining);
             line.end_grant(grant_id.as_str());
-            Event::GrantEnded { grant_id: grant_id.clone(), revoked: false, remainder }
+            Event::GrantEnded { grant_id, revoked: false, remainder }
         } else {
             line.begin_grant(grant_id.as_str());
-            Event::GrantBegun { grant_id: grant_id.clone() }
+            Event::GrantBegun { grant_id }
         };
         self.add(tenant.clone(), event);
-        self.report(&node.path, &after);
-        true
+        self.report(place.node, place.window);
+        Some(())
     }
 
-    fn report(&mut self, scope: &ScopePath, after: &crate::Budget) {
+    /// Reports what a changed budget reaches, each threshold once.
+    fn report(&mut self, node: NodeId, window: Window) {
+        let scope = &self.state.nodes[node].path;
         let mut reached = Vec::new();
+        let Some(after) = self.after.get_mut(&(node, window)) else { return };
         report_all(scope, after, self.now_ms, &mut self.numbers, &mut reached);
+        for event in &reached {
+            if let Event::ThresholdReached(reached) = event {
+                after.mark(reached);
+            }
+        }
         for event in reached {
             self.add(scope.tenant_id(), event);
         }

@@ -19,6 +19,8 @@ use crate::{
 pub const MAX_BUDGETS: usize = 100_000;
 /// Grants of a budget that have not ended, at most.
 pub const MAX_GRANTS_PER_BUDGET: usize = 64;
+/// Grants of a tenant that have not ended, at most.
+pub const MAX_GRANTS: usize = 65_536;
 /// Rate limits of a tenant at most.
 pub const MAX_RATE_LIMITS: usize = 4_096;
 /// Limits on open holds of a tenant at most.
@@ -145,7 +147,8 @@ impl Asked<'_> {
         if known || self.past.has_grant(tenant, grant_id) {
             return refused(Refusal::GrantExists, "grant.grant_id");
         }
-        if line.grants.len() >= MAX_GRANTS_PER_BUDGET {
+        let is_full = self.count(|tenant| tenant.live_grants) >= MAX_GRANTS;
+        if is_full || line.grants.len() >= MAX_GRANTS_PER_BUDGET {
             return refused(Refusal::TooMany, "grant");
         }
         let mut after = budget.clone();
@@ -199,5 +202,52 @@ impl Asked<'_> {
         }
         let crowded = self.too_many_scopes(&price.scope, "price.scope").filter(|_| price.per > 0);
         crowded.unwrap_or_else(|| Event::PriceSet(price.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        command::Command,
+        decide::{Decided, decide},
+        id::Subject,
+        past::Past,
+        state::State,
+    };
+
+    #[test]
+    fn a_tenant_has_no_more_grants_than_it_may_have_however_many_budgets() {
+        let scope = ScopePath::parse("acme").unwrap();
+        let tenant = scope.tenant_id();
+        let mut state = State::default();
+        let ask = |state: &mut State, action| {
+            let command = Command::new(tenant.clone(), Subject::metering(), None, action).unwrap();
+            match decide(state, &Past::default(), &command, 0).unwrap() {
+                Decided::New(decision) => decision,
+                other => panic!("{other:?}"),
+            }
+        };
+        let granted = crate::Allowance::new([(Meter::CpuMs, 1)]).unwrap();
+        let set = Action::SetBudget { scope: scope.clone(), terms: Arc::new(BudgetTerms::all_time(granted)) };
+        let decision = ask(&mut state, set);
+        state.record(&decision, &tenant, 0);
+        let add = Action::AddGrant(Arc::new(GrantTerms {
+            grant_id: GrantId::parse("g").unwrap(),
+            scope: scope.clone(),
+            window: Window::AllTime,
+            meter: Meter::CpuMs,
+            amount: 1,
+            priority: 0,
+            effective_ms: 0,
+            expires_ms: 0,
+            recurring: false,
+            rollover_cap: 0,
+        }));
+        for (live_grants, is_full) in [(MAX_GRANTS - 1, false), (MAX_GRANTS, true)] {
+            state.tenants.get_mut(&tenant).unwrap().live_grants = live_grants;
+            let events = ask(&mut state, add.clone()).events;
+            assert_eq!(events[0] == refused_field(Refusal::TooMany, "grant"), is_full, "{events:?}");
+        }
     }
 }

@@ -220,13 +220,17 @@ impl State {
         }
         let mut grants = 0;
         for (tenant, kept) in &self.tenants {
-            grants += kept.grants.values().flatten().count();
+            let live_grants = kept.grants.values().flatten().count();
+            grants += live_grants;
             let none = Tenant::default();
             let expected = expected.get(tenant.as_str()).unwrap_or(&none);
             let counts = |tenant: &Tenant| {
                 [tenant.budgets, tenant.rate_limits, tenant.concurrency_limits, tenant.prices]
             };
-            if counts(kept) != counts(expected) || kept.meters.keys().any(|meter| !meter.is_custom()) {
+            if counts(kept) != counts(expected)
+                || kept.live_grants != live_grants
+                || kept.meters.keys().any(|meter| !meter.is_custom())
+            {
                 return Err(Broken::Tenants);
             }
             if kept.waiting != waiting.remove(tenant.as_str()).unwrap_or(0) {

@@ -135,7 +135,7 @@ enum Due {
     GrantBegins(TenantId, GrantId),
 }
 
-/// What a sweep decides, tenant by tenant. Each budget changes once in it; nothing that is due after a second change is in it.
+/// What a sweep decides, tenant by tenant. What is due of a budget goes on from what came before it in the same sweep.
 pub(crate) fn sweep(facts: &Facts, now_ms: u64) -> BTreeMap<TenantId, Vec<Event>> {
     let mut due = BTreeSet::new();
     for (hold_id, hold) in facts.holds() {
@@ -159,7 +159,7 @@ pub(crate) fn sweep(facts: &Facts, now_ms: u64) -> BTreeMap<TenantId, Vec<Event>
         }
     }
     let mut number = last_number(facts);
-    let mut touched = BTreeSet::new();
+    let mut facts = facts.clone();
     let mut swept: BTreeMap<TenantId, Vec<Event>> = BTreeMap::new();
     for (_, due) in due.into_iter().take_while(|(at_ms, _)| *at_ms <= now_ms) {
         let (place, event) = match due {
@@ -169,14 +169,15 @@ pub(crate) fn sweep(facts: &Facts, now_ms: u64) -> BTreeMap<TenantId, Vec<Event>
                 continue;
             }
             Due::GrantEnds(tenant, grant_id) => {
-                let (scope, window) = place_of(facts, &tenant, &grant_id).unwrap();
+                let (scope, window) = place_of(&facts, &tenant, &grant_id).unwrap();
                 let budget = facts.budget(&scope, window).unwrap();
                 let pot = budget.lines.values().find_map(|pots| pots.grant(grant_id.as_str())).unwrap();
                 let remainder = narrow(pot.left());
                 ((scope, window), Event::GrantEnded { grant_id, revoked: false, remainder })
             }
             Due::GrantBegins(tenant, grant_id) => {
-                (place_of(facts, &tenant, &grant_id).unwrap(), Event::GrantBegun { grant_id })
+                let Some(place) = place_of(&facts, &tenant, &grant_id) else { continue };
+                (place, Event::GrantBegun { grant_id })
             }
             Due::WindowEnds(scope, window) => {
                 let budget = facts.budget(&scope, window).unwrap();
@@ -185,13 +186,11 @@ pub(crate) fn sweep(facts: &Facts, now_ms: u64) -> BTreeMap<TenantId, Vec<Event>
                 ((scope.clone(), window), Event::WindowRolled { scope, window, start_ms, end_ms })
             }
         };
-        if !touched.insert(place.clone()) {
-            break;
-        }
         let (scope, window) = place;
         let tenant = scope.tenant_id();
-        let after = facts.with(&tenant, now_ms, &event);
-        let reached = reached_of(&after, &scope, window, now_ms, &mut number, |_, _| true);
+        facts.tell(&tenant, now_ms, &event);
+        let reached = reached_of(&facts, &scope, window, now_ms, &mut number, |_, _| true);
+        reached.iter().for_each(|event| facts.tell(&tenant, now_ms, event));
         let events = swept.entry(tenant).or_default();
         events.push(event);
         events.extend(reached);

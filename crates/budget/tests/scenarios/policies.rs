@@ -146,6 +146,30 @@ fn a_grant_begins_when_it_is_effective_and_pays_debt_then() {
 }
 
 #[test]
+fn all_grants_of_a_budget_that_are_due_begin_and_end_in_one_sweep_and_a_threshold_is_reached_once() {
+    let mut world = World::default();
+    let thresholds = [Threshold::SpentPercent(50), Threshold::SpentPercent(100)].into();
+    world.run(set_terms("acme", BudgetTerms { thresholds, ..terms("cpu_ms=10") }));
+    for n in 0..20 {
+        let effective_ms = if n < 10 { 0 } else { 4_000 };
+        let terms = grant(&format!("g{n}"), 10);
+        world.run(add(exchequer_budget::GrantTerms { effective_ms, expires_ms: 5_000, ..terms }));
+    }
+    world.run(report("acme", "cpu_ms=20"));
+    let due = exchequer_budget::sweep(&world.state, 5_000);
+    let count = |kind: fn(&Event) -> bool| due[0].1.events.iter().filter(|event| kind(event)).count();
+    assert_eq!(count(|event| matches!(event, Event::GrantBegun { .. })), 10);
+    assert_eq!(count(|event| matches!(event, Event::GrantEnded { .. })), 20);
+    assert_eq!(
+        crate::words::thresholds(&due[0].1.events),
+        [Threshold::SpentPercent(50), Threshold::SpentPercent(100)]
+    );
+    world.until(5_000);
+    assert!(exchequer_budget::sweep(&world.state, 5_000).is_empty());
+    world.check("acme", [20, 0, 0, 20, 0]);
+}
+
+#[test]
 fn a_grant_that_begins_and_ends_at_the_end_of_time_is_as_sound_as_any() {
     let mut world = World::at(1_000);
     world.run(set("acme", "cpu_ms=1"));
