@@ -249,7 +249,7 @@ impl State {
         if let Some(outermost) = self.outermost_mut(&hold.scope) {
             outermost.live_holds += 1;
         }
-        self.expiry.insert((hold.expires_ms, hold_id.clone()));
+        self.index_open(hold_id, &hold.scope, hold.expires_ms);
         self.retiring.push_back((self.decisions, Retiring::Granted(hold_id.clone())));
         self.holds.insert(hold_id.clone(), hold);
     }
@@ -299,7 +299,7 @@ impl State {
             self.spend(number, used, uncharged);
         }
         if !late {
-            self.expiry.remove(&(expires_ms, hold_id.clone()));
+            self.unindex_open(hold_id, expires_ms);
         }
         self.close(hold_id);
     }
@@ -351,7 +351,7 @@ impl State {
                 node.usage.held.sub(&amounts);
             });
         }
-        self.expiry.remove(&(expires_ms, hold_id.clone()));
+        self.unindex_open(hold_id, expires_ms);
         if status == HoldStatus::Voided {
             self.close(hold_id);
         }

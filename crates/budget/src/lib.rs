@@ -62,5 +62,5 @@ pub use policy::{
 };
 pub use scope::{MAX_SEGMENTS, ScopePath};
 pub use snapshot::{STATE_CONTEXT, SnapshotError};
-pub use state::{Broken, BudgetView, Hold, HoldStatus, Settings, State, Usage};
+pub use state::{Broken, BudgetView, Hold, HoldStatus, OpenHolds, Settings, State, Usage};
 pub use sweep::{SWEEP_MAX, sweep};

@@ -245,7 +245,7 @@ impl State {
                 outermost.live_holds += 1;
             }
             if hold.status == HoldStatus::Open {
-                self.expiry.insert((hold.expires_ms, hold_id.clone()));
+                self.index_open(&hold_id, &hold.scope, hold.expires_ms);
             }
             self.holds.insert(hold_id, hold);
         }

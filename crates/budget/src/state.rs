@@ -24,7 +24,7 @@ mod check;
 mod read;
 
 pub use check::Broken;
-pub use read::{BudgetView, Settings};
+pub use read::{BudgetView, OpenHolds, Settings};
 
 /// Full checks after every event cost time in the square of what there is; debug builds stop at this many holds and scopes.
 #[cfg(debug_assertions)]
@@ -189,6 +189,8 @@ pub struct State {
     pub(crate) holds: HashMap<HoldId, Hold>,
     /// The open holds, by when they run out.
     pub(crate) expiry: BTreeSet<(u64, HoldId)>,
+    /// The open holds of each tenant that has any.
+    pub(crate) open: BTreeMap<TenantId, BTreeSet<HoldId>>,
     pub(crate) timers: BTreeSet<(u64, Timer)>,
     pub(crate) last_notification: u64,
     pub(crate) notifications: BTreeMap<u64, Arc<Reached>>,
@@ -275,6 +277,29 @@ impl State {
                     past.add_grant(&tenant, &grant_id, stream_seq);
                 }
                 None => {}
+            }
+        }
+    }
+
+    /// Notes a hold as open.
+    pub(crate) fn index_open(&mut self, hold_id: &HoldId, scope: &ScopePath, expires_ms: u64) {
+        self.expiry.insert((expires_ms, hold_id.clone()));
+        if let Some(ids) = self.open.get_mut(scope.tenant()) {
+            ids.insert(hold_id.clone());
+        } else {
+            self.open.insert(scope.tenant_id(), BTreeSet::from([hold_id.clone()]));
+        }
+    }
+
+    /// Notes a hold as open no more.
+    pub(crate) fn unindex_open(&mut self, hold_id: &HoldId, expires_ms: u64) {
+        self.expiry.remove(&(expires_ms, hold_id.clone()));
+        let Some(hold) = self.holds.get(hold_id) else { return };
+        let tenant = hold.scope.tenant();
+        if let Some(ids) = self.open.get_mut(tenant) {
+            ids.remove(hold_id);
+            if ids.is_empty() {
+                self.open.remove(tenant);
             }
         }
     }

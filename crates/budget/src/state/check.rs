@@ -1,6 +1,6 @@
 //! Whether a state contradicts itself: everything that is kept twice, or follows from something else, is reckoned again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
@@ -22,8 +22,8 @@ pub enum Broken {
     /// A hold's scope is not known.
     #[error("a hold's scope is not known")]
     Missing,
-    /// The open holds and the index of when they run out differ.
-    #[error("the expiry index does not match the open holds")]
+    /// The open holds and the indexes of when they run out and of whose they are differ.
+    #[error("an index does not match the open holds")]
     Expiry,
     /// What is due and the timers differ.
     #[error("the timers do not match what is due")]
@@ -124,7 +124,10 @@ impl State {
             match hold.status {
                 HoldStatus::Open => {
                     open += 1;
-                    if !self.expiry.contains(&(hold.expires_ms, hold_id.clone())) {
+                    let own = self.open.get(hold.scope.tenant());
+                    if !self.expiry.contains(&(hold.expires_ms, hold_id.clone()))
+                        || !own.is_some_and(|ids| ids.contains(hold_id))
+                    {
                         return Err(Broken::Expiry);
                     }
                     for scope in hold.scope.enclosing() {
@@ -137,7 +140,11 @@ impl State {
                 HoldStatus::Expired => {}
             }
         }
-        if self.expiry.len() != open {
+        let is_bare = self.open.values().any(BTreeSet::is_empty);
+        if self.expiry.len() != open
+            || self.open.values().map(BTreeSet::len).sum::<usize>() != open
+            || is_bare
+        {
             return Err(Broken::Expiry);
         }
         for node in &self.nodes {

@@ -2,9 +2,9 @@
 //!
 //! Left out: who may ask, and messages. Everything that can be many comes a page at a time, or as an iterator.
 
-use std::{collections::BinaryHeap, ops::Bound, sync::Arc};
+use std::{ops::Bound, sync::Arc};
 
-use super::{Hold, HoldStatus, State, Usage};
+use super::{Hold, State, Usage};
 use crate::{
     budget::{Balance, Budget},
     event::Reached,
@@ -13,6 +13,18 @@ use crate::{
     policy::{Price, RateLimit, Window},
     scope::ScopePath,
 };
+
+/// Holds that a page looks at for each that it may show.
+const LOOKS_PER_HOLD: usize = 10;
+
+/// A page of open holds.
+#[derive(Clone, Debug)]
+pub struct OpenHolds<'s> {
+    /// In order of their ids.
+    pub holds: Vec<(&'s HoldId, &'s Hold)>,
+    /// The last that was looked at, after which the next page begins; none if this was the last page.
+    pub last: Option<&'s HoldId>,
+}
 
 /// A scope's budgets over one window, with what is held there.
 #[derive(Clone, Copy, Debug)]
@@ -97,28 +109,34 @@ impl State {
         self.holds.get(hold_id)
     }
 
-    /// Up to `limit` open holds at `scope` and below, in order of their ids, after `after`. Looks at all holds.
+    /// Up to `limit` open holds at `scope` and below, in order of their ids, after `after`. Looks at a bounded number of holds, the
+    /// tenant's own alone: a page can have fewer than `limit` although there are more.
     pub fn open_holds_below(
         &self,
         scope: &ScopePath,
         leases_only: bool,
         after: Option<&HoldId>,
         limit: usize,
-    ) -> Vec<(&HoldId, &Hold)> {
-        let mut first = BinaryHeap::new();
-        for (hold_id, hold) in &self.holds {
-            if hold.status == HoldStatus::Open
-                && (hold.lease || !leases_only)
-                && after.is_none_or(|after| hold_id > after)
-                && scope.encloses(&hold.scope)
-            {
-                first.push(hold_id);
-                if first.len() > limit {
-                    first.pop();
-                }
+    ) -> OpenHolds<'_> {
+        let mut page = OpenHolds { holds: Vec::new(), last: None };
+        let has_any = self.number(scope.as_str()).is_some_and(|at| self.nodes[at].usage.open_holds > 0);
+        let Some(ids) = self.open.get(scope.tenant()).filter(|_| has_any) else { return page };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let looks = limit.saturating_mul(LOOKS_PER_HOLD);
+        let mut last = None;
+        for (looked, hold_id) in ids.range::<HoldId, _>((from, Bound::Unbounded)).enumerate() {
+            let hold = &self.holds[hold_id];
+            let is_asked = (hold.lease || !leases_only) && scope.encloses(&hold.scope);
+            if looked >= looks || (is_asked && page.holds.len() >= limit) {
+                page.last = last;
+                break;
             }
+            if is_asked {
+                page.holds.push((hold_id, hold));
+            }
+            last = Some(hold_id);
         }
-        first.into_sorted_vec().into_iter().map(|hold_id| (hold_id, &self.holds[hold_id])).collect()
+        page
     }
 
     /// What was used at a scope and below.

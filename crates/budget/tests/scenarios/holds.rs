@@ -198,12 +198,35 @@ fn open_holds_are_listed_by_id_a_page_at_a_time() {
     }
     world.run(lease("e", "acme/a", "cpu_ms=1"));
     world.run(void("d"));
-    let page = |leases, after: Option<&str>, limit| -> Vec<String> {
+    let page = |leases, after: Option<&str>, limit| {
         let after = after.map(hold);
         let page = world.state.open_holds_below(&scope("acme/a"), leases, after.as_ref(), limit);
-        page.into_iter().map(|(hold_id, _)| hold_id.to_string()).collect()
+        let ids = page.holds.iter().map(|(hold_id, _)| hold_id.to_string());
+        (ids.collect::<Vec<_>>(), page.last.map(ToString::to_string))
     };
-    assert_eq!(page(false, None, 2), ["a", "c"]);
-    assert_eq!(page(false, Some("c"), 2), ["e"]);
-    assert_eq!(page(true, None, 9), ["e"]);
+    let want = |ids: &[&str], last: Option<&str>| {
+        (ids.iter().map(ToString::to_string).collect::<Vec<_>>(), last.map(str::to_owned))
+    };
+    // `d` is over and `b` is beside; what comes last ends the listing.
+    assert_eq!(page(false, None, 1), want(&["a"], Some("b")));
+    assert_eq!(page(false, None, 2), want(&["a", "c"], Some("c")));
+    assert_eq!(page(false, Some("c"), 1), want(&["e"], None));
+    assert_eq!(page(true, None, 9), want(&["e"], None));
+}
+
+#[test]
+fn a_page_of_open_holds_looks_at_so_many_and_the_next_goes_on() {
+    let mut world = World::default();
+    world.run(set("acme", "cpu_ms=1000000"));
+    for n in 0..21 {
+        world.run(reserve(&format!("a{n:05}"), "acme/a", "cpu_ms=1"));
+    }
+    world.run(reserve("b", "acme/b", "cpu_ms=1"));
+    let page = world.state.open_holds_below(&scope("acme/b"), false, None, 2);
+    let last = page.last.unwrap();
+    assert_eq!((page.holds.len(), last.as_str()), (0, "a00019"));
+    let page = world.state.open_holds_below(&scope("acme/b"), false, Some(last), 2);
+    assert_eq!((page.holds.len(), page.last), (1, None));
+    let none = world.state.open_holds_below(&scope("acme/c"), false, None, 2);
+    assert_eq!((none.holds.len(), none.last), (0, None));
 }

@@ -59,14 +59,9 @@ pub(super) fn holds(api: &Api, request: Request<v1::ListHoldsRequest>) -> Reply<
     let after = ask::parse_token(HOLDS_TOKEN, &message.page_token, |text| HoldId::parse(text).ok())?;
     let fold = api.shared.fold();
     let state = fold.budget_of(&scope.tenant_id());
-    let mut holds = state.open_holds_below(&scope, message.leases_only, after.as_ref(), size + 1);
-    let is_last = holds.len() <= size;
-    holds.truncate(size);
-    let next_page_token = match holds.last() {
-        Some((last, _)) if !is_last => ask::token(HOLDS_TOKEN, last.as_str()),
-        _ => String::new(),
-    };
-    let holds = holds.into_iter().map(|(hold_id, hold)| wire::hold(hold_id, hold)).collect();
+    let page = state.open_holds_below(&scope, message.leases_only, after.as_ref(), size);
+    let next_page_token = page.last.map_or_else(String::new, |last| ask::token(HOLDS_TOKEN, last.as_str()));
+    let holds = page.holds.into_iter().map(|(hold_id, hold)| wire::hold(hold_id, hold)).collect();
     Ok(Response::new(v1::ListHoldsResponse { holds, next_page_token }))
 }
 
