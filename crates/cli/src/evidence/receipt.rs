@@ -5,7 +5,7 @@
 //! the block, with every revocation of them that the log had; the block's seal; the decision run. Each entry comes as its exact bytes
 //! with its inclusion proof. Refusals are decisions too.
 //!
-//! [`fetch::fetch`] makes one from a ledger's answers, [`check`] checks one. Left out: what is not selected, so that a receipt shows that
+//! [`fetch::fetch`] makes one from a ledger's answers, `check` checks one. Left out: what is not selected, so that a receipt shows that
 //! something was decided and not that nothing else was. Invariant: there is exactly one sequence of bytes for the same content.
 
 pub mod fetch;
