@@ -190,7 +190,9 @@ pub(crate) fn sweep(facts: &Facts, now_ms: u64) -> BTreeMap<TenantId, Vec<Event>
         let tenant = scope.tenant_id();
         facts.tell(&tenant, now_ms, &event);
         let reached = reached_of(&facts, &scope, window, now_ms, &mut number, |_, _| true);
-        reached.iter().for_each(|event| facts.tell(&tenant, now_ms, event));
+        for event in &reached {
+            facts.tell(&tenant, now_ms, event);
+        }
         let events = swept.entry(tenant).or_default();
         events.push(event);
         events.extend(reached);
