@@ -7,7 +7,7 @@
 //! - [`options`]: section `[agent]` of the configuration.
 //! - [`request`], [`redact`]: the policy gate, and what may be written down.
 //! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it.
-//! - [`holds`]: the calls to metering. [`leases`], [`slice`]: slices of budgets, against which most executions are admitted without one.
+//! - [`holds`]: the calls to metering. [`leases`], [`mod@slice`]: slices of budgets, against which most executions are admitted without one.
 //! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream.
 

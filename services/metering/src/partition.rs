@@ -1,6 +1,6 @@
 //! Partitions: which one a tenant and a hold belong to.
 //!
-//! Pure. Left out: how many there are, which the instances of a stream agree on ([`crate::agreement`]), and who owns one. Invariant:
+//! Pure. Left out: how many there are, which the instances of a stream agree on (`crate::agreement`), and who owns one. Invariant:
 //! a tenant's partition never changes, and a hold's id says which partition it is of; for the number is fixed for a stream's life.
 
 use exchequer_budget::{HoldId, TenantId};

@@ -4,7 +4,7 @@
 //! in a sled directory from which any range of minutes is answered as of any log index. The directory is derived: it can be deleted at
 //! any moment, and is rebuilt from the stream to the same answers.
 //!
-//! Left out: budgets ([`crate::Fold`]) and permissions (the caller of [`query_usage`]). Invariant: an answer is a function of the
+//! Left out: budgets ([`crate::Fold`]) and permissions (the caller of `query_usage`). Invariant: an answer is a function of the
 //! log's entries before its index alone; how they were cut into flushes, or how often the directory was rebuilt, does not show.
 
 mod calendar;
