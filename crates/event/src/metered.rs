@@ -26,7 +26,7 @@ impl Metered {
         Self([limits.cpu_ms, limits.wall_ms, memory, limits.output_bytes, 1])
     }
 
-    /// What a finished execution is charged: what it [used](Self::used), or what was reserved for it if that is unknown. `None`, if
+    /// What a finished execution is charged: what it used, or what was reserved for it if that is unknown. `None`, if
     /// neither is said in a way that can be read: then all that is left of its hold is charged, since less would reward the silence.
     pub fn charge(finished: &v1::ExecutionFinished) -> Option<Self> {
         let reserved = || Self::read(&finished.reserved).filter(|_| !finished.reserved.is_empty());
