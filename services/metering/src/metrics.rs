@@ -6,7 +6,7 @@ use exchequer_budget::{Amounts, Event, ScopePath};
 use exchequer_telemetry::{KeyValue, LATENCY_SECONDS, meter};
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 
-use crate::{core::Block, fold::Fold};
+use crate::{core::Block, fold::Fold, partition};
 
 /// Everything that metering counts.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub(crate) struct Metrics {
     pub(crate) append_seconds: Histogram<f64>,
     /// Open holds of the tenants with a budget.
     open_holds: Gauge<u64>,
+    /// Age of the oldest open hold when the last snapshot was taken.
+    oldest_hold_seconds: Gauge<f64>,
     /// Stream messages that are not yet settled: tip as read minus usage cursor.
     usage_lag: Gauge<u64>,
     /// Blocks of ours that another writer's block made void, or that the fold refused.
@@ -120,6 +122,12 @@ impl Metrics {
                 "exchequer_metering_append_seconds",
                 "From sealing a block until it is durable and accepted.",
             ),
+            oldest_hold_seconds: meter
+                .f64_gauge("exchequer_metering_oldest_hold_seconds")
+                .with_description(
+                    "Age of the oldest open hold when the last snapshot was taken; 0 if there was none.",
+                )
+                .build(),
             open_holds: meter
                 .u64_gauge("exchequer_metering_open_holds")
                 .with_description("Open holds.")
@@ -174,6 +182,16 @@ impl Metrics {
             for (meter, amount) in amounts {
                 counter.add(amount, &[KeyValue::new("meter", meter)]);
             }
+        }
+    }
+
+    /// How old the open holds are at `now_ms`: their ids say when they were drawn.
+    pub(crate) fn ages(&self, fold: &Fold, now_ms: u64) {
+        for partition in 0..fold.partitions() {
+            let drawn_ms = fold.budget(partition).first_open().and_then(partition::drawn_ms);
+            let age = Duration::from_millis(drawn_ms.map_or(0, |drawn_ms| now_ms.saturating_sub(drawn_ms)));
+            let partition = KeyValue::new("partition", i64::from(partition));
+            self.oldest_hold_seconds.record(age.as_secs_f64(), &[partition]);
         }
     }
 

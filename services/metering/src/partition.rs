@@ -4,6 +4,7 @@
 //! a tenant's partition never changes, and a hold's id says which partition it is of; for the number is fixed for a stream's life.
 
 use exchequer_budget::{HoldId, TenantId};
+use uuid::Uuid;
 
 /// BLAKE3 `derive_key` context of a tenant's partition.
 pub const PARTITION_CONTEXT: &str = "exchequer.v1 metering partition";
@@ -40,6 +41,13 @@ pub fn hold_id(partition: u16, unique: &str) -> HoldId {
     HoldId::parse(&format!("{partition}_{unique}")).expect("a number and a UUID can name a hold")
 }
 
+/// When the id of a hold was drawn, in milliseconds since the Unix epoch, if what makes it unique says so: a UUID of version 7 does.
+pub(crate) fn drawn_ms(hold_id: &HoldId) -> Option<u64> {
+    let (_, unique) = hold_id.as_str().split_once('_')?;
+    let (seconds, nanos) = Uuid::parse_str(unique).ok()?.get_timestamp()?.to_unix();
+    Some(seconds * 1_000 + u64::from(nanos / 1_000_000))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +62,8 @@ mod tests {
             assert_eq!(of(id, 4), want, "{id}");
         }
         assert_eq!(of("whatever", 1), Some(0));
+        assert_eq!(drawn_ms(&drawn), Some(0x0190_b2a4_0000));
+        assert_eq!(drawn_ms(&HoldId::parse("0_x").unwrap()), None);
     }
 
     #[test]

@@ -332,6 +332,7 @@ impl Writer {
         if fold.cursor() == waits.snapshot_cursor || self.core.is_foreign() {
             return;
         }
+        self.shared.metrics.ages(&fold, waits.now().wall_ms);
         let taken = self.snapshots.take(&fold);
         drop(fold);
         waits.snapshot_cursor = taken.cursor;

@@ -2,7 +2,7 @@
 //!
 //! Left out: who may ask, and messages. Everything that can be many comes a page at a time, or as an iterator.
 
-use std::{ops::Bound, sync::Arc};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc};
 
 use super::{Hold, State, Usage};
 use crate::{
@@ -96,6 +96,11 @@ impl State {
     /// When the next open hold runs out.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.expiry.first().map(|&(at, _)| at)
+    }
+
+    /// The open hold with the least id: where ids are drawn in order of time, the oldest. Looks at each tenant.
+    pub fn first_open(&self) -> Option<&HoldId> {
+        self.open.values().filter_map(BTreeSet::first).min()
     }
 
     /// Number of open holds.

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::{
     Api,
-    status::{busy, no_hold, unavailable},
+    status::{no_hold, unavailable},
     who::Who,
 };
 use crate::recall::Unrecalled;
@@ -55,9 +55,7 @@ impl Api {
     }
 }
 
+/// Passing, whatever it is: who repeats a command must not take it for a refusal.
 fn unread(why: &Unrecalled) -> Status {
-    match why {
-        Unrecalled::Busy => busy(&why.to_string()),
-        Unrecalled::Unread(_) => unavailable(&why.to_string()),
-    }
+    unavailable(&why.to_string())
 }
