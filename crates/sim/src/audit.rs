@@ -99,7 +99,15 @@ struct Hold {
     scope: String,
     amount: u64,
     expires_ms: u64,
-    closed: bool,
+    standing: Standing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Open,
+    /// It ran out, and can be settled late or voided.
+    Expired,
+    Closed,
 }
 
 impl Log {
@@ -176,7 +184,7 @@ impl Log {
                     scope: hold.scope.clone(),
                     amount: asked,
                     expires_ms: hold.expires_unix_ms,
-                    closed: false,
+                    standing: Standing::Open,
                 };
                 if self.holds.insert(hold.hold_id.clone(), held).is_some() {
                     return Err(format!("hold {} is granted twice", hold.hold_id));
@@ -193,22 +201,26 @@ impl Log {
             Kind::HoldSettled(settled) => {
                 let used = amount(&settled.used);
                 let scope = if settled.late {
-                    self.holds.get(&settled.hold_id).ok_or("a late settlement of no hold")?.scope.clone()
+                    self.close_expired(&settled.hold_id)?
                 } else {
-                    self.close(&settled.hold_id)?
+                    self.close(&settled.hold_id, Standing::Closed)?
                 };
                 for name in enclosing(&scope) {
                     self.scopes.entry(name).or_default().spent += used;
                 }
             }
             Kind::HoldVoided(voided) => {
-                self.close(&voided.hold_id)?;
+                if self.open(&voided.hold_id).is_ok() {
+                    self.close(&voided.hold_id, Standing::Closed)?;
+                } else {
+                    self.close_expired(&voided.hold_id)?;
+                }
             }
             Kind::HoldExpired(expired) => {
                 if self.open(&expired.hold_id)?.expires_ms > now_ms {
                     return Err(format!("hold {} runs out before its time", expired.hold_id));
                 }
-                self.close(&expired.hold_id)?;
+                self.close(&expired.hold_id, Standing::Expired)?;
             }
             Kind::HoldDenied(_) => self.denied += 1,
             Kind::CommandRefused(_) => {}
@@ -230,13 +242,21 @@ impl Log {
     }
 
     fn open(&mut self, hold_id: &str) -> Result<&mut Hold, String> {
-        let hold = self.holds.get_mut(hold_id).filter(|hold| !hold.closed);
+        let hold = self.holds.get_mut(hold_id).filter(|hold| hold.standing == Standing::Open);
         hold.ok_or_else(|| format!("hold {hold_id} is not open"))
     }
 
-    fn close(&mut self, hold_id: &str) -> Result<String, String> {
+    /// Nothing of it is held any more.
+    fn close_expired(&mut self, hold_id: &str) -> Result<String, String> {
+        let hold = self.holds.get_mut(hold_id).filter(|hold| hold.standing == Standing::Expired);
+        let hold = hold.ok_or_else(|| format!("hold {hold_id} has not run out"))?;
+        hold.standing = Standing::Closed;
+        Ok(hold.scope.clone())
+    }
+
+    fn close(&mut self, hold_id: &str, standing: Standing) -> Result<String, String> {
         let hold = self.open(hold_id)?;
-        hold.closed = true;
+        hold.standing = standing;
         let (scope, amount) = (hold.scope.clone(), hold.amount);
         for name in enclosing(&scope) {
             self.scopes.entry(name).or_default().held -= amount;
