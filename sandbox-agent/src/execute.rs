@@ -309,6 +309,7 @@ impl Executor {
             scope: checked.scope.clone(),
             controls,
             reserved: payment.reserved(),
+            ..v1::ExecutionAdmitted::default()
         };
         let admitted = Kind::ExecutionAdmitted(record.clone());
         let position = self.spool.record(request.event(admitted)).await;
@@ -357,6 +358,7 @@ impl Executor {
                     execution_id: request.execution_id.clone(),
                     position: Some(position),
                     record: Some(record),
+                    ..v1::Finished::default()
                 }))
             }
             Err(error) => {

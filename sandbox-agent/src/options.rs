@@ -118,12 +118,19 @@ impl Options {
                 wall_ms: engine.wall_ms,
                 memory_bytes: 512 << 20,
                 output_bytes: engine.output_bytes,
+                egress_bytes: 0,
             },
         );
         let max_limits = limits(
             reader,
             "agent.max_limits",
-            &v1::Limits { cpu_ms: 600_000, wall_ms: 600_000, memory_bytes: 4 << 30, output_bytes: 64 << 20 },
+            &v1::Limits {
+                cpu_ms: 600_000,
+                wall_ms: 600_000,
+                memory_bytes: 4 << 30,
+                output_bytes: 64 << 20,
+                egress_bytes: 0,
+            },
         );
         for (name, default, max) in [
             ("cpu_ms", default_limits.cpu_ms, max_limits.cpu_ms),
@@ -246,6 +253,7 @@ fn limits(reader: &mut Reader, section: &str, default: &v1::Limits) -> v1::Limit
             default.output_bytes,
             1..=(1 << 30),
         ),
+        egress_bytes: default.egress_bytes,
     }
 }
 

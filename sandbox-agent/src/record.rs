@@ -130,5 +130,10 @@ fn usage(usage: &Usage) -> v1::Usage {
         peak_memory_bytes: usage.max_rss_kib.saturating_mul(1024),
         output_bytes: usage.output_bytes,
         page_faults: usage.minor_faults + usage.major_faults,
+        memory_source: "wait4".to_owned(),
+        major_faults: usage.major_faults,
+        read_bytes: usage.blocks_in.saturating_mul(512),
+        written_bytes: usage.blocks_out.saturating_mul(512),
+        ..v1::Usage::default()
     }
 }

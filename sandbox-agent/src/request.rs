@@ -160,6 +160,7 @@ fn limits(asked: &v1::Limits, options: &Options, faults: &mut Faults) -> v1::Lim
         wall_ms: limit("wall_ms", asked.wall_ms, default.wall_ms, max.wall_ms),
         memory_bytes: limit("memory_bytes", asked.memory_bytes, default.memory_bytes, max.memory_bytes),
         output_bytes: limit("output_bytes", asked.output_bytes, default.output_bytes, max.output_bytes),
+        egress_bytes: limit("egress_bytes", asked.egress_bytes, default.egress_bytes, max.egress_bytes),
     }
 }
 

@@ -48,8 +48,13 @@ use crate::{
 const BUDGET: [(&str, u64); 4] =
     [("cpu_ms", 8_000), ("wall_ms", 60_000), ("output_bytes", 16 << 20), ("invocations", 20)];
 /// Limits of each program.
-const LIMITS: v1::Limits =
-    v1::Limits { cpu_ms: 2_000, wall_ms: 10_000, memory_bytes: 512 << 20, output_bytes: 1 << 20 };
+const LIMITS: v1::Limits = v1::Limits {
+    cpu_ms: 2_000,
+    wall_ms: 10_000,
+    memory_bytes: 512 << 20,
+    output_bytes: 1 << 20,
+    egress_bytes: 0,
+};
 /// How long anything may take that happens by itself.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Real input.
@@ -206,7 +211,7 @@ impl Demo {
         for (program, arguments, stdin, expected) in programs {
             let path = program_path(program)?;
             let run = self.execute(&path, arguments, stdin, LIMITS).await?;
-            let usage = run.finished.usage.unwrap_or_default();
+            let usage = run.finished.usage.clone().unwrap_or_default();
             let what = format!(
                 "{program}: exit 0 and the output computed here by other means ({} bytes, {:.1} ms cpu, {:.1} ms wall)",
                 run.stdout.len(),
@@ -278,7 +283,8 @@ impl Demo {
         for run in ran {
             let hold_id = run.finished.hold_id.clone();
             let hold = self.settled(&hold_id).await?;
-            let cpu_us = run.finished.usage.map_or(0, |usage| usage.cpu_user_us + usage.cpu_system_us);
+            let cpu_us =
+                run.finished.usage.as_ref().map_or(0, |usage| usage.cpu_user_us + usage.cpu_system_us);
             let line = |meter: &str| {
                 format!("{meter} {} of {}", amount(&hold.used, meter), amount(&hold.amounts, meter))
             };
@@ -449,7 +455,7 @@ impl Demo {
                         stdout: String::from_utf8_lossy(&stdout).into_owned(),
                     });
                 }
-                Some(Part::Stderr(_)) | None => {}
+                Some(Part::Stderr(_) | Part::Artifact(_)) | None => {}
             }
         }
         bail!("the answer ended without an outcome")

@@ -236,8 +236,8 @@ fn public_text(kind: &event::Kind) -> String {
 /// How an execution ended, in words.
 pub fn ending(finished: &v1::ExecutionFinished) -> String {
     use v1::ExitCause::{
-        Cancelled, CpuLimit, Exited, LaunchFailed, Lost, OutputLimit, Seccomp, Signaled, Unspecified,
-        WallLimit,
+        Cancelled, CpuLimit, EgressLimit, Exited, LaunchFailed, Lost, OutOfMemory, OutputLimit, Seccomp,
+        Signaled, Unspecified, WallLimit,
     };
     match finished.cause() {
         Exited => format!("exited {}", finished.exit_code),
@@ -246,6 +246,8 @@ pub fn ending(finished: &v1::ExecutionFinished) -> String {
         WallLimit => "killed at its wall-clock limit".to_owned(),
         CpuLimit => "killed at its CPU limit".to_owned(),
         OutputLimit => "killed at its output limit".to_owned(),
+        EgressLimit => "killed at its egress limit".to_owned(),
+        OutOfMemory => "killed by the kernel at its memory limit".to_owned(),
         Cancelled => "cancelled".to_owned(),
         LaunchFailed if finished.detail.is_empty() => "could not be launched".to_owned(),
         LaunchFailed => format!("could not be launched: {}", finished.detail),

@@ -103,9 +103,10 @@ impl Run {
                 wall_ms: self.wall_ms,
                 memory_bytes,
                 output_bytes: self.output_bytes,
+                ..v1::Limits::default()
             }),
-            extra_holds: Vec::new(),
             skill: self.skill,
+            ..v1::ExecuteRequest::default()
         };
         let mut parts = self.connection.agent().await?.execute(request).await?.into_inner();
         let mut admitted = None;
@@ -133,7 +134,7 @@ impl Run {
                     print::remark(&summary(admitted.as_ref(), &part, &record));
                     return Ok(ExitCode::from(status(&record)));
                 }
-                None => {}
+                Some(Part::Artifact(_)) | None => {}
             }
         }
         bail!(Refused("the agent ended the answer before the execution's outcome".to_owned()))
@@ -181,12 +182,14 @@ fn summary(
 }
 
 fn status(record: &v1::ExecutionFinished) -> u8 {
-    use v1::ExitCause::{CpuLimit, Exited, LaunchFailed, OutputLimit, Seccomp, Signaled, WallLimit};
+    use v1::ExitCause::{
+        CpuLimit, EgressLimit, Exited, LaunchFailed, OutOfMemory, OutputLimit, Seccomp, Signaled, WallLimit,
+    };
     let of = |code: i32| u8::try_from(code & 0xff).unwrap_or(NO_OUTCOME);
     match record.cause() {
         Exited => of(record.exit_code),
         Signaled | Seccomp => of(128 + record.signal),
-        WallLimit | CpuLimit | OutputLimit => KILLED,
+        WallLimit | CpuLimit | OutputLimit | EgressLimit | OutOfMemory => KILLED,
         LaunchFailed => NOT_STARTED,
         _ => NO_OUTCOME,
     }

@@ -145,7 +145,13 @@ mod tests {
 
     #[test]
     fn no_usage_within_limits_is_charged_above_what_they_hold() {
-        let limits = v1::Limits { cpu_ms: 5, wall_ms: 7, memory_bytes: (3 << 20) - 1, output_bytes: 11 };
+        let limits = v1::Limits {
+            cpu_ms: 5,
+            wall_ms: 7,
+            memory_bytes: (3 << 20) - 1,
+            output_bytes: 11,
+            ..v1::Limits::default()
+        };
         let all = v1::Usage {
             cpu_user_us: 2_500,
             cpu_system_us: 2_500,

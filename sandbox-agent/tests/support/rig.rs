@@ -488,12 +488,14 @@ fn options(dir: &Path) -> Options {
             wall_ms: 10_000,
             memory_bytes: 1 << 30,
             output_bytes: 1 << 20,
+            egress_bytes: 0,
         },
         max_limits: v1::Limits {
             cpu_ms: 60_000,
             wall_ms: 60_000,
             memory_bytes: 4 << 30,
             output_bytes: 64 << 20,
+            egress_bytes: 0,
         },
         helper: env!("CARGO_BIN_EXE_sandbox-agent").into(),
     }

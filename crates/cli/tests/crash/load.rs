@@ -175,7 +175,7 @@ async fn run(
                 answers().finished.push(finished.clone());
                 return Ok((finished, stdout));
             }
-            Some(Part::Stderr(_)) | None => {}
+            Some(Part::Stderr(_) | Part::Artifact(_)) | None => {}
         }
     }
     Err(Status::unavailable("the answer ended early"))
