@@ -113,6 +113,7 @@ mod tests {
             peak_memory_bytes: (5 << 20) + 1,
             output_bytes: 7,
             page_faults: 9,
+            ..v1::Usage::default()
         };
         check(some, [2, 3, 18, 7, 1]);
         let most = v1::Usage {
@@ -122,6 +123,7 @@ mod tests {
             peak_memory_bytes: u64::MAX,
             output_bytes: u64::MAX,
             page_faults: u64::MAX,
+            ..v1::Usage::default()
         };
         check(most, [MAX_METERED, MAX_METERED, MAX_METERED, MAX_METERED, 1]);
     }
@@ -159,6 +161,7 @@ mod tests {
             peak_memory_bytes: (3 << 20) - 1,
             output_bytes: 11,
             page_faults: 0,
+            ..v1::Usage::default()
         };
         let most = Metered::at_most(&limits);
         assert_eq!(Metered::charge(&finished(Some(all), &[])), Some(most));

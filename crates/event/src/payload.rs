@@ -211,6 +211,7 @@ fn take_payload(kind: &mut Kind) -> Option<Kind> {
             program: take(&mut admitted.program),
             arguments_redacted: take(&mut admitted.arguments_redacted),
             input_digest: take(&mut admitted.input_digest),
+            inputs: take(&mut admitted.inputs),
             ..v1::ExecutionAdmitted::default()
         }),
         Kind::ExecutionDenied(denied) => Kind::ExecutionDenied(v1::ExecutionDenied {
@@ -225,6 +226,7 @@ fn take_payload(kind: &mut Kind) -> Option<Kind> {
             stderr: take(&mut finished.stderr),
             result_digest: take(&mut finished.result_digest),
             detail: take(&mut finished.detail),
+            artifacts: take(&mut finished.artifacts),
             ..v1::ExecutionFinished::default()
         }),
         Kind::AgentStarted(_) | Kind::AgentStopped(_) | Kind::ControlDegraded(_) => return None,

@@ -28,6 +28,8 @@ fn kinds() -> Vec<Kind> {
             scope: "acme/x".into(),
             controls: vec![v1::Control { name: "seccomp".into(), ..v1::Control::default() }],
             reserved: vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 7 }],
+            profile_digest: vec![6; 32].into(),
+            inputs: vec![v1::File { path: "needle.csv".into(), ..v1::File::default() }],
         }),
         Kind::ExecutionDenied(v1::ExecutionDenied {
             caller: "alice@example.com".into(),
@@ -48,6 +50,7 @@ fn kinds() -> Vec<Kind> {
             detail: "needle".into(),
             signal: 0,
             reserved: vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 7 }],
+            artifacts: vec![v1::File { path: "needle.png".into(), ..v1::File::default() }],
         }),
     ]
 }
@@ -117,6 +120,7 @@ fn what_is_metered_and_found_by_stays_public() {
         ("strict", "acme/x", UUID)
     );
     assert!(admitted.limits.is_some() && admitted.controls.len() == 1);
+    assert!(admitted.profile_digest.len() == 32 && admitted.inputs.is_empty());
     let Kind::ExecutionDenied(denied) = public(1) else { panic!() };
     assert_eq!((denied.gate, denied.scope.as_str(), denied.meter.as_str()), (2, "acme", "cpu_ms"));
     let Kind::ExecutionFinished(finished) = public(2) else { panic!() };
@@ -127,7 +131,7 @@ fn what_is_metered_and_found_by_stays_public() {
         "what a lost execution is charged"
     );
     assert_eq!(finished.usage.unwrap().output_bytes, 6);
-    assert!(finished.stdout.is_none() && finished.result_digest.is_empty());
+    assert!(finished.stdout.is_none() && finished.result_digest.is_empty() && finished.artifacts.is_empty());
 }
 
 #[test]
