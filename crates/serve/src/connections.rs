@@ -71,6 +71,9 @@ impl axum::serve::Listener for Listener {
         let place = Arc::clone(&self.room).acquire_owned().await.expect("the semaphore is never closed");
         // Axum's own waits out the faults that pass, such as too many open files.
         let (stream, from) = axum::serve::Listener::accept(&mut self.socket).await;
+        // Else an answer waits until the one before it on the connection is acknowledged, which its reader delays. A connection for which
+        // that can't be set is gone already.
+        let _ = stream.set_nodelay(true);
         let deadline = Box::pin(sleep(self.idle));
         (Connection { stream, idle: self.idle, deadline, _place: place }, from)
     }
@@ -165,6 +168,14 @@ mod tests {
         assert!(incoming.next().now_or_never().is_none());
         drop(held);
         incoming.next().await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_does_not_wait_for_the_one_before_it() {
+        let (listener, at) = bound(1, IDLE).await;
+        let mut incoming = pin!(listener.incoming());
+        let _client = TcpStream::connect(at).await.unwrap();
+        assert!(incoming.next().await.unwrap().unwrap().stream.nodelay().unwrap());
     }
 
     #[tokio::test]
