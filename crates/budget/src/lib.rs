@@ -55,7 +55,7 @@ pub use meter::{
     Allowance, Amounts, CustomMeter, MAX_AMOUNT, MAX_CUSTOM_METERS, MAX_GRANTED, MAX_METER_NAME, MAX_METERS,
     Meter, Totals,
 };
-pub use past::{PAST_CONTEXT, PAST_ID_CONTEXT, Past, PastAnswer, PastError, PastHold, ROW_BYTES};
+pub use past::{PAST_CONTEXT, PAST_ID_CONTEXT, Past, PastAnswer, PastError, PastHold, ROW_BYTES, Rows};
 pub use policy::{
     BudgetTerms, Correction, Enforcement, GrantTerms, MAX_GRANT, MAX_PERCENT, MAX_PERIOD_MS, MAX_THRESHOLDS,
     Overage, Price, RateLimit, Source, Threshold, Window,

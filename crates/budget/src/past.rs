@@ -4,7 +4,7 @@
 //! A row says where in the stream an answer or a hold is to be read back. Left out: the answers themselves. Invariant: a row never
 //! changes, and the chain is BLAKE3 over all rows in their order, so equal chains and counts mean equal pasts.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use thiserror::Error;
 
@@ -17,6 +17,12 @@ pub const PAST_CONTEXT: &str = "exchequer.v1 budget past";
 
 /// Bytes of a row.
 pub const ROW_BYTES: usize = 40;
+/// Rows that are kept, and handed on, together.
+const CHUNK_ROWS: usize = 4096;
+/// Parts of the index. Each grows by itself, so that no decision waits until all of it has been moved.
+const SHARDS: usize = 1024;
+
+type Row = [u8; ROW_BYTES];
 
 pub(crate) type PastId = [u8; 16];
 
@@ -103,17 +109,39 @@ pub enum PastError {
 #[derive(Clone)]
 pub struct Past {
     pub(crate) ids: Ids,
-    rows: Vec<[u8; ROW_BYTES]>,
-    index: HashMap<PastId, usize>,
+    full: Vec<Arc<[Row]>>,
+    /// The rows behind the last full chunk.
+    open: Vec<Row>,
+    index: Vec<HashMap<PastId, usize>>,
     chain: blake3::Hasher,
+}
+
+/// Rows of a past as they were at one moment. Taking them costs little however many they are.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// How many of the first chunk's rows are not meant.
+    skip: usize,
+    full: Vec<Arc<[Row]>>,
+    open: Vec<Row>,
+}
+
+impl Rows {
+    /// The rows, end to end, in pieces of bounded size, with the number of rows in each.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let chunks = self.full.iter().map(|chunk| &chunk[..]).chain([&self.open[..]]).enumerate();
+        let meant =
+            chunks.map(|(at, rows)| if at == 0 { rows.get(self.skip..).unwrap_or_default() } else { rows });
+        meant.filter(|rows| !rows.is_empty()).map(|rows| (rows.len() as u64, rows.as_flattened()))
+    }
 }
 
 impl Default for Past {
     fn default() -> Self {
         Self {
             ids: Ids::default(),
-            rows: Vec::new(),
-            index: HashMap::new(),
+            full: Vec::new(),
+            open: Vec::new(),
+            index: vec![HashMap::new(); SHARDS],
             chain: blake3::Hasher::new_derive_key(PAST_CONTEXT),
         }
     }
@@ -121,13 +149,13 @@ impl Default for Past {
 
 impl std::fmt::Debug for Past {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Past").field("rows", &self.rows.len()).finish_non_exhaustive()
+        f.debug_struct("Past").field("rows", &self.count()).finish_non_exhaustive()
     }
 }
 
 impl PartialEq for Past {
     fn eq(&self, other: &Self) -> bool {
-        self.rows == other.rows
+        (&self.full, &self.open) == (&other.full, &other.open)
     }
 }
 
@@ -136,7 +164,11 @@ impl Eq for Past {}
 impl Past {
     /// Rows.
     pub fn count(&self) -> u64 {
-        self.rows.len() as u64
+        self.len() as u64
+    }
+
+    fn len(&self) -> usize {
+        self.full.len() * CHUNK_ROWS + self.open.len()
     }
 
     /// BLAKE3 over all rows.
@@ -144,12 +176,15 @@ impl Past {
         self.chain.finalize().into()
     }
 
-    /// The rows after the first `skip`, [`ROW_BYTES`] each: what a snapshot adds to one that had that many.
-    pub fn rows_after(&self, skip: u64) -> &[[u8; ROW_BYTES]] {
-        usize::try_from(skip).ok().and_then(|skip| self.rows.get(skip..)).unwrap_or_default()
+    /// The rows after the first `skip`: what a snapshot adds to one that had that many.
+    pub fn rows_after(&self, skip: u64) -> Rows {
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let full = self.full.get(skip / CHUNK_ROWS..).unwrap_or_default().to_vec();
+        let skip = skip.saturating_sub((self.full.len() - full.len()) * CHUNK_ROWS);
+        Rows { skip, full, open: self.open.clone() }
     }
 
-    /// Takes rows that [`Self::rows_after`] gave, end to end. On an error those before the fault were taken.
+    /// Takes rows that [`Self::rows_after`] gave, a piece or several end to end. On an error those before the fault were taken.
     pub fn extend(&mut self, bytes: &[u8]) -> Result<(), PastError> {
         let (rows, rest) = bytes.as_chunks::<ROW_BYTES>();
         if !rest.is_empty() {
@@ -180,7 +215,7 @@ impl Past {
     }
 
     pub(crate) fn has_grant(&self, tenant: &TenantId, grant_id: &GrantId) -> bool {
-        self.index.contains_key(&self.ids.grant(tenant, grant_id))
+        self.place(&self.ids.grant(tenant, grant_id)).is_some()
     }
 
     pub(crate) fn add_answer(&mut self, id: PastId, request_hash: &[u8; 32], stream_seq: u64) {
@@ -210,21 +245,34 @@ impl Past {
         self.push(&row);
     }
 
-    fn push(&mut self, row: &[u8; ROW_BYTES]) -> bool {
+    fn push(&mut self, row: &Row) -> bool {
         let id: PastId = part(row, 0);
-        let at = self.rows.len();
-        if *self.index.entry(id).or_insert(at) != at {
+        let at = self.len();
+        if *self.index[shard(&id)].entry(id).or_insert(at) != at {
             return false;
         }
-        self.rows.push(*row);
+        self.open.push(*row);
         self.chain.update(row);
+        if self.open.len() == CHUNK_ROWS {
+            self.full.push(self.open.drain(..).collect());
+        }
         true
     }
 
-    fn body(&self, id: &PastId) -> Option<&[u8]> {
-        let row = self.rows.get(*self.index.get(id)?)?;
-        Some(&row[id.len()..])
+    fn place(&self, id: &PastId) -> Option<usize> {
+        self.index[shard(id)].get(id).copied()
     }
+
+    fn body(&self, id: &PastId) -> Option<&[u8]> {
+        let place = self.place(id)?;
+        let chunk = self.full.get(place / CHUNK_ROWS).map_or(&self.open[..], |chunk| &chunk[..]);
+        Some(&chunk.get(place % CHUNK_ROWS)?[id.len()..])
+    }
+}
+
+/// Ids are digests: any of their bits tell them apart evenly.
+fn shard(id: &PastId) -> usize {
+    usize::from(u16::from_be_bytes([id[0], id[1]])) % SHARDS
 }
 
 fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

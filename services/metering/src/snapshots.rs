@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use exchequer_budget::{Amounts, HoldId, ROW_BYTES, State, Subject, wire};
+use exchequer_budget::{Amounts, HoldId, ROW_BYTES, Rows, State, Subject, wire};
 use exchequer_event::{
     accept::Acceptor,
     digest::{DIGEST_LEN, Digest},
@@ -123,7 +123,7 @@ impl Snapshots {
     pub(crate) fn take(&self, fold: &Fold) -> Taken {
         let stored = self.stored();
         let rows = fold.parts.iter().zip(stored.iter().copied().chain(std::iter::repeat(0)));
-        let rows = rows.map(|(part, from)| (from, part.past.rows_after(from).as_flattened().to_vec()));
+        let rows = rows.map(|(part, from)| (from, part.past.rows_after(from)));
         Taken { cursor: fold.cursor, live: live(fold), rows: rows.collect() }
     }
 
@@ -138,10 +138,12 @@ impl Snapshots {
             for key in stale {
                 self.past.remove(key)?;
             }
-            if !rows.is_empty() {
-                self.past.insert(key, rows.as_slice())?;
+            let mut next = *from;
+            for (count, piece) in rows.pieces() {
+                self.past.insert(past_key(partition, next), piece)?;
+                next += count;
             }
-            stored[usize::from(partition)] = from + (rows.len() / ROW_BYTES) as u64;
+            stored[usize::from(partition)] = next;
         }
         self.db.insert(taken.cursor.to_be_bytes(), encode(&taken.live))?;
         let surplus: Vec<_> = self.db.iter().keys().rev().skip(KEPT).collect::<Result<_, _>>()?;
@@ -230,7 +232,7 @@ pub(crate) struct Taken {
     pub(crate) cursor: u64,
     live: Stored,
     /// Of each partition's past: the number of the first row that is not stored, and the rows from there.
-    rows: Vec<(u64, Vec<u8>)>,
+    rows: Vec<(u64, Rows)>,
 }
 
 /// What is live.

@@ -71,10 +71,14 @@ pub(crate) struct World {
     pub(crate) met: BTreeSet<&'static str>,
 }
 
-fn past_of(rows: &[[u8; ROW_BYTES]]) -> Past {
+fn past_of(rows: &[u8]) -> Past {
     let mut past = Past::default();
-    past.extend(rows.as_flattened()).unwrap();
+    past.extend(rows).unwrap();
     past
+}
+
+fn rows_of(past: &Past) -> Vec<u8> {
+    past.rows_after(0).pieces().flat_map(|(_, bytes)| bytes.to_vec()).collect()
 }
 
 /// What of the request the digest covers.
@@ -103,7 +107,7 @@ impl World {
             Step::Retire => self.retire(),
             Step::Restart => {
                 let (state, past) =
-                    (State::decode(&self.state.encode()).unwrap(), past_of(self.past.rows_after(0)));
+                    (State::decode(&self.state.encode()).unwrap(), past_of(&rows_of(&self.past)));
                 assert_eq!(state.digest(&past), self.state.digest(&self.past));
                 (self.state, self.past) = (state, past);
             }
@@ -298,10 +302,10 @@ impl World {
     /// A replay from nothing and from each snapshot leads to the same state; a snapshot that is damaged to another one, or none.
     pub(crate) fn end(self) {
         let nothing = Snapshot { rows: 0, state: State::default().encode(), past: 0 };
-        let all = self.past.rows_after(0);
+        let all = rows_of(&self.past);
         for snapshot in self.snapshots.iter().chain([&nothing]) {
             let mut state = State::decode(&snapshot.state).unwrap();
-            let mut past = past_of(&all[..usize::try_from(snapshot.past).unwrap()]);
+            let mut past = past_of(&all[..usize::try_from(snapshot.past).unwrap() * ROW_BYTES]);
             for row in &self.journal[snapshot.rows..] {
                 match row {
                     Row::Run { now_ms, bytes } => {

@@ -1,6 +1,6 @@
 //! Idempotency keys and closed holds, in blocks that are retired and in those that are not.
 
-use exchequer_budget::{DecideError, Decided, Past, Refusal};
+use exchequer_budget::{DecideError, Decided, Past, ROW_BYTES, Refusal};
 
 use crate::words::*;
 
@@ -100,12 +100,36 @@ fn a_past_is_its_rows_in_their_order() {
         world.run(void(&id));
         world.retire(n);
         let digest = world.state.digest(&copy);
-        copy.extend(world.past.rows_after(copy.count()).as_flattened()).unwrap();
+        copy.extend(&bytes_after(&world.past, copy.count())).unwrap();
         assert_eq!((copy.chain(), copy.count()), (world.past.chain(), world.past.count()));
         assert_ne!(world.state.digest(&copy), digest);
         assert_eq!(world.state.digest(&copy), world.state.digest(&world.past));
     }
-    let rows = world.past.rows_after(0).as_flattened().to_vec();
+    let rows = bytes_after(&world.past, 0);
     assert!(copy.extend(&rows[..40]).is_err() && copy.extend(&rows[..39]).is_err());
     assert_eq!(copy, world.past);
+}
+
+#[test]
+fn rows_are_handed_on_whole_from_wherever_they_are_asked_for() {
+    let rows: Vec<u8> = (0..10_000_u64)
+        .flat_map(|n| [&blake3::hash(&n.to_be_bytes()).as_bytes()[..], &n.to_be_bytes()].concat())
+        .collect();
+    let mut past = Past::default();
+    past.extend(&rows).unwrap();
+    assert_eq!(past.count(), 10_000);
+    for skip in [0, 1, 4095, 4096, 4097, 8192, 9999, 10_000, 10_001, u64::MAX] {
+        let from =
+            usize::try_from(skip).map_or(rows.len(), |skip| skip.saturating_mul(ROW_BYTES).min(rows.len()));
+        assert_eq!(bytes_after(&past, skip), rows[from..], "after {skip}");
+        let counted: u64 = past.rows_after(skip).pieces().map(|(count, _)| count).sum();
+        assert_eq!(counted, 10_000_u64.saturating_sub(skip));
+    }
+    for (n, row) in rows.chunks(ROW_BYTES).enumerate() {
+        assert!(past.extend(row).is_err(), "row {n} is there");
+    }
+}
+
+fn bytes_after(past: &Past, skip: u64) -> Vec<u8> {
+    past.rows_after(skip).pieces().flat_map(|(_, bytes)| bytes.to_vec()).collect()
 }
