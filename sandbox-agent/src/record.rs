@@ -89,6 +89,8 @@ pub fn finished(
         ExitCause::Timeout => Cause::WallLimit,
         ExitCause::CpuLimit => Cause::CpuLimit,
         ExitCause::OutputLimit => Cause::OutputLimit,
+        ExitCause::OutOfMemory => Cause::OutOfMemory,
+        ExitCause::EgressLimit => Cause::EgressLimit,
         ExitCause::Cancelled => Cause::Cancelled,
         ExitCause::LaunchFailed { stage, errno } => {
             record.detail = format!("{stage}: {}", std::io::Error::from_raw_os_error(*errno));
@@ -127,13 +129,15 @@ fn usage(usage: &Usage) -> v1::Usage {
         cpu_user_us: usage.cpu_user_us,
         cpu_system_us: usage.cpu_system_us,
         wall_us: usage.wall_ns.div_ceil(1000),
-        peak_memory_bytes: usage.max_rss_kib.saturating_mul(1024),
+        peak_memory_bytes: usage.peak_memory_bytes,
         output_bytes: usage.output_bytes,
         page_faults: usage.minor_faults + usage.major_faults,
-        memory_source: "wait4".to_owned(),
+        memory_source: usage.memory_source.name().to_owned(),
         major_faults: usage.major_faults,
-        read_bytes: usage.blocks_in.saturating_mul(512),
-        written_bytes: usage.blocks_out.saturating_mul(512),
-        ..v1::Usage::default()
+        read_bytes: usage.read_bytes,
+        written_bytes: usage.written_bytes,
+        peak_pids: usage.peak_pids,
+        egress_bytes: usage.egress_bytes,
+        ingress_bytes: usage.ingress_bytes,
     }
 }

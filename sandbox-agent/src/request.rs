@@ -185,9 +185,20 @@ fn spec(
         wall_ms: limits.wall_ms,
         memory_bytes: limits.memory_bytes,
         output_bytes: limits.output_bytes,
+        egress_bytes: limits.egress_bytes,
         ..Limits::default()
     };
-    Spec { program, args, env, cwd: work, limits, profile }
+    Spec {
+        program,
+        args,
+        env,
+        cwd: work,
+        limits,
+        profile,
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        omit: Vec::new(),
+    }
 }
 
 /// Digest over everything that the program is given. Lists are preceded by their length, so that nothing can move between them.

@@ -13,7 +13,7 @@
 //!
 //! Data: [`spec`] (what to run), [`profile`] (what is visible), [`control`] (which layers hold), [`outcome`] (how it
 //! ended), `wire` (messages between the processes). Layers: `root`, `landlock_rules`, `seccomp` over
-//! `syscalls`, `rlimits`. Evidence: `readback`. Tree: `tree`. All `unsafe`: `sys`.
+//! `syscalls`, `rlimits`. Files in and out: `files`. Evidence: `readback`. Tree: `tree`. All `unsafe`: `sys`.
 //!
 //! Left out: who may run what, budgets, records (the rest of the agent); cgroups.
 //!
@@ -30,6 +30,7 @@ pub mod profile;
 pub mod spec;
 
 mod channel;
+mod files;
 mod init;
 mod landlock_rules;
 mod payload;
@@ -43,9 +44,11 @@ mod syscalls;
 mod tree;
 mod wire;
 
-pub use client::{Chunk, Prepared, Running, Sandbox, SandboxError, StartOptions, Stream};
+pub use client::{
+    Chunk, Given, KillReason, Killer, Prepared, Running, Sandbox, SandboxError, StartOptions, Stream,
+};
 pub use control::{Control, ControlStatus, Layer};
-pub use outcome::{ExitCause, Outcome, Usage};
+pub use outcome::{ExitCause, FileProblem, MemorySource, Outcome, Usage};
 pub use probe::probe;
-pub use profile::Profile;
+pub use profile::{Network, Profile, WorkArea};
 pub use spec::{Limits, Spec, SpecFault};

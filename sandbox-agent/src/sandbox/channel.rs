@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 
 /// Largest packet: a specification, its JSON escapes included in the common case.
 pub(super) const MAX_PACKET_BYTES: usize = 160 << 10;
-/// Most descriptors in one packet.
-pub(super) const MAX_FDS: usize = 4;
+/// Most descriptors in one packet: an execution's input or output files.
+pub(super) const MAX_FDS: usize = 64;
 
 /// A pair of connected ends, both close-on-exec.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -94,11 +94,20 @@ pub(super) fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<
 
 /// Sends one message.
 pub(super) fn send<M: Serialize>(socket: impl AsFd, message: &M) -> io::Result<()> {
+    send_files(socket, message, &[])
+}
+
+/// Sends one message with descriptors.
+pub(super) fn send_files<M: Serialize>(
+    socket: impl AsFd,
+    message: &M,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MAX_PACKET_BYTES {
         return Err(io::Error::from(Errno::MSGSIZE));
     }
-    send_with(socket.as_fd(), &bytes, &[])
+    send_with(socket.as_fd(), &bytes, fds)
 }
 
 /// Reads a packet as a message.

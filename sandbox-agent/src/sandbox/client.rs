@@ -4,6 +4,7 @@
 //! [`Prepared::release`]; dropping any value of this module ends what it stands for.
 
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -20,11 +21,13 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use super::channel::{self, MAX_PACKET_BYTES};
-use super::control::Control;
+use super::control::{Control, Layer};
 use super::helper;
-use super::outcome::{ExitCause, Outcome};
+use super::outcome::{ExitCause, FileProblem, Outcome};
 use super::spec::{Spec, SpecFault};
-use super::wire::{KillReason, Report, Request};
+use super::wire::{Ended, Report, Request};
+
+pub use super::wire::KillReason;
 
 /// Largest piece of output handed on at once.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -97,6 +100,21 @@ pub struct Chunk {
     pub bytes: Bytes,
 }
 
+/// What an execution is given beside its specification.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// All of its standard input; without one it is empty.
+    pub stdin: Option<Vec<u8>>,
+    /// The contents of [`Spec::inputs`], in order: regular files (or memory files), read from their beginning.
+    pub files: Vec<OwnedFd>,
+}
+
+impl From<Option<Vec<u8>>> for Given {
+    fn from(stdin: Option<Vec<u8>>) -> Self {
+        Self { stdin, files: Vec::new() }
+    }
+}
+
 /// A socket to another process of the sandbox. Not a stream but packets: tokio's type only lends its readiness.
 type Link = UnixStream;
 
@@ -111,20 +129,20 @@ async fn send(link: &Link, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     link.async_io(Interest::WRITABLE, || channel::send_with(link.as_fd(), bytes, &fds)).await
 }
 
-async fn send_request(link: &Link, request: &Request) -> io::Result<()> {
+async fn send_request(link: &Link, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
     let bytes = serde_json::to_vec(request)?;
     if bytes.len() > MAX_PACKET_BYTES {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    send(link, &bytes, &[]).await
+    send(link, &bytes, fds).await
 }
 
-async fn receive(link: &Link) -> Result<Report, SandboxError> {
+async fn receive(link: &Link) -> Result<(Report, Vec<OwnedFd>), SandboxError> {
     let packet = link.async_io(Interest::READABLE, || channel::receive(link.as_fd())).await?;
     if packet.bytes.is_empty() {
         return Err(SandboxError::SupervisorLost);
     }
-    Ok(channel::parse(&packet)?)
+    Ok((channel::parse(&packet)?, packet.fds))
 }
 
 fn kill(link: &Link, reason: KillReason) {
@@ -180,23 +198,32 @@ impl Sandbox {
     pub async fn prepare(
         &self,
         spec: &Spec,
-        stdin: Option<Vec<u8>>,
+        given: impl Into<Given>,
         output: mpsc::Sender<Chunk>,
     ) -> Result<Prepared, SandboxError> {
         spec.check()?;
+        let Given { stdin, files } = given.into();
+        if files.len() != spec.inputs.len() {
+            let problem = format!("has {} paths, {} contents were given", spec.inputs.len(), files.len());
+            return Err(SpecFault { field: "inputs".to_owned(), problem }.into());
+        }
         let (control, control_end) = channel::pair()?;
         let (stdin_end, stdin_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let (stdout_read, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let (stderr_read, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         self.ask_helper(&[control_end, stdin_end, stdout_end, stderr_end]).await?;
         let control = link(control)?;
-        let sent = send_request(&control, &Request::Prepare(Box::new(spec.clone()))).await;
+        let request = Request::Prepare { spec: Box::new(spec.clone()), environment: environment_for(spec) };
+        let sent = send_request(&control, &request, &files).await;
+        drop(files);
         if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe) {
             sent?;
         }
-        match receive(&control).await? {
+        let (report, fds) = receive(&control).await?;
+        match report {
             Report::Prepared { controls } => Ok(Prepared {
                 controls,
+                listener: fds.into_iter().next().map(TcpListener::from),
                 helper: Arc::clone(&self.helper),
                 control: Arc::new(control),
                 stdin: (pipe::Sender::from_owned_fd(stdin_write)?, stdin.unwrap_or_default()),
@@ -204,7 +231,7 @@ impl Sandbox {
                 stderr: pipe::Receiver::from_owned_fd(stderr_read)?,
                 output: Output::new(output, spec.limits.output_bytes),
             }),
-            Report::Finished(Outcome { cause: ExitCause::LaunchFailed { stage, errno }, .. }) => {
+            Report::Finished(Ended { cause: ExitCause::LaunchFailed { stage, errno }, .. }) => {
                 Err(SandboxError::Launch { stage, errno })
             }
             Report::Finished(_) => Err(SandboxError::SupervisorLost),
@@ -229,6 +256,7 @@ impl Sandbox {
 /// An execution whose process waits, fully confined, for the word to become the program. Dropping it aborts.
 pub struct Prepared {
     controls: Vec<Control>,
+    listener: Option<TcpListener>,
     /// Its end would be the execution's.
     helper: Arc<Mutex<HelperProcess>>,
     control: Arc<Link>,
@@ -244,9 +272,20 @@ impl Prepared {
         &self.controls
     }
 
+    /// The socket that listens on the loopback inside, if the profile's network is [`super::Network::Egress`] and the
+    /// kernel gave one; once.
+    pub fn take_listener(&mut self) -> Option<TcpListener> {
+        self.listener.take()
+    }
+
+    /// What can end it from elsewhere.
+    pub fn killer(&self) -> Killer {
+        Killer(Arc::clone(&self.control))
+    }
+
     /// Lets the program run.
     pub async fn release(self) -> Result<Running, SandboxError> {
-        send_request(&self.control, &Request::Release).await?;
+        send_request(&self.control, &Request::Release, &[]).await?;
         let control = Arc::clone(&self.control);
         Ok(Running { control, task: tokio::spawn(self.follow()) })
     }
@@ -270,9 +309,10 @@ impl Prepared {
             output.pump(Stream::Stdout, stdout, &control),
             output.pump(Stream::Stderr, stderr, &control),
         );
-        let Report::Finished(mut outcome) = report? else {
+        let (Report::Finished(ended), fds) = report? else {
             return Err(SandboxError::SupervisorLost);
         };
+        let mut outcome = outcome(ended, fds);
         out?;
         err?;
         outcome.usage.output_bytes = output.passed.load(Ordering::Relaxed);
@@ -281,6 +321,24 @@ impl Prepared {
             outcome.cause = ExitCause::OutputLimit;
         }
         Ok(outcome)
+    }
+}
+
+/// The environment that a program gets when the layer against that is left off.
+fn environment_for(spec: &Spec) -> Vec<(String, String)> {
+    if spec.omit.contains(&Layer::CleanEnv) { std::env::vars().collect() } else { Vec::new() }
+}
+
+fn outcome(ended: Ended, fds: Vec<OwnedFd>) -> Outcome {
+    let mut fds = fds.into_iter();
+    let mut file = |problem: Option<FileProblem>| match problem {
+        Some(problem) => Err(problem),
+        None => fds.next().ok_or_else(|| FileProblem("its descriptor was lost".to_owned())),
+    };
+    Outcome {
+        cause: ended.cause,
+        usage: ended.usage,
+        files: ended.files.into_iter().map(&mut file).collect(),
     }
 }
 
@@ -325,6 +383,17 @@ impl Output {
     }
 }
 
+/// Ends an execution from elsewhere; keeps nothing alive.
+#[derive(Clone)]
+pub struct Killer(Arc<Link>);
+
+impl Killer {
+    /// Kills the whole tree; the outcome will name the reason unless it ended before.
+    pub fn kill(&self, reason: KillReason) {
+        kill(&self.0, reason);
+    }
+}
+
 /// An execution whose program runs. Dropping it kills the whole tree.
 pub struct Running {
     control: Arc<Link>,
@@ -335,6 +404,11 @@ impl Running {
     /// Kills the whole tree; the outcome will say `Cancelled` unless it ended before.
     pub fn kill(&self) {
         kill(&self.control, KillReason::Cancelled);
+    }
+
+    /// What can end it from elsewhere.
+    pub fn killer(&self) -> Killer {
+        Killer(Arc::clone(&self.control))
     }
 
     /// Waits until the last process of the execution is gone and all its output handed on. May be dropped and called again

@@ -25,12 +25,16 @@ pub enum Layer {
     UtsNamespace,
     /// A cgroup namespace.
     CgroupNamespace,
+    /// A cgroup of its own, with limits for the tree as a whole.
+    Cgroup,
     /// A root of its own by `pivot_root`, holding only what the profile names.
     PrivateRoot,
     /// A size-limited writable directory of its own.
     WorkArea,
     /// A `/proc` that shows the tree's own processes and nothing else of the host.
     MaskedProc,
+    /// A session keyring of its own, holding nothing.
+    Keyrings,
     /// All capability sets empty, the bounding set included.
     Capabilities,
     /// `no_new_privs`: executing a file can't add privileges.
@@ -49,7 +53,7 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer, outermost first.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::UserNamespace,
         Self::PidNamespace,
         Self::MountNamespace,
@@ -57,9 +61,11 @@ impl Layer {
         Self::IpcNamespace,
         Self::UtsNamespace,
         Self::CgroupNamespace,
+        Self::Cgroup,
         Self::PrivateRoot,
         Self::WorkArea,
         Self::MaskedProc,
+        Self::Keyrings,
         Self::Capabilities,
         Self::NoNewPrivs,
         Self::Landlock,
@@ -79,9 +85,11 @@ impl Layer {
             Self::IpcNamespace => "ipc_namespace",
             Self::UtsNamespace => "uts_namespace",
             Self::CgroupNamespace => "cgroup_namespace",
+            Self::Cgroup => "cgroup",
             Self::PrivateRoot => "private_root",
             Self::WorkArea => "work_area",
             Self::MaskedProc => "masked_proc",
+            Self::Keyrings => "keyrings",
             Self::Capabilities => "capabilities",
             Self::NoNewPrivs => "no_new_privs",
             Self::Landlock => "landlock",
@@ -116,6 +124,13 @@ impl Layer {
             Self::MaskedProc => {
                 "the host's /proc must be fully visible for a new one to be mounted: docker run --security-opt \
                  systempaths=unconfined"
+            }
+            Self::Cgroup => {
+                "let the agent make cgroups: run it as root, or delegate a cgroup to its user (systemd: Delegate=yes)"
+            }
+            Self::Keyrings => {
+                "a kernel built with CONFIG_KEYS, and in a container a seccomp profile that allows keyctl and add_key: \
+                 docker run --security-opt seccomp=unconfined"
             }
             Self::Capabilities => "start the agent with CAP_SETPCAP or let it create user namespaces",
             Self::Landlock => {

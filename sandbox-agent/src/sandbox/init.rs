@@ -5,18 +5,22 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{
     DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, umask,
 };
 
 use super::channel;
 use super::control::Layer;
+use super::files;
 use super::payload::{self, Payload};
+use super::profile::Network;
 use super::root::{self, OwnFiles};
 use super::spec::Spec;
 use super::sys;
@@ -25,6 +29,10 @@ use super::wire::{InitReport, Refusal};
 /// What the init process gets from the supervisor that forks it.
 pub(super) struct Init<'a> {
     pub(super) spec: &'a Spec,
+    /// For the program, beside the specification's.
+    pub(super) environment: &'a [(String, String)],
+    /// The contents of the input files.
+    pub(super) inputs: Vec<OwnedFd>,
     /// The user and group id inside.
     pub(super) id: (u32, u32),
     pub(super) own_pid_namespace: bool,
@@ -64,15 +72,16 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| at("init death signal")(e.into()))?;
     umask(rustix::fs::Mode::from_raw_mode(0o022));
     let mut refusals = vec![];
-    let mut namespaces = join_namespaces(&mut refusals);
+    let namespaces = join_namespaces(&init.spec.omit, &mut refusals);
     if namespaces.contains(&Layer::UtsNamespace)
         && let Err(error) = rustix::system::sethostname(init.spec.profile.hostname.as_bytes())
     {
         refusals.push(Refusal::new(Layer::UtsNamespace, "sethostname", &error.into()));
     }
     let mut own = OwnFiles::default();
-    if namespaces.drain(..).any(|layer| layer == Layer::MountNamespace) {
-        match root::enter(&init.spec.profile, init.id, init.own_pid_namespace) {
+    let listener = open_network(&init, &namespaces, &mut refusals);
+    if namespaces.contains(&Layer::MountNamespace) && !init.spec.omit.contains(&Layer::PrivateRoot) {
+        match root::enter(init.spec, init.id, init.own_pid_namespace) {
             Ok(proc) => {
                 root::seal().map_err(|refused| (refused.step, refused.error))?;
                 own = OwnFiles { root: true, proc: init.own_pid_namespace && proc.is_none() };
@@ -90,20 +99,86 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
             .map_err(at("making a private work directory"))?;
         (fallback_cwd(init.spec, init.fallback_work), init.fallback_work.to_owned())
     };
+    let held = files::hold(&work).map_err(at("opening the work area"))?;
+    files::put(held.as_fd(), &init.spec.inputs, &init.inputs)
+        .map_err(|(place, error)| (format!("inputs[{place}]"), error))?;
     if !init.own_pid_namespace {
         rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
             .map_err(|e| at("becoming the tree's reaper")(e.into()))?;
     }
     // Before the fork: a signal between fork and mask would be lost.
     sys::block_exactly(&WAKING);
-    channel::send(&init.link, &InitReport::Built { refusals }).map_err(at("reporting to the supervisor"))?;
+    let listening = listener.as_ref().map(AsFd::as_fd);
+    channel::send_files(&init.link, &InitReport::Built { refusals }, listening.as_slice())
+        .map_err(at("reporting to the supervisor"))?;
+    let port = listener.as_ref().and_then(port);
 
     let me = rustix::process::getpid();
-    let Init { spec, own_pid_namespace, link, payload_link, stdio, filters, rlimits, single, .. } = init;
-    let payload = Payload { spec, cwd, work, own, link: payload_link, stdio, filters, rlimits, parent: me };
+    let Init {
+        spec,
+        environment,
+        own_pid_namespace,
+        link,
+        payload_link,
+        stdio,
+        filters,
+        rlimits,
+        single,
+        ..
+    } = init;
+    let payload = Payload {
+        spec,
+        environment,
+        cwd,
+        work,
+        own,
+        port,
+        link: payload_link,
+        stdio,
+        filters,
+        rlimits,
+        parent: me,
+    };
     let main = single.fork(move || payload::run(payload)).map_err(at("fork"))?;
-    let link = lock_down(link).map_err(at("init lock-down"))?;
-    reap(main, own_pid_namespace, &link).map_err(at("reaping"))
+    lock_down(&link, &held).map_err(at("init lock-down"))?;
+    let status = reap(main, own_pid_namespace, &link).map_err(at("reaping"))?;
+    report_end(status, &link, &held, &spec.outputs).map_err(at("reporting the end"))
+}
+
+/// Takes the loopback up and listens on it, as the profile's network asks. Never on the host's.
+fn open_network(init: &Init<'_>, namespaces: &[Layer], refusals: &mut Vec<Refusal>) -> Option<OwnedFd> {
+    let network = init.spec.profile.network;
+    if network == Network::None || !namespaces.contains(&Layer::NetNamespace) {
+        return None;
+    }
+    if let Err(error) = sys::bring_loopback_up() {
+        refusals.push(Refusal::new(Layer::NetNamespace, "taking the loopback up", &error));
+        return None;
+    }
+    if network == Network::Loopback {
+        return None;
+    }
+    match listen() {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            refusals.push(Refusal::new(Layer::NetNamespace, "listening on 127.0.0.1", &error));
+            None
+        }
+    }
+}
+
+fn listen() -> io::Result<OwnedFd> {
+    const BACKLOG: i32 = 64;
+    let (family, kind, flags) = (AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC);
+    let socket = rustix::net::socket_with(family, kind, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn port(listener: &OwnedFd) -> Option<u16> {
+    let address = rustix::net::getsockname(listener).ok()?;
+    Some(SocketAddrV4::try_from(address).ok()?.port())
 }
 
 /// The work area's place in the host's tree when it has to be a directory there.
@@ -122,13 +197,14 @@ const NAMESPACES: [(Layer, i32, &str); 5] = [
     (Layer::CgroupNamespace, libc::CLONE_NEWCGROUP, "unshare(CLONE_NEWCGROUP)"),
 ];
 
-fn join_namespaces(refusals: &mut Vec<Refusal>) -> Vec<Layer> {
-    let all = NAMESPACES.iter().fold(0, |flags, (_, flag, _)| flags | flag);
+fn join_namespaces(omit: &[Layer], refusals: &mut Vec<Refusal>) -> Vec<Layer> {
+    let wanted = NAMESPACES.iter().filter(|(layer, ..)| !omit.contains(layer)).collect::<Vec<_>>();
+    let all = wanted.iter().fold(0, |flags, (_, flag, _)| flags | flag);
     if sys::unshare(all).is_ok() {
-        return NAMESPACES.map(|(layer, ..)| layer).to_vec();
+        return wanted.iter().map(|(layer, ..)| *layer).collect();
     }
     let mut joined = vec![];
-    for (layer, flag, step) in NAMESPACES {
+    for &(layer, flag, step) in wanted {
         match sys::unshare(flag) {
             Ok(()) => joined.push(layer),
             Err(error) => refusals.push(Refusal::new(layer, step, &error)),
@@ -138,22 +214,21 @@ fn join_namespaces(refusals: &mut Vec<Refusal>) -> Vec<Layer> {
 }
 
 /// Gives up everything that reaping and reporting do not need.
-fn lock_down(link: OwnedFd) -> io::Result<OwnedFd> {
+fn lock_down(link: &OwnedFd, work: &OwnedFd) -> io::Result<()> {
     sys::place_at(io::stdin().as_fd(), 2, false)?;
-    let link = sys::keep_only(link, 3)?;
+    sys::keep_only(&[link.as_fd(), work.as_fd()])?;
     rustix::thread::set_no_new_privs(true)?;
     payload::drop_capabilities();
     // Its memory is the engine's: not to be read by the payload, which has the same user id.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    Ok(link)
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 const WAKING: [i32; 2] = [libc::SIGCHLD, libc::SIGTERM];
 /// Only a net: both signals wake it at once.
 const REAP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reaps until nothing is left. SIGTERM, which only the supervisor has reason to send, means: kill the rest.
-fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<()> {
+/// Reaps until nothing is left; the program's status. SIGTERM, which only the supervisor has reason to send, means: kill the rest.
+fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<i32> {
     let mut status = None;
     let mut kill = false;
     loop {
@@ -167,11 +242,7 @@ fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<()> {
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
-                Err(_) => {
-                    let usage = sys::resource_usage(true).into();
-                    let status = status.unwrap_or(libc::SIGKILL);
-                    return channel::send(link, &InitReport::Done { status, usage });
-                }
+                Err(_) => return Ok(status.unwrap_or(libc::SIGKILL)),
             }
         }
         if kill && own_pid_namespace {
@@ -179,4 +250,13 @@ fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<()> {
         }
         kill |= sys::take_signal(&WAKING, REAP_INTERVAL) == Some(libc::SIGTERM);
     }
+}
+
+/// Nobody is left to change a file: opens those that were asked for, and hands them out with the accounting.
+fn report_end(status: i32, link: &OwnedFd, work: &OwnedFd, outputs: &[PathBuf]) -> io::Result<()> {
+    let taken = files::take(work.as_fd(), outputs);
+    let fds = taken.iter().flatten().map(AsFd::as_fd).collect::<Vec<_>>();
+    let files = taken.iter().map(|file| file.as_ref().err().cloned()).collect();
+    let usage = sys::resource_usage(true).into();
+    channel::send_files(link, &InitReport::Done { status, usage, files }, &fds)
 }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
 };
 
@@ -17,8 +17,15 @@ use super::root::{ACCOUNT_FILES, OwnFiles};
 const NEWEST: ABI = ABI::V9;
 
 /// Restricts this process and its descendants for good. `work` is where the work area really is; files that the engine
-/// made itself (accounts, `/proc`) are granted only where they are its own and not the host's.
-pub(super) fn restrict(profile: &Profile, work: &Path, own: OwnFiles) -> Result<(), RulesetError> {
+/// made itself (accounts, `/proc`) are granted only where they are its own and not the host's. `port` is where the agent
+/// listens inside. Without `no_new_privs` the kernel asks for a capability instead.
+pub(super) fn restrict(
+    profile: &Profile,
+    work: &Path,
+    own: OwnFiles,
+    port: Option<u16>,
+    no_new_privs: bool,
+) -> Result<(), RulesetError> {
     let read_and_run = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile;
@@ -41,6 +48,8 @@ pub(super) fn restrict(profile: &Profile, work: &Path, own: OwnFiles) -> Result<
         .add_rules(path_beneath_rules(proc, read))?
         .add_rules(path_beneath_rules(&devices, device))?
         .add_rules(path_beneath_rules([work], work_rights))?
+        .add_rules(port.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp))))?
+        .no_new_privs(no_new_privs)
         .restrict_self()
         .map(drop)
 }

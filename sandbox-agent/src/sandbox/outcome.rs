@@ -3,6 +3,8 @@
 //! Leaves out the output itself (streamed while it runs) and digests of it. Invariant: usage comes from the kernel's
 //! accounting of the execution's processes, with what the engine spent on setting the process up taken off.
 
+use std::os::fd::OwnedFd;
+
 use serde::{Deserialize, Serialize};
 
 /// Why an execution ended.
@@ -25,6 +27,10 @@ pub enum ExitCause {
     Timeout,
     /// It wrote more than the output limit; the whole tree was killed.
     OutputLimit,
+    /// The kernel killed a process of the tree because the tree's memory was at its limit.
+    OutOfMemory,
+    /// It sent or received more through the egress proxy than it may; the whole tree was killed.
+    EgressLimit,
     /// It used up its processor time; the whole tree was killed.
     CpuLimit,
     /// The caller killed it, or went away.
@@ -38,6 +44,30 @@ pub enum ExitCause {
     },
 }
 
+/// Where the peak of memory is from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemorySource {
+    /// The largest resident set of any one process, by `wait4`.
+    #[default]
+    Wait4,
+    /// The tree's memory, by a cgroup of version 1.
+    Cgroup1,
+    /// The tree's memory, by a cgroup of version 2.
+    Cgroup2,
+}
+
+impl MemorySource {
+    /// The source's name, as recorded.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wait4 => "wait4",
+            Self::Cgroup1 => "cgroup1",
+            Self::Cgroup2 => "cgroup2",
+        }
+    }
+}
+
 /// What the execution's processes used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -45,16 +75,25 @@ pub struct Usage {
     pub cpu_user_us: u64,
     /// Processor time in the kernel, microseconds.
     pub cpu_system_us: u64,
-    /// Largest resident set of any one process, KiB. Includes the few MiB of the engine's own image before `execve`.
-    pub max_rss_kib: u64,
+    /// Most memory at one time, bytes; of what, says `memory_source`. By wait4 it includes the few MiB of the engine's own
+    /// image before `execve`.
+    pub peak_memory_bytes: u64,
+    /// Where the peak is from.
+    pub memory_source: MemorySource,
     /// Page faults served without reading from disk.
     pub minor_faults: u64,
     /// Page faults that read from disk.
     pub major_faults: u64,
-    /// 512-byte blocks read from disk.
-    pub blocks_in: u64,
-    /// 512-byte blocks written to disk.
-    pub blocks_out: u64,
+    /// Bytes read from block devices.
+    pub read_bytes: u64,
+    /// Bytes written to block devices.
+    pub written_bytes: u64,
+    /// Most processes and threads at one time; 0 if nobody counted.
+    pub peak_pids: u64,
+    /// Bytes sent out through the egress proxy; counted by the proxy, 0 from the sandbox.
+    pub egress_bytes: u64,
+    /// Bytes that came in through it; counted by the proxy, 0 from the sandbox.
+    pub ingress_bytes: u64,
     /// From release to the end of the last process, nanoseconds.
     pub wall_ns: u64,
     /// Bytes of stdout and stderr handed on.
@@ -74,10 +113,18 @@ impl Usage {
 }
 
 /// The end of an execution.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct Outcome {
     /// Why it ended.
     pub cause: ExitCause,
     /// What it used.
     pub usage: Usage,
+    /// One per path of [`super::Spec::outputs`], in order: the file as it was after the last process had ended, open for
+    /// reading, or why there is none.
+    pub files: Vec<Result<OwnedFd, FileProblem>>,
 }
+
+/// Why an output file is not handed out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{0}")]
+pub struct FileProblem(pub String);

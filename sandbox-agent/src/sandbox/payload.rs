@@ -34,9 +34,13 @@ const EXIT_NOT_EXECUTED: i32 = 127;
 /// What the payload gets from the init that forks it.
 pub(super) struct Payload<'a> {
     pub(super) spec: &'a Spec,
+    /// For the program, beside the specification's.
+    pub(super) environment: &'a [(String, String)],
     pub(super) cwd: PathBuf,
     pub(super) work: PathBuf,
     pub(super) own: OwnFiles,
+    /// Where the agent listens inside, if it does.
+    pub(super) port: Option<u16>,
     pub(super) link: OwnedFd,
     pub(super) stdio: [OwnedFd; 3],
     pub(super) filters: &'a seccomp::Filters,
@@ -46,10 +50,12 @@ pub(super) struct Payload<'a> {
 
 /// The payload's life until it becomes the program; returns only if it does not.
 pub(super) fn run(payload: Payload<'_>) -> i32 {
-    let Payload { spec, cwd, work, own, link, stdio, filters, rlimits, parent } = payload;
+    let Payload { spec, environment, cwd, work, own, port, link, stdio, filters, rlimits, parent } = payload;
     // Without its link it can't say why it ends; the supervisor sees it end before it was ready.
-    let Ok(link) = take_streams(link, stdio) else { return EXIT_NOT_EXECUTED };
-    let confined = Confined { spec, cwd, work, own, filters, rlimits, parent };
+    if take_streams(&link, stdio, spec.omit.contains(&Layer::ClosedFds)).is_err() {
+        return EXIT_NOT_EXECUTED;
+    }
+    let confined = Confined { spec, environment, port, cwd, work, own, filters, rlimits, parent };
     if let Err((stage, error)) = become_program(&link, &confined) {
         let mut packet = vec![FAILED];
         packet.extend(error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes());
@@ -60,19 +66,21 @@ pub(super) fn run(payload: Payload<'_>) -> i32 {
     EXIT_NOT_EXECUTED
 }
 
-/// Makes the streams 0, 1 and 2, the link 3, and closes all else.
-fn take_streams(link: OwnedFd, stdio: [OwnedFd; 3]) -> io::Result<OwnedFd> {
+/// Makes the streams 0, 1 and 2, and closes all else but the link.
+fn take_streams(link: &OwnedFd, stdio: [OwnedFd; 3], leak: bool) -> io::Result<()> {
     for (number, fd) in (0..).zip(&stdio) {
         sys::place_at(fd.as_fd(), number, false)?;
     }
     // Closed by number below; their owners must not close those numbers again.
     stdio.into_iter().for_each(std::mem::forget);
-    sys::keep_only(link, 3)
+    if leak { sys::leak_all_but(link.as_fd()) } else { sys::keep_only(&[link.as_fd()]) }
 }
 
 /// What is left of a [`Payload`] once it has its streams.
 struct Confined<'a> {
     spec: &'a Spec,
+    environment: &'a [(String, String)],
+    port: Option<u16>,
     cwd: PathBuf,
     work: PathBuf,
     own: OwnFiles,
@@ -84,7 +92,8 @@ struct Confined<'a> {
 type Failed = (&'static str, io::Error);
 
 fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed> {
-    let &Confined { spec, ref cwd, ref work, own, filters, rlimits, parent } = confined;
+    let &Confined { spec, environment, port, ref cwd, ref work, own, filters, rlimits, parent } = confined;
+    let on = |layer| !spec.omit.contains(&layer);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| ("death signal", e.into()))?;
     if rustix::process::getppid() != Some(parent) {
@@ -96,13 +105,29 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
     sys::block_exactly(&[]);
 
     let before = Tries::make(parent);
-    let mut refusals = drop_capabilities();
-    if let Err(error) = rustix::thread::set_no_new_privs(true) {
+    let mut refusals = vec![];
+    if on(Layer::Keyrings)
+        && let Err(error) = sys::join_session_keyring()
+    {
+        refusals.push(Refusal::new(Layer::Keyrings, "keyctl(KEYCTL_JOIN_SESSION_KEYRING)", &error));
+    }
+    if !on(Layer::Capabilities) {
+        refusals.extend(keep_capabilities());
+    } else if on(Layer::NoNewPrivs) {
+        refusals.extend(drop_capabilities());
+    } else {
+        refusals.extend(keep_only_what_filters_need());
+    }
+    if on(Layer::NoNewPrivs)
+        && let Err(error) = rustix::thread::set_no_new_privs(true)
+    {
         refusals.push(Refusal::new(Layer::NoNewPrivs, "prctl(PR_SET_NO_NEW_PRIVS)", &error.into()));
     }
     // The mode that execve gives any readable program: the supervisor reads this process's state through it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| ("dumpable", e.into()))?;
-    if let Err(error) = landlock_rules::restrict(&spec.profile, work, own) {
+    if on(Layer::Landlock)
+        && let Err(error) = landlock_rules::restrict(&spec.profile, work, own, port, on(Layer::NoNewPrivs))
+    {
         let error = io::Error::other(error.to_string());
         refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
     }
@@ -110,11 +135,16 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
 
     let programs = candidates(spec).map_err(|e| ("program", e))?;
     let args = strings([&spec.program].into_iter().chain(&spec.args).cloned()).map_err(|e| ("args", e))?;
-    let env = spec.env.iter().map(|(key, value)| format!("{key}={value}"));
+    let inherited = environment.iter().filter(|(key, _)| spec.env.iter().all(|(own, _)| own != key));
+    let env = spec.env.iter().chain(inherited).collect::<Vec<_>>();
+    let names = env.iter().map(|(key, _)| key.clone()).collect();
+    let env = env.into_iter().map(|(key, value)| format!("{key}={value}"));
     let env = strings(env).map_err(|e| ("env", e))?;
     let report = PayloadReport {
         refusals,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        environment: names,
+        keyrings: attempt("searching the helper's key", before.keyrings, under.keyrings),
         landlock_abi: sys::landlock_abi().unwrap_or(0),
         landlock_files: attempt("open(\"/\")", before.files, under.files),
         landlock_tcp: attempt("bind(TCP 0.0.0.0:0)", before.tcp, under.tcp),
@@ -126,8 +156,10 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
 
     // From here on: no allocation. The memory limit may be below what this image already has mapped.
     // A refused limit shows in the read-back of /proc/<pid>/limits.
-    let _ = rlimits::apply(rlimits);
-    let installed = filters.install().err().unwrap_or(0);
+    if on(Layer::Rlimits) {
+        let _ = rlimits::apply(rlimits);
+    }
+    let installed = if on(Layer::Seccomp) { filters.install().err().unwrap_or(0) } else { 0 };
     packet[1..5].copy_from_slice(&installed.to_le_bytes());
     let mut word = [0];
     if rustix::io::write(link, &packet).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]
@@ -151,6 +183,41 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
     Ok(())
 }
 
+/// Hands all that there are on to the program, for probes of what having none is good for.
+fn keep_capabilities() -> Option<Refusal> {
+    use rustix::thread::{capabilities, configure_capability_in_ambient_set, set_capabilities};
+    let keep = || -> io::Result<()> {
+        let mut sets = capabilities(None)?;
+        sets.effective = sets.permitted;
+        sets.inheritable = sets.permitted;
+        set_capabilities(None, sets)?;
+        for capability in sets.permitted.iter() {
+            configure_capability_in_ambient_set(capability, true)?;
+        }
+        Ok(())
+    };
+    let error = keep().err()?;
+    Some(Refusal::new(Layer::Capabilities, "keeping capabilities for a probe", &error))
+}
+
+/// Without `no_new_privs` the kernel takes rules and filters from CAP_SYS_ADMIN only; `execve` takes it away.
+fn keep_only_what_filters_need() -> Vec<Refusal> {
+    use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
+    let need = CapabilitySets {
+        effective: CapabilitySet::SYS_ADMIN,
+        permitted: CapabilitySet::SYS_ADMIN,
+        inheritable: CapabilitySet::empty(),
+    };
+    [
+        ("prctl(PR_CAPBSET_DROP)", sys::drop_bounding_set()),
+        ("prctl(PR_CAP_AMBIENT_CLEAR_ALL)", clear_ambient_capability_set().map_err(Into::into)),
+        ("capset", set_capabilities(None, need).map_err(Into::into)),
+    ]
+    .into_iter()
+    .filter_map(|(step, result)| Some(Refusal::new(Layer::Capabilities, step, &result.err()?)))
+    .collect()
+}
+
 /// Empties all five capability sets, as far as the kernel lets.
 pub(super) fn drop_capabilities() -> Vec<Refusal> {
     use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
@@ -169,11 +236,12 @@ pub(super) fn drop_capabilities() -> Vec<Refusal> {
     .collect()
 }
 
-/// Three things that work without Landlock and that its rules forbid; as error numbers, 0 for success.
+/// What works without Landlock and that its rules forbid, and what is found in an inherited keyring; as error numbers, 0 for success.
 struct Tries {
     files: i32,
     tcp: i32,
     signals: i32,
+    keyrings: i32,
 }
 
 impl Tries {
@@ -188,6 +256,7 @@ impl Tries {
                     .and_then(|socket| rustix::net::bind(&socket, &any_port)),
             ),
             signals: number(rustix::process::test_kill_process(parent)),
+            keyrings: sys::find_key(),
         }
     }
 }

@@ -20,6 +20,30 @@ pub struct WorkArea {
     pub executable: bool,
 }
 
+/// What of a network there is inside. In each case no interface but a loopback of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// Nothing: the loopback is down.
+    #[default]
+    None,
+    /// The loopback is up.
+    Loopback,
+    /// The loopback is up, and the agent listens on it: what it forwards is the agent's decision.
+    Egress,
+}
+
+impl Network {
+    /// The mode's name, as recorded and as written in a profile.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Loopback => "loopback",
+            Self::Egress => "egress",
+        }
+    }
+}
+
 /// What is visible inside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Profile {
@@ -33,6 +57,9 @@ pub struct Profile {
     pub devices: Vec<String>,
     /// The writable directory.
     pub work: WorkArea,
+    /// The network.
+    #[serde(default)]
+    pub network: Network,
 }
 
 impl Profile {
@@ -62,6 +89,7 @@ impl Profile {
                 max_files: 16_384,
                 executable: false,
             },
+            network: Network::None,
         }
     }
 

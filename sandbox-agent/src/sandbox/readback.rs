@@ -9,14 +9,16 @@ use std::io;
 use std::path::Path;
 
 use super::control::{Control, ControlStatus, Layer};
-use super::profile::Profile;
+use super::profile::Network;
 use super::rlimits::Planned;
+use super::spec::Spec;
 use super::wire::{Attempt, PayloadReport, Refusal};
 
 /// What the helper read about itself at its start, to compare payloads with.
 pub(super) struct Baseline {
     namespaces: BTreeMap<&'static str, String>,
     seccomp_filters: usize,
+    cgroups: String,
 }
 
 const NAMESPACES: [(Layer, &str); 7] = [
@@ -36,7 +38,8 @@ impl Baseline {
         let status = fs::read_to_string("/proc/self/status")?;
         let seccomp_filters =
             field(&status, "Seccomp_filters").and_then(|text| text.parse().ok()).unwrap_or(0);
-        Ok(Self { namespaces: namespaces.collect(), seccomp_filters })
+        let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Ok(Self { namespaces: namespaces.collect(), seccomp_filters, cgroups })
     }
 }
 
@@ -52,7 +55,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 pub(super) struct Payload<'a> {
     pub(super) pid: i32,
     pub(super) baseline: &'a Baseline,
-    pub(super) profile: &'a Profile,
+    pub(super) spec: &'a Spec,
     pub(super) rlimits: &'a [Planned],
     pub(super) rlimits_are_own: bool,
     pub(super) filters: usize,
@@ -94,6 +97,8 @@ impl Payload<'_> {
             Layer::MountNamespace => self.own_namespace("mnt"),
             Layer::IpcNamespace => self.own_namespace("ipc"),
             Layer::CgroupNamespace => self.own_namespace("cgroup"),
+            Layer::Cgroup => self.cgroup(),
+            Layer::Keyrings => Ok(self.keyrings()),
             Layer::PrivateRoot => self.private_root(),
             Layer::WorkArea => self.work_area(),
             Layer::MaskedProc => self.masked_proc(),
@@ -141,14 +146,51 @@ impl Payload<'_> {
         let names =
             devices.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect::<Vec<_>>();
         let evidence = format!("{evidence}; net/dev lists: {}", names.join(" "));
+        let network = self.spec.profile.network;
+        let addresses = local_addresses(&self.read("net/fib_trie")?);
+        let (state, wanted) = match (addresses.as_slice(), network) {
+            ([], Network::None) => ("down", true),
+            ([], _) => ("down", false),
+            ([one], Network::Loopback | Network::Egress) if one == "127.0.0.1" => ("up", true),
+            _ => ("up", false),
+        };
+        let mut evidence = format!("{evidence}, {state} (network: {})", network.name());
+        if !addresses.is_empty() {
+            evidence = format!("{evidence}; fib_trie has the local addresses {}", addresses.join(" "));
+        }
+        if network == Network::Egress {
+            evidence = format!(
+                "{evidence}; net/tcp has the listeners {}",
+                listeners(&self.read("net/tcp")?).join(" ")
+            );
+        }
         let only_loopback = names.iter().all(|name| *name == "lo");
-        Ok((if status == ENFORCED && !only_loopback { DEGRADED } else { status }, evidence))
+        Ok((if status == ENFORCED && !(only_loopback && wanted) { DEGRADED } else { status }, evidence))
+    }
+
+    fn cgroup(&self) -> io::Result<Judged> {
+        let own = self.read("cgroup")?;
+        let evidence = format!("cgroup is {}", own.split_whitespace().collect::<Vec<_>>().join(" "));
+        if own == self.baseline.cgroups {
+            return Ok((UNAVAILABLE, format!("{evidence}, as the helper's is")));
+        }
+        Ok((DEGRADED, format!("{evidence}; its limits were not read")))
+    }
+
+    fn keyrings(&self) -> Judged {
+        let Attempt { what, before, under } = &self.report.keyrings;
+        let evidence = format!(
+            "{what}: {} before, {} in the own session keyring",
+            errno_name(*before),
+            errno_name(*under)
+        );
+        (if *before == 0 && *under == libc::ENOKEY { ENFORCED } else { UNAVAILABLE }, evidence)
     }
 
     fn uts_namespace(&self) -> io::Result<Judged> {
         let (status, evidence) = self.own_namespace("uts")?;
         let evidence = format!("{evidence}; uname says '{}'", self.report.hostname);
-        let named = self.report.hostname == self.profile.hostname;
+        let named = self.report.hostname == self.spec.profile.hostname;
         Ok((if status == ENFORCED && !named { DEGRADED } else { status }, evidence))
     }
 
@@ -158,13 +200,13 @@ impl Payload<'_> {
 
     fn private_root(&self) -> io::Result<Judged> {
         let mounts = self.mounts()?;
-        let work = &self.profile.work.path;
+        let work = &self.spec.profile.work.path;
         let named = |point: &Path| {
             point == work
                 || point == Path::new("/")
                 || point == Path::new("/proc")
-                || self.profile.read_only.iter().any(|path| point.starts_with(path))
-                || self.profile.devices.iter().any(|device| point == Path::new("/dev").join(device))
+                || self.spec.profile.read_only.iter().any(|path| point.starts_with(path))
+                || self.spec.profile.devices.iter().any(|device| point == Path::new("/dev").join(device))
         };
         let root_is_own = mounts.iter().any(|mount| mount.point == "/" && mount.kind == "tmpfs");
         let stray = mounts.iter().find(|mount| !named(Path::new(&mount.point)));
@@ -192,7 +234,7 @@ impl Payload<'_> {
     }
 
     fn work_area(&self) -> io::Result<Judged> {
-        let work = &self.profile.work;
+        let work = &self.spec.profile.work;
         let mounts = self.mounts()?;
         let Some(mount) =
             mounts.iter().rfind(|mount| Path::new(&mount.point) == work.path && mount.kind == "tmpfs")
@@ -344,12 +386,40 @@ impl Payload<'_> {
 
     fn clean_env(&self) -> io::Result<Judged> {
         let inherited = self.read("environ")?.split('\0').filter(|variable| !variable.is_empty()).count();
-        let status = if inherited == 0 { ENFORCED } else { DEGRADED };
-        Ok((
-            status,
-            format!("environ before execve has {inherited} variables; execve gets the specified ones only"),
-        ))
+        let specified = |name: &&String| self.spec.env.iter().any(|(own, _)| own == *name);
+        let given = &self.report.environment;
+        let foreign = given.iter().filter(|name| !specified(name)).count();
+        let evidence = format!(
+            "environ before execve has {inherited} variables; execve gets {}, {foreign} of them not specified",
+            given.len()
+        );
+        Ok(match (foreign, inherited) {
+            (0, 0) => (ENFORCED, evidence),
+            (0, _) => (DEGRADED, evidence),
+            _ => (UNAVAILABLE, evidence),
+        })
     }
+}
+
+/// Addresses that packets of the namespace's own go to (`/proc/net/fib_trie`), each once.
+fn local_addresses(trie: &str) -> Vec<String> {
+    let mut found: Vec<String> = vec![];
+    for (line, next) in trie.lines().zip(trie.lines().skip(1)) {
+        let leaf = line.trim_start().strip_prefix("|-- ");
+        if let (Some(address), true) = (leaf, next.trim_end().ends_with("host LOCAL"))
+            && !found.iter().any(|known| known == address)
+        {
+            found.push(address.to_owned());
+        }
+    }
+    found
+}
+
+/// Where somebody listens (`/proc/net/tcp`), as the kernel writes addresses.
+fn listeners(table: &str) -> Vec<&str> {
+    const LISTEN: &str = "0A";
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row.get(3) == Some(&LISTEN)).filter_map(|row| row.get(1).copied()).collect()
 }
 
 /// How many mount points the evidence spells out.

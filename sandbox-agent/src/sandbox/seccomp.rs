@@ -12,9 +12,10 @@ use std::env::consts::ARCH;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter, sock_filter,
+    TargetArch, sock_filter,
 };
 
+use super::sys;
 use super::syscalls::{ALLOWED, ALLOWED_LEGACY, HOSTILE, IOCTLS, NAMESPACE_FLAGS, PRCTLS};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -40,15 +41,10 @@ impl Filters {
         self.0.len()
     }
 
-    /// Installs all of them on this process, for good.
+    /// Installs all of them on this process, for good; it has `no_new_privs` or the capability instead.
     pub(super) fn install(&self) -> Result<(), i32> {
         for program in &self.0 {
-            apply_filter(program).map_err(|error| match error {
-                seccompiler::Error::Prctl(source) | seccompiler::Error::Seccomp(source) => {
-                    source.raw_os_error().unwrap_or(libc::EIO)
-                }
-                _ => libc::EINVAL,
-            })?;
+            sys::install_filter(program)?;
         }
         Ok(())
     }

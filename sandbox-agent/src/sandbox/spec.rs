@@ -7,12 +7,17 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::control::Layer;
 use super::profile::Profile;
 
 /// Most bytes that program, arguments and environment may have together.
 pub const MAX_STRINGS_BYTES: usize = 96 << 10;
 /// Least memory limit: below it no dynamically linked program starts.
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// Most input files, and most output files.
+pub const MAX_FILES: usize = 64;
+/// Longest path of an input or output file, bytes.
+pub const MAX_FILE_PATH_BYTES: usize = 1024;
 /// Longest time an execution may be given: a day.
 pub const MAX_WALL_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -36,6 +41,9 @@ pub struct Limits {
     pub open_files: u64,
     /// Largest file a process can write, bytes.
     pub file_bytes: u64,
+    /// Bytes through the egress proxy, both ways together. The proxy's to enforce, by [`super::Killer::kill`]; the sandbox
+    /// itself has no use for it.
+    pub egress_bytes: u64,
 }
 
 impl Default for Limits {
@@ -48,6 +56,7 @@ impl Default for Limits {
             pids: 64,
             open_files: 256,
             file_bytes: 64 << 20,
+            egress_bytes: 0,
         }
     }
 }
@@ -67,6 +76,17 @@ pub struct Spec {
     pub limits: Limits,
     /// What is visible.
     pub profile: Profile,
+    /// Files that are in the work area before the program runs, relative to it; their contents travel beside this
+    /// ([`super::Given::files`]). Mode 0600, owned by the program's user; directories on the way are made.
+    pub inputs: Vec<PathBuf>,
+    /// Files that are handed out of the work area after the last process is gone, relative to it.
+    pub outputs: Vec<PathBuf>,
+    /// Layers to leave off, for probes that show what each of them stops; an execution for a caller leaves off none. The
+    /// read-back shows them as missing, together with what they carry: without `MountNamespace` there is no
+    /// `PrivateRoot`, no `WorkArea` of limited size and no `MaskedProc`; without `PrivateRoot` the same two are lost;
+    /// without `PidNamespace` no `/proc` is mounted at all, which masks it as well; without `UserNamespace` no other
+    /// namespace can be made by a plain user, and process limits count all of the user's.
+    pub omit: Vec<Layer>,
 }
 
 /// Why a [`Spec`] can't be executed: the field's path and what is wrong with it.
@@ -90,6 +110,9 @@ impl Spec {
             cwd: profile.work.path.clone(),
             limits: Limits::default(),
             profile,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            omit: Vec::new(),
         }
     }
 
@@ -126,6 +149,18 @@ impl Spec {
         }
         let name = &self.profile.hostname;
         refuse(name.is_empty() || name.len() > 64, "profile.hostname", "is empty or longer than 64 bytes")?;
+        for (field, paths) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
+            refuse(
+                paths.len() > MAX_FILES,
+                field,
+                &format!("has {} files, the most is {MAX_FILES}", paths.len()),
+            )?;
+            for (place, path) in paths.iter().enumerate() {
+                let field = format!("{field}[{place}]");
+                check_relative(&field, path)?;
+                refuse(paths[..place].contains(path), &field, "is there twice")?;
+            }
+        }
         let limits = &self.limits;
         for (field, value, least) in [
             ("limits.cpu_ms", limits.cpu_ms, 1),
@@ -145,6 +180,17 @@ impl Spec {
 
 fn refuse(fault: bool, field: &str, problem: &str) -> Result<(), SpecFault> {
     if fault { Err(SpecFault { field: field.to_owned(), problem: problem.to_owned() }) } else { Ok(()) }
+}
+
+/// A file below the work area, named by plain components only.
+fn check_relative(field: &str, path: &Path) -> Result<(), SpecFault> {
+    let text = path.to_str().unwrap_or("\0");
+    refuse(text.contains('\0'), field, "is not UTF-8 or contains a NUL byte")?;
+    refuse(text.is_empty() || text.ends_with('/'), field, "names no file")?;
+    refuse(text.len() > MAX_FILE_PATH_BYTES, field, "is longer than 1024 bytes")?;
+    refuse(path.is_absolute(), field, "is absolute")?;
+    refuse(path.components().any(|part| part == Component::ParentDir), field, "contains '..'")?;
+    refuse(text.split('/').any(|part| part.is_empty() || part == "."), field, "contains '.' or '//'")
 }
 
 fn check_path(field: &str, path: &Path) -> Result<(), SpecFault> {

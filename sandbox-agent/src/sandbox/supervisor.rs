@@ -17,7 +17,7 @@ use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavi
 use super::channel;
 use super::control::Layer;
 use super::init::{self, Init};
-use super::outcome::{ExitCause, Outcome, Usage};
+use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
 use super::payload;
 use super::readback::{self, Baseline};
 use super::rlimits;
@@ -26,7 +26,7 @@ use super::spec::Spec;
 use super::sys::{self, SingleThreaded};
 use super::tree;
 use super::wire::{
-    CpuAndFaults, EXEC_FAILED, GO, InitReport, KillReason, PayloadReport, Refusal, Report, Request,
+    CpuAndFaults, EXEC_FAILED, Ended, GO, InitReport, KillReason, PayloadReport, Refusal, Report, Request,
 };
 
 /// The user and group id inside a user namespace.
@@ -62,19 +62,42 @@ pub(super) struct Links {
 /// The supervisor's life.
 pub(super) fn run(host: &Host, links: Links, fallback_work: &Path) -> i32 {
     let Links { control, stdio, helper } = links;
-    let request = channel::receive(control.as_fd()).and_then(|packet| channel::parse(&packet));
-    let Ok(Request::Prepare(spec)) = request else {
+    let Ok(packet) = channel::receive(control.as_fd()) else {
         return 1;
     };
-    let outcome = match Execution::start(host, &spec, &control, &helper, stdio, fallback_work) {
+    let Ok(Request::Prepare { spec, environment }) = channel::parse(&packet) else {
+        return 1;
+    };
+    let given = Given { spec: &spec, environment: &environment, inputs: packet.fds, stdio };
+    let (ended, files) = match Execution::start(host, given, &control, &helper, fallback_work) {
         Ok(execution) => execution.run(),
-        Err((stage, error)) => Outcome { cause: launch_failed(stage, &error), usage: Usage::default() },
+        Err((stage, error)) => {
+            let cause = launch_failed(stage, &error);
+            (Ended { cause, usage: Usage::default(), files: no_files(&spec, NOT_RUN) }, vec![])
+        }
     };
     // There is one only where no private root could be built.
     let _ = fs::remove_dir_all(fallback_work);
     // An agent that is gone needs no outcome.
-    let _ = channel::send(&control, &Report::Finished(outcome));
+    let fds = files.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+    let _ = channel::send_files(&control, &Report::Finished(ended), &fds);
     0
+}
+
+/// What an execution is made from.
+struct Given<'a> {
+    spec: &'a Spec,
+    environment: &'a [(String, String)],
+    inputs: Vec<OwnedFd>,
+    stdio: [OwnedFd; 3],
+}
+
+/// Why there are no files.
+const NOT_RUN: &str = "the program did not run";
+const INIT_LOST: &str = "the process that hands it out was lost";
+
+fn no_files(spec: &Spec, problem: &str) -> Vec<Option<FileProblem>> {
+    spec.outputs.iter().map(|_| Some(FileProblem(problem.to_owned()))).collect()
 }
 
 fn launch_failed(stage: impl Into<String>, error: &io::Error) -> ExitCause {
@@ -91,7 +114,7 @@ struct Entered {
 
 /// Becomes the unprivileged user (keeping capabilities until the namespaces are made), then enters a user and a pid
 /// namespace (the latter for children only).
-fn enter_namespaces(host: &Host, refusals: &mut Vec<Refusal>) -> io::Result<Entered> {
+fn enter_namespaces(host: &Host, omit: &[Layer], refusals: &mut Vec<Refusal>) -> io::Result<Entered> {
     if rustix::process::geteuid().is_root() {
         rustix::thread::set_keep_capabilities(true)?;
         sys::become_user(host.user.0, host.user.1)?;
@@ -103,8 +126,9 @@ fn enter_namespaces(host: &Host, refusals: &mut Vec<Refusal>) -> io::Result<Ente
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut entered = Entered { id: (uid, gid), own_user_namespace: false, own_pid_namespace: false };
-    match sys::unshare(libc::CLONE_NEWUSER) {
-        Ok(()) => {
+    match unless(omit, Layer::UserNamespace, libc::CLONE_NEWUSER) {
+        None => {}
+        Some(Ok(())) => {
             entered.own_user_namespace = true;
             let mapped = fs::write("/proc/self/setgroups", "deny")
                 .and_then(|()| fs::write("/proc/self/uid_map", format!("{INSIDE_ID} {uid} 1")))
@@ -116,13 +140,20 @@ fn enter_namespaces(host: &Host, refusals: &mut Vec<Refusal>) -> io::Result<Ente
                 }
             }
         }
-        Err(error) => refusals.push(Refusal::new(Layer::UserNamespace, "unshare(CLONE_NEWUSER)", &error)),
+        Some(Err(error)) => {
+            refusals.push(Refusal::new(Layer::UserNamespace, "unshare(CLONE_NEWUSER)", &error))
+        }
     }
-    match sys::unshare(libc::CLONE_NEWPID) {
-        Ok(()) => entered.own_pid_namespace = true,
-        Err(error) => refusals.push(Refusal::new(Layer::PidNamespace, "unshare(CLONE_NEWPID)", &error)),
+    match unless(omit, Layer::PidNamespace, libc::CLONE_NEWPID) {
+        None => {}
+        Some(Ok(())) => entered.own_pid_namespace = true,
+        Some(Err(error)) => refusals.push(Refusal::new(Layer::PidNamespace, "unshare(CLONE_NEWPID)", &error)),
     }
     Ok(entered)
+}
+
+fn unless(omit: &[Layer], layer: Layer, flag: i32) -> Option<io::Result<()>> {
+    (!omit.contains(&layer)).then(|| sys::unshare(flag))
 }
 
 /// Who a supervisor listens to.
@@ -159,7 +190,16 @@ struct Execution<'a> {
     released: Option<Instant>,
     next_cpu_check: Option<Instant>,
     ending: Option<Ending>,
-    done: Option<(CpuAndFaults, Instant)>,
+    done: Option<Done>,
+    listener: Option<OwnedFd>,
+}
+
+/// What init said last.
+struct Done {
+    usage: CpuAndFaults,
+    files: Vec<Option<FileProblem>>,
+    fds: Vec<OwnedFd>,
+    at: Instant,
 }
 
 type Failed = (&'static str, io::Error);
@@ -167,15 +207,18 @@ type Failed = (&'static str, io::Error);
 impl<'a> Execution<'a> {
     fn start(
         host: &'a Host,
-        spec: &'a Spec,
+        given: Given<'a>,
         control: &'a OwnedFd,
         helper: &'a OwnedFd,
-        stdio: [OwnedFd; 3],
         fallback_work: &Path,
     ) -> Result<Self, Failed> {
+        let Given { spec, environment, inputs, stdio } = given;
         let mut refusals = vec![];
+        // Something of the host for a program whose descriptors are not closed.
+        let _leak = spec.omit.contains(&Layer::ClosedFds).then(|| fs::File::open("/"));
         let Entered { id, own_user_namespace, own_pid_namespace } =
-            enter_namespaces(host, &mut refusals).map_err(|e| ("becoming the unprivileged user", e))?;
+            enter_namespaces(host, &spec.omit, &mut refusals)
+                .map_err(|e| ("becoming the unprivileged user", e))?;
         // If init dies, what it should have reaped comes here and is killed here.
         set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(|e| ("subreaper", e.into()))?;
         let rlimits = rlimits::plan(&spec.limits, own_user_namespace);
@@ -184,6 +227,8 @@ impl<'a> Execution<'a> {
         channel::identify_senders(&payload_link).map_err(|e| ("SO_PASSCRED", e))?;
         let child = Init {
             spec,
+            environment,
+            inputs,
             id,
             own_pid_namespace,
             fallback_work,
@@ -216,10 +261,11 @@ impl<'a> Execution<'a> {
             next_cpu_check: None,
             ending: None,
             done: None,
+            listener: None,
         })
     }
 
-    fn run(mut self) -> Outcome {
+    fn run(mut self) -> (Ended, Vec<OwnedFd>) {
         let mut init_lives = true;
         while init_lives {
             for source in self.wait_for_events() {
@@ -343,7 +389,10 @@ impl<'a> Execution<'a> {
             return false;
         }
         match channel::parse(&packet) {
-            Ok(InitReport::Built { refusals }) => self.refusals.extend(refusals),
+            Ok(InitReport::Built { refusals }) => {
+                self.refusals.extend(refusals);
+                self.listener = packet.fds.into_iter().next();
+            }
             Ok(InitReport::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
             Ok(InitReport::MainEnded { status }) => {
                 // What it said before it ended explains the end better than its status.
@@ -358,9 +407,9 @@ impl<'a> Execution<'a> {
                 }
                 self.stop(cause_of(status));
             }
-            Ok(InitReport::Done { status, usage }) => {
+            Ok(InitReport::Done { status, usage, files }) => {
                 self.stop(cause_of(status));
-                self.done = Some((usage, Instant::now()));
+                self.done = Some(Done { usage, files, fds: packet.fds, at: Instant::now() });
             }
             Err(error) => self.stop(launch_failed("reading init's report", &error)),
         }
@@ -404,7 +453,7 @@ impl<'a> Execution<'a> {
         let controls = readback::controls(&readback::Payload {
             pid,
             baseline: &self.host.baseline,
-            profile: &self.spec.profile,
+            spec: self.spec,
             rlimits: &self.rlimits,
             rlimits_are_own: self.own_user_namespace,
             filters: self.host.filters.count(),
@@ -412,7 +461,10 @@ impl<'a> Execution<'a> {
             refusals: &self.refusals,
             report,
         });
-        if let Err(error) = channel::send(self.control, &Report::Prepared { controls }) {
+        let listener = self.listener.take();
+        let listening = listener.as_ref().map(AsFd::as_fd);
+        let told = channel::send_files(self.control, &Report::Prepared { controls }, listening.as_slice());
+        if let Err(error) = told {
             self.stop(launch_failed("reporting the controls", &error));
         }
     }
@@ -422,6 +474,7 @@ impl<'a> Execution<'a> {
         match channel::parse(&packet) {
             Ok(Request::Release) if self.prepared && self.released.is_none() => self.release(),
             Ok(Request::Kill(KillReason::OutputLimit)) => self.stop(ExitCause::OutputLimit),
+            Ok(Request::Kill(KillReason::EgressLimit)) => self.stop(ExitCause::EgressLimit),
             // Asked for, gone, or no longer making sense: all end the execution.
             _ => self.stop(ExitCause::Cancelled),
         }
@@ -438,27 +491,33 @@ impl<'a> Execution<'a> {
         }
     }
 
-    fn outcome(self, init_usage: Option<CpuAndFaults>) -> Outcome {
+    fn outcome(self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
+        const BLOCK_BYTES: u64 = 512;
         let lost = || launch_failed("init was lost", &io::Error::from_raw_os_error(libc::ECHILD));
         let cause = self.ending.map_or_else(lost, |ending| ending.cause);
-        let end = self.done.map_or_else(Instant::now, |(_, end)| end);
-        let used = self.done.map(|(usage, _)| usage).or(init_usage).unwrap_or_default();
+        let end = self.done.as_ref().map_or_else(Instant::now, |done| done.at);
+        let used = self.done.as_ref().map(|done| done.usage).or(init_usage).unwrap_or_default();
+        let Some(from) = self.released else {
+            return (Ended { cause, usage: Usage::default(), files: no_files(self.spec, NOT_RUN) }, vec![]);
+        };
         let own = self.before;
-        let ran = self.released.is_some();
         let usage = Usage {
             cpu_user_us: used.user_us.saturating_sub(own.user_us),
             cpu_system_us: used.system_us.saturating_sub(own.system_us),
-            max_rss_kib: used.max_rss_kib,
+            peak_memory_bytes: used.max_rss_kib.saturating_mul(1024),
+            memory_source: MemorySource::Wait4,
             minor_faults: used.minor_faults.saturating_sub(own.minor_faults),
             major_faults: used.major_faults.saturating_sub(own.major_faults),
-            blocks_in: used.blocks_in.saturating_sub(own.blocks_in),
-            blocks_out: used.blocks_out.saturating_sub(own.blocks_out),
-            wall_ns: self.released.map_or(0, |from| {
-                u64::try_from(end.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
-            }),
-            output_bytes: 0,
+            read_bytes: used.blocks_in.saturating_sub(own.blocks_in).saturating_mul(BLOCK_BYTES),
+            written_bytes: used.blocks_out.saturating_sub(own.blocks_out).saturating_mul(BLOCK_BYTES),
+            wall_ns: u64::try_from(end.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX),
+            ..Usage::default()
         };
-        Outcome { cause, usage: if ran { usage } else { Usage::default() } }
+        let (files, fds) = match self.done {
+            Some(done) => (done.files, done.fds),
+            None => (no_files(self.spec, INIT_LOST), vec![]),
+        };
+        (Ended { cause, usage, files }, fds)
     }
 }
 

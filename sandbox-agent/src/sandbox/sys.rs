@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::time::Duration;
@@ -254,16 +254,29 @@ pub(super) fn close_inherited(fds: &[RawFd]) {
     }
 }
 
-/// Closes every descriptor from `first` on. For children that own nothing beyond.
-pub(super) fn close_from(first: RawFd) -> io::Result<()> {
-    let first_unsigned = u32::try_from(first).map_err(io::Error::other)?;
+/// Closes every descriptor but the standard streams and `kept`. For children that own nothing else.
+pub(super) fn keep_only(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept = kept.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept {
+        close_range(first, fd - 1)?;
+        first = fd + 1;
+    }
+    close_range(first, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
     // SAFETY: integers only. The caller is a forked child that never drops the owners of these descriptors.
-    if unsafe { libc::syscall(libc::SYS_close_range, first_unsigned, u32::MAX, 0_u32) } == 0 {
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
         return Ok(());
     }
     let open = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
-        .filter(|fd| *fd >= first)
+        .filter(|fd| (first..=last).contains(fd))
         .collect::<Vec<_>>();
     for fd in open {
         // SAFETY: integers only; as above. One of them was the directory being read, already closed: EBADF.
@@ -285,21 +298,78 @@ pub(super) fn place_at(fd: BorrowedFd<'_>, target: RawFd, close_on_exec: bool) -
     }
 }
 
-/// Moves `fd` onto number `target` and closes everything above it. For children that need nothing else.
-pub(super) fn keep_only(fd: OwnedFd, target: RawFd) -> io::Result<OwnedFd> {
-    place_at(fd.as_fd(), target, true)?;
-    // Its number is either `target`, owned by what is returned, or closed by the next line.
-    mem::forget(fd);
-    close_from(target + 1)?;
-    adopt(target)
+/// Lets every open descriptor but `fd` and the standard streams survive `execve`. Only for probes of what closing them
+/// is good for.
+pub(super) fn leak_all_but(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let open = fs::read_dir("/proc/self/fd")?;
+    let open = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    for other in open.filter(|number| *number > 2 && *number != fd.as_raw_fd()).collect::<Vec<_>>() {
+        // SAFETY: integers only. One of them was the directory being read, already closed: EBADF.
+        unsafe { libc::fcntl(other, libc::F_SETFD, 0) };
+    }
+    Ok(())
 }
 
-/// Takes over a descriptor this process was started with.
-pub(super) fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: asks whether the descriptor is open; integers only.
-    check(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
-    // SAFETY: called once per number, by the code that placed it there.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Takes the loopback interface of this process's network namespace up.
+pub(super) fn bring_loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: `ifreq` is plain integers, for which zero is a value; the kernel reads name and flags of a live local.
+    unsafe {
+        let mut request: libc::ifreq = mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+            *to = c_char::try_from(*from).unwrap_or(0);
+        }
+        request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP).unwrap_or(0);
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)).map(drop)
+    }
+}
+
+const KEY_TYPE: &CStr = c"user";
+const KEY_NAME: &CStr = c"exchequer-sandbox-host";
+
+/// Joins a session keyring of its own, which is empty.
+pub(super) fn join_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    let anonymous = ptr::null::<c_char>();
+    // SAFETY: a null name asks for a keyring without one.
+    match unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, anonymous) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Adds a key to this process's session keyring, for [`find_key`] to find where the keyring is inherited.
+pub(super) fn add_key() -> io::Result<()> {
+    let content = c"x";
+    // SAFETY: strings end in a null byte; the content is one byte long.
+    let key = unsafe {
+        libc::syscall(
+            libc::SYS_add_key,
+            KEY_TYPE.as_ptr(),
+            KEY_NAME.as_ptr(),
+            content.as_ptr(),
+            1_usize,
+            libc::KEY_SPEC_SESSION_KEYRING,
+        )
+    };
+    if key == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether the session keyring of this process has the helper's key: 0 or an error number.
+pub(super) fn find_key() -> c_int {
+    const SEARCH: c_int = 10;
+    // SAFETY: strings end in a null byte; no keyring to link the found key to.
+    let key = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            SEARCH,
+            libc::KEY_SPEC_SESSION_KEYRING,
+            KEY_TYPE.as_ptr(),
+            KEY_NAME.as_ptr(),
+            0,
+        )
+    };
+    if key == -1 { errno() } else { 0 }
 }
 
 /// `mount_setattr(2)` on the mount at `path` and all below it: adds `attributes` (`MOUNT_ATTR_*`), takes none away.
@@ -317,6 +387,18 @@ pub(super) fn add_mount_attributes(path: &CStr, attributes: u64) -> io::Result<(
             mem::size_of::<libc::mount_attr>(),
         );
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// Adds a filter for system calls to this process. Allocates nothing.
+pub(super) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<(), c_int> {
+    let length = libc::c_ushort::try_from(program.len()).map_err(|_| libc::E2BIG)?;
+    // The kernel only reads it; both types are the C structure.
+    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: pointer and length are of a live slice of instructions.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) } {
+        0 => Ok(()),
+        _ => Err(errno()),
     }
 }
 

@@ -8,21 +8,29 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::control::{Control, Layer};
-use super::outcome::Outcome;
+use super::outcome::{ExitCause, FileProblem, Usage};
 use super::spec::Spec;
 use super::sys::ResourceUsage;
 
 /// Why the agent ends an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum KillReason {
+pub enum KillReason {
+    /// The caller wants it or is gone.
     Cancelled,
+    /// It wrote more than it may.
     OutputLimit,
+    /// More went through the egress proxy than may.
+    EgressLimit,
 }
 
 /// Agent to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    Prepare(Box<Spec>),
+    /// With a descriptor per input file. `environment` is for a program whose environment is to be left as it is.
+    Prepare {
+        spec: Box<Spec>,
+        environment: Vec<(String, String)>,
+    },
     Release,
     Kill(KillReason),
 }
@@ -30,8 +38,19 @@ pub(super) enum Request {
 /// Supervisor to agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
+    /// With the descriptor of the listener, if there is one.
     Prepared { controls: Vec<Control> },
-    Finished(Outcome),
+    /// With a descriptor per output file that has no problem.
+    Finished(Ended),
+}
+
+/// The end of an execution, as sent to the agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ended {
+    pub(super) cause: ExitCause,
+    pub(super) usage: Usage,
+    /// One per output path; a file without a problem has a descriptor in the packet.
+    pub(super) files: Vec<Option<FileProblem>>,
 }
 
 /// A step of a layer that the kernel refused; the execution goes on with the layers that remain.
@@ -51,14 +70,14 @@ impl Refusal {
 /// Init to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum InitReport {
-    /// The surroundings are built; the payload was forked.
+    /// The surroundings are built. With the descriptor of the listener, if there is one.
     Built { refusals: Vec<Refusal> },
     /// The surroundings could not be built and could not be done without.
     Failed { stage: String, errno: i32 },
     /// The program ended, with this raw wait status; what it left running is still there.
     MainEnded { status: i32 },
-    /// No process is left.
-    Done { status: i32, usage: CpuAndFaults },
+    /// No process is left. With a descriptor per output file that has no problem.
+    Done { status: i32, usage: CpuAndFaults, files: Vec<Option<FileProblem>> },
 }
 
 /// The kernel's accounting, as sent between processes.
@@ -103,6 +122,9 @@ pub(super) struct Attempt {
 pub(super) struct PayloadReport {
     pub(super) refusals: Vec<Refusal>,
     pub(super) hostname: String,
+    /// Names of the variables that `execve` will be given.
+    pub(super) environment: Vec<String>,
+    pub(super) keyrings: Attempt,
     pub(super) landlock_abi: i64,
     pub(super) landlock_files: Attempt,
     pub(super) landlock_tcp: Attempt,

@@ -7,7 +7,7 @@ use sandbox_agent::sandbox::{Control, ControlStatus, Layer, probe};
 use crate::rig::{HOSTS, Host, run, run_in, shell};
 
 /// The layers that a host without namespaces can't have, and the status it must report for them.
-const LOST_WITHOUT_NAMESPACES: [(Layer, ControlStatus); 12] = [
+const LOST_WITHOUT_NAMESPACES: [(Layer, ControlStatus); 13] = [
     (Layer::UserNamespace, ControlStatus::Unavailable),
     (Layer::PidNamespace, ControlStatus::Unavailable),
     (Layer::MountNamespace, ControlStatus::Unavailable),
@@ -18,11 +18,17 @@ const LOST_WITHOUT_NAMESPACES: [(Layer, ControlStatus); 12] = [
     (Layer::PrivateRoot, ControlStatus::Unavailable),
     (Layer::WorkArea, ControlStatus::Degraded),
     (Layer::MaskedProc, ControlStatus::Unavailable),
+    // The same filter forbids keyctl.
+    (Layer::Keyrings, ControlStatus::Unavailable),
     (Layer::Capabilities, ControlStatus::Degraded),
     (Layer::Rlimits, ControlStatus::Degraded),
 ];
 
 fn expected(host: Host, layer: Layer) -> ControlStatus {
+    // No execution has a cgroup of its own yet.
+    if layer == Layer::Cgroup {
+        return ControlStatus::Unavailable;
+    }
     let lost = LOST_WITHOUT_NAMESPACES.iter().find(|(lost, _)| *lost == layer && !host.allows_namespaces());
     lost.map_or(ControlStatus::Enforced, |(_, status)| *status)
 }

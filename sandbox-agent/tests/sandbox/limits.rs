@@ -87,7 +87,7 @@ async fn memory_beyond_the_limit_is_not_given() {
         spec.limits.memory_bytes = 512 << 20;
         let ran = run(host, &spec).await;
         assert_eq!(ran.outcome.cause, ExitCause::Exited { code: 0 }, "{host:?}");
-        assert!(ran.outcome.usage.max_rss_kib >= 200 << 10, "{host:?}: {:?}", ran.outcome.usage);
+        assert!(ran.outcome.usage.peak_memory_bytes >= 200 << 20, "{host:?}: {:?}", ran.outcome.usage);
     }
 }
 
