@@ -50,5 +50,5 @@ pub use client::{
 pub use control::{Control, ControlStatus, Layer};
 pub use outcome::{ExitCause, FileProblem, MemorySource, Outcome, Usage};
 pub use probe::probe;
-pub use profile::{Network, Profile, WorkArea};
+pub use profile::{EGRESS_PORT, Network, Profile, WorkArea};
 pub use spec::{Limits, Spec, SpecFault};

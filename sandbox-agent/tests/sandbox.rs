@@ -8,8 +8,14 @@ mod attacks;
 mod controls;
 #[path = "sandbox/faults.rs"]
 mod faults;
+#[path = "sandbox/files.rs"]
+mod files;
 #[path = "sandbox/limits.rs"]
 mod limits;
+#[path = "sandbox/network.rs"]
+mod network;
+#[path = "sandbox/omitted.rs"]
+mod omitted;
 #[path = "sandbox/programs.rs"]
 mod programs;
 #[path = "sandbox/rig.rs"]

@@ -20,7 +20,7 @@ use super::channel;
 use super::control::Layer;
 use super::files;
 use super::payload::{self, Payload};
-use super::profile::Network;
+use super::profile::{EGRESS_PORT, Network};
 use super::root::{self, OwnFiles};
 use super::spec::Spec;
 use super::sys;
@@ -111,7 +111,7 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
     let listening = listener.as_ref().map(AsFd::as_fd);
     channel::send_files(&init.link, &InitReport::Built { refusals }, listening.as_slice())
         .map_err(at("reporting to the supervisor"))?;
-    let port = listener.as_ref().and_then(port);
+    let port = listener.as_ref().map(|_| EGRESS_PORT);
 
     let me = rustix::process::getpid();
     let Init {
@@ -171,14 +171,9 @@ fn listen() -> io::Result<OwnedFd> {
     const BACKLOG: i32 = 64;
     let (family, kind, flags) = (AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC);
     let socket = rustix::net::socket_with(family, kind, flags, None)?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, EGRESS_PORT))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
-}
-
-fn port(listener: &OwnedFd) -> Option<u16> {
-    let address = rustix::net::getsockname(listener).ok()?;
-    Some(SocketAddrV4::try_from(address).ok()?.port())
 }
 
 /// The work area's place in the host's tree when it has to be a directory there.

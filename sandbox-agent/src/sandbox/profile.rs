@@ -20,6 +20,10 @@ pub struct WorkArea {
     pub executable: bool,
 }
 
+/// Where the agent listens inside, on 127.0.0.1, if the network is [`Network::Egress`]. The same each time, so that an
+/// environment can name it beforehand; in a namespace of its own nobody else can have it.
+pub const EGRESS_PORT: u16 = 3128;
+
 /// What of a network there is inside. In each case no interface but a loopback of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

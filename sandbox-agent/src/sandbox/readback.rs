@@ -406,7 +406,8 @@ fn local_addresses(trie: &str) -> Vec<String> {
     let mut found: Vec<String> = vec![];
     for (line, next) in trie.lines().zip(trie.lines().skip(1)) {
         let leaf = line.trim_start().strip_prefix("|-- ");
-        if let (Some(address), true) = (leaf, next.trim_end().ends_with("host LOCAL"))
+        // Networks are listed as well: an address has all its bits.
+        if let (Some(address), true) = (leaf, next.trim() == "/32 host LOCAL")
             && !found.iter().any(|known| known == address)
         {
             found.push(address.to_owned());

@@ -16,6 +16,8 @@ pub const MAX_STRINGS_BYTES: usize = 96 << 10;
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
 /// Most input files, and most output files.
 pub const MAX_FILES: usize = 64;
+/// Paths of input and output files together, bytes: they travel in one packet.
+pub const MAX_FILE_PATHS_BYTES: usize = 24 << 10;
 /// Longest path of an input or output file, bytes.
 pub const MAX_FILE_PATH_BYTES: usize = 1024;
 /// Longest time an execution may be given: a day.
@@ -161,6 +163,8 @@ impl Spec {
                 refuse(paths[..place].contains(path), &field, "is there twice")?;
             }
         }
+        let paths = self.inputs.iter().chain(&self.outputs).map(|path| path.as_os_str().len()).sum::<usize>();
+        refuse(paths > MAX_FILE_PATHS_BYTES, "inputs", "exceed 24 KiB together with the outputs' paths")?;
         let limits = &self.limits;
         for (field, value, least) in [
             ("limits.cpu_ms", limits.cpu_ms, 1),

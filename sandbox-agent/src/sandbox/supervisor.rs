@@ -240,8 +240,11 @@ impl<'a> Execution<'a> {
             single: host.single,
         };
         let init = host.single.fork(move || init::run(child)).map_err(|e| ("fork", e))?;
-        // The namespaces' capabilities were for init; reading, killing and waiting need none.
-        payload::drop_capabilities();
+        // The namespaces' capabilities were for init; reading, killing and waiting need none, unless a probe's program has
+        // more itself.
+        if !spec.omit.iter().any(|layer| matches!(layer, Layer::Capabilities | Layer::NoNewPrivs)) {
+            payload::drop_capabilities();
+        }
         Ok(Self {
             host,
             spec,
