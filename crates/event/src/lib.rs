@@ -10,6 +10,7 @@
 //! - [`control`]: control records and receipts.
 //! - [`metered`]: what an execution uses of a machine, in meters.
 //! - [`payload`]: an event's confidential payload: encrypted, committed to, opened.
+//! - [`bundle`]: result bundles, which an agent signs for others to keep: DSSE, in-toto, and the execution.
 //! - [`accept`]: [`Acceptor`](accept::Acceptor), the fold over the stream that turns messages into log entries.
 //! - [`audit`]: [`Auditor`](audit::Auditor), the fold over log entries that a stranger runs.
 //!
@@ -17,6 +18,7 @@
 
 pub mod accept;
 pub mod audit;
+pub mod bundle;
 pub mod control;
 pub mod digest;
 pub mod entry;

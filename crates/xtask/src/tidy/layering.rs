@@ -8,7 +8,7 @@ use super::{Finding, Tree, has_word};
 const PURE: [&str; 3] = ["crates/event", "crates/tlog", "crates/budget"];
 
 /// What a pure crate may depend on. None of these does IO, reads a clock, draws randomness, logs or is async.
-const PURE_DEPENDENCIES: [&str; 12] = [
+const PURE_DEPENDENCIES: [&str; 14] = [
     "base64",
     "blake3",
     "bytes",
@@ -21,6 +21,8 @@ const PURE_DEPENDENCIES: [&str; 12] = [
     "jiff",
     "prost",
     "rs_merkle",
+    "serde",
+    "serde_json",
     "sha2",
     "thiserror",
 ];
