@@ -108,7 +108,7 @@ impl Agent {
         let publisher = Publisher {
             spool: Arc::clone(&spool),
             stream,
-            key,
+            key: key.clone(),
             ledger_key: peers.ledger_key,
             resend_after: options.resend_after,
         };
@@ -134,7 +134,7 @@ impl Agent {
         let lease = options.lease.clone();
         let leases = lease.map(|lease| Leases::new(holds.clone(), lease, options.hold_margin));
         let keeper = leases.as_ref().map(|leases| Task(leases.keep()));
-        let executor = Executor::new(options, spool, holds, leases, sandbox);
+        let executor = Executor::new(options, spool, holds, leases, sandbox, key);
         Ok(Self { executor, progress, missing, public_key, _publisher: publisher, _keeper: keeper })
     }
 

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ed25519_dalek::SigningKey;
 use exchequer_auth::Caller;
 use exchequer_event::{
     metered::Metered,
@@ -23,6 +24,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use tracing::Instrument as _;
 
 use crate::{
+    bundle,
     holds::{self, HoldError, Holds},
     leases::{Leases, Share},
     metrics,
@@ -60,6 +62,8 @@ pub struct Executor {
     pub leases: Option<Arc<Leases>>,
     /// Where they run.
     pub sandbox: Sandbox,
+    /// What bundles are signed with.
+    key: SigningKey,
     slots: Arc<Semaphore>,
     probes: Semaphore,
     tasks: TaskTracker,
@@ -91,6 +95,8 @@ struct Admitted {
     output: mpsc::Receiver<Chunk>,
     payment: Payment,
     part: v1::Admitted,
+    /// Time of the admission's event.
+    time_unix_ms: u64,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -143,6 +149,7 @@ impl Executor {
         holds: Holds,
         leases: Option<Arc<Leases>>,
         sandbox: Sandbox,
+        key: SigningKey,
     ) -> Arc<Self> {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(options.max_concurrent)),
@@ -152,6 +159,7 @@ impl Executor {
             holds,
             leases,
             sandbox,
+            key,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             killing: CancellationToken::new(),
@@ -227,7 +235,9 @@ impl Executor {
         })?;
         let payment = self.pay(request).await?;
         match self.prepare(request, &payment).await {
-            Ok((prepared, output, part)) => Ok(Admitted { prepared, output, payment, part, _slot: slot }),
+            Ok((prepared, output, part, time_unix_ms)) => {
+                Ok(Admitted { prepared, output, payment, part, time_unix_ms, _slot: slot })
+            }
             Err(denial) => {
                 match payment {
                     Payment::Hold(hold) => self.holds.void(&hold.hold_id).await,
@@ -278,7 +288,7 @@ impl Executor {
         &self,
         request: &Request,
         payment: &Payment,
-    ) -> Result<(Prepared, mpsc::Receiver<Chunk>, v1::Admitted), Denial> {
+    ) -> Result<(Prepared, mpsc::Receiver<Chunk>, v1::Admitted, u64), Denial> {
         let checked = &request.checked;
         let (chunks, output) = mpsc::channel(WAITING_PARTS);
         let stdin = (!checked.stdin.is_empty()).then(|| checked.stdin.clone());
@@ -312,9 +322,9 @@ impl Executor {
             ..v1::ExecutionAdmitted::default()
         };
         let admitted = Kind::ExecutionAdmitted(record.clone());
-        let position = self.spool.record(request.event(admitted)).await;
-        let position =
-            position.map_err(|error| Denial { is_admission_in_doubt: true, ..spool_denial(&error) })?;
+        let recorded = self.spool.record_timed(request.event(admitted)).await;
+        let (position, time_unix_ms) =
+            recorded.map_err(|error| Denial { is_admission_in_doubt: true, ..spool_denial(&error) })?;
         let part = v1::Admitted {
             execution_id: request.execution_id.clone(),
             position: Some(position),
@@ -324,11 +334,12 @@ impl Executor {
                 Payment::Share(share) => share.reserved(),
             },
         };
-        Ok((prepared, output, part))
+        Ok((prepared, output, part, time_unix_ms))
     }
 
     async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
-        let Admitted { prepared, output, payment, part, _slot } = admitted;
+        let Admitted { prepared, output, payment, part, time_unix_ms, _slot } = admitted;
+        let admission = bundle::Admission::new(&request.checked, &part, time_unix_ms);
         let caller_is_there = deliver(answer, Ok(Part::Admitted(part)), CALLER_PATIENCE).await;
         let mut outputs = Outputs::default();
         let unread_until =
@@ -348,17 +359,20 @@ impl Executor {
             }
         };
         metrics::count_execution(record.cause().as_str_name());
-        let last = match self.spool.record(request.event(Kind::ExecutionFinished(record.clone()))).await {
-            Ok(position) => {
+        let recorded =
+            self.spool.record_timed(request.event(Kind::ExecutionFinished(record.clone()))).await;
+        let last = match recorded {
+            Ok((position, time_unix_ms)) => {
                 // Only now: an outcome that is not recorded is charged all that was reserved.
                 if let Payment::Share(share) = payment {
                     share.finish(Metered::charge(&record));
                 }
+                let bundle = admission.sign(&record, &position, time_unix_ms, &outputs, &self.key);
                 Ok(Part::Finished(v1::Finished {
                     execution_id: request.execution_id.clone(),
                     position: Some(position),
                     record: Some(record),
-                    ..v1::Finished::default()
+                    bundle: bundle.into(),
                 }))
             }
             Err(error) => {

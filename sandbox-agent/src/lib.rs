@@ -6,12 +6,14 @@
 //! - [`agent`]: start, readiness and stop of the whole.
 //! - [`options`]: section `[agent]` of the configuration.
 //! - [`request`], [`redact`]: the policy gate, and what may be written down.
-//! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it.
+//! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it. [`bundle`]: what is
+//!   signed of it for the caller.
 //! - [`holds`]: the calls to metering. [`leases`], [`mod@slice`]: slices of budgets, against which most executions are admitted without one.
 //! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream.
 
 pub mod agent;
+pub mod bundle;
 pub mod execute;
 pub mod grpc;
 pub mod holds;

@@ -1,6 +1,7 @@
 //! What the sandbox reports, as it is recorded: the edge between the engine's types and the protocol's.
 
 use exchequer_event::{
+    bundle::{ContentDigests, ContentHasher},
     digest::{Digest, Hasher, Purpose},
     v1,
 };
@@ -34,26 +35,32 @@ pub fn missing(controls: &[v1::Control]) -> Vec<v1::Control> {
 
 /// Digests and sizes of both output streams while they pass.
 pub struct Outputs {
-    streams: [(Hasher, u64); 2],
+    /// What is recorded of each, and what the bundle says of it beside that.
+    streams: [(Hasher, ContentHasher); 2],
 }
 
 impl Default for Outputs {
     fn default() -> Self {
-        Self { streams: std::array::from_fn(|_| (Purpose::Output.hasher(), 0)) }
+        Self { streams: std::array::from_fn(|_| (Purpose::Output.hasher(), ContentHasher::default())) }
     }
 }
 
 impl Outputs {
     /// More output.
     pub fn update(&mut self, stream: Stream, bytes: &[u8]) {
-        let (hasher, size) = &mut self.streams[usize::from(stream == Stream::Stderr)];
+        let (hasher, content) = &mut self.streams[usize::from(stream == Stream::Stderr)];
         hasher.update(bytes);
-        *size += bytes.len() as u64;
+        content.update(bytes);
+    }
+
+    /// What anybody's tools say of a stream.
+    pub fn content(&self, stream: Stream) -> ContentDigests {
+        self.streams[usize::from(stream == Stream::Stderr)].1.finish()
     }
 
     fn output(&self, place: usize) -> v1::Output {
-        let (hasher, size) = &self.streams[place];
-        v1::Output { digest: hasher.finish().into(), size: *size }
+        let (hasher, content) = &self.streams[place];
+        v1::Output { digest: hasher.finish().into(), size: content.finish().size }
     }
 }
 

@@ -3,10 +3,7 @@
 
 use std::path::Path;
 
-use exchequer_event::{
-    digest::{Digest, Purpose},
-    name, v1,
-};
+use exchequer_event::{bundle::input_digest, digest::Digest, name, v1};
 use tonic_types::FieldViolation;
 
 use crate::{
@@ -199,20 +196,4 @@ fn spec(
         outputs: Vec::new(),
         omit: Vec::new(),
     }
-}
-
-/// Digest over everything that the program is given. Lists are preceded by their length, so that nothing can move between them.
-fn input_digest(
-    program: &str,
-    arguments: &[String],
-    environment: &[(String, String)],
-    stdin: &[u8],
-) -> Digest {
-    let counts = [arguments.len() as u64, environment.len() as u64].map(u64::to_be_bytes);
-    let fields = [program.as_bytes(), &counts[0], &counts[1]]
-        .into_iter()
-        .chain(arguments.iter().map(String::as_bytes))
-        .chain(environment.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]))
-        .chain([stdin]);
-    Purpose::Input.digest_fields(fields)
 }

@@ -278,17 +278,23 @@ impl Spool {
 
     /// Records an event; returns its position once it is on disk.
     pub async fn record(&self, event: NewEvent) -> Result<v1::AgentHead, RecordError> {
+        self.record_timed(event).await.map(|(position, _)| position)
+    }
+
+    /// Records an event; returns its position and its time (milliseconds since the Unix epoch) once it is on disk.
+    pub async fn record_timed(&self, event: NewEvent) -> Result<(v1::AgentHead, u64), RecordError> {
         let NewEvent { tenant, execution_id, skill, kind } = event;
         let mut head = self.head.lock().await;
         let is_admission = matches!(kind, Kind::ExecutionAdmitted(_));
         let is_outcome = matches!(kind, Kind::ExecutionFinished(_));
         let seq = head.0 + 1;
+        let time_unix_ms = unix_ms();
         let event = v1::Event {
             agent_id: self.agent_id.clone(),
             epoch: self.epoch,
             seq,
             prev_hash: head.1.into(),
-            time_unix_ms: unix_ms(),
+            time_unix_ms,
             tenant,
             execution_id: execution_id.clone(),
             skill,
@@ -316,7 +322,7 @@ impl Spool {
         if is_outcome {
             self.confirmed().open.remove(&execution_id);
         }
-        Ok(self.position(seq, hash))
+        Ok((self.position(seq, hash), time_unix_ms))
     }
 
     fn position(&self, seq: u64, hash: Digest) -> v1::AgentHead {

@@ -15,7 +15,10 @@ use std::{
 };
 
 use exchequer_auth::Role;
-use exchequer_event::v1::{self, event::Kind, execute_response::Part};
+use exchequer_event::{
+    bundle,
+    v1::{self, event::Kind, execute_response::Part},
+};
 use futures::StreamExt as _;
 use rig::{Metering, Rig};
 use sandbox_agent::spool::{NewEvent, Spool};
@@ -72,6 +75,23 @@ async fn an_execution_is_recorded_before_it_is_answered_and_says_what_it_used() 
     assert_eq!(recorded, record);
     assert_eq!(record.hold_id, "hold-1");
     assert!(!format!("{events:?}").contains("hunter2"));
+
+    // The bundle says the same of what came out and of where it is recorded, under the agent's key.
+    let statement = bundle::verify_bundle(&finished.bundle, &rig.agent_key()).unwrap();
+    let stdout: bundle::DigestSet = bundle::ContentDigests::of(b"out\nin").into();
+    let stderr: bundle::DigestSet = bundle::ContentDigests::of(b"err\n").into();
+    assert_eq!(statement.subject("stdout").unwrap().digest, stdout);
+    assert_eq!(statement.subject("stderr").unwrap().digest, stderr);
+    let said = &statement.predicate;
+    assert_eq!((said.execution_id.as_str(), said.hold.id.as_str()), (&*finished.execution_id, "hold-1"));
+    assert_eq!(said.recorded.result_digest.0, record.result_digest[..]);
+    for (head, said) in [(&admitted.position, &said.admission), (&finished.position, &said.outcome)] {
+        let (head, event) = (head.as_ref().unwrap(), &events[place(head)]);
+        assert_eq!((said.epoch, said.seq, &said.hash.0[..]), (head.epoch, head.seq, &head.hash[..]));
+        assert_eq!(said.time_unix_ms, event.time_unix_ms);
+    }
+    assert_eq!(said.controls.len(), admitted.record.as_ref().unwrap().controls.len());
+    assert!(!format!("{statement:?}").contains("hunter2"));
 }
 
 #[tokio::test]

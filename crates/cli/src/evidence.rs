@@ -9,6 +9,7 @@
 //! Left out: talking to people. Invariant: a report says [`Holds`](report::Verdict::Holds) only if every byte that the signed tree
 //! covers was read and every check was made.
 
+pub mod event_at;
 pub mod export;
 pub mod lines;
 pub mod pack;

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod agents;
 mod assembly;
 mod budget;
+mod bundle;
 mod check;
 mod client;
 mod demo;
@@ -68,6 +69,11 @@ enum Verb {
     Log(log::Log),
     /// Verify an evidence pack, exported lines or segments, a log directory or a log at a URL; name what was changed
     Verify(check::Verify),
+    /// Check and show result bundles, which `run --bundle` writes
+    #[command(subcommand)]
+    Bundle(bundle::Bundle),
+    /// Run a bundle's inputs again and compare the results
+    Replay(bundle::replay::Replay),
     /// Rebuild the budgets from the stream's first message and compare them with metering's snapshots
     VerifyReplay(replay::VerifyReplay),
     /// Write evidence: entries with proofs, and how to verify them without this program
@@ -107,6 +113,8 @@ pub fn main() -> ExitCode {
             Verb::Usage(usage) => usage.run().await,
             Verb::Log(log) => log.run().await,
             Verb::Verify(verify) => verify.run().await,
+            Verb::Bundle(bundle) => bundle.run().await,
+            Verb::Replay(replay) => replay.run().await,
             Verb::VerifyReplay(replay) => replay.run().await,
             Verb::Fsck(fsck) => fsck.run().await,
             Verb::Export(export) => export.run().await,

@@ -5,16 +5,17 @@
 use std::{
     collections::HashMap,
     io::{self, Read as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use exchequer_event::v1::{self, execute_response::Part};
+use exchequer_event::v1::{self, execute_response::Part, input_file::Source};
 use serde_json::json;
 
 use crate::{
+    bundle::Saving,
     client::{Connection, Refused},
     describe,
     print::{self, Format},
@@ -24,6 +25,8 @@ use crate::{
 const DIRECTORIES: [&str; 2] = ["/usr/bin", "/bin"];
 /// Largest standard input that an agent takes.
 const MAX_STDIN_BYTES: u64 = 1 << 20;
+/// Largest content of all inputs together that an agent takes.
+const MAX_INPUT_BYTES: u64 = 1 << 20;
 /// Status of a program that a limit or a signal of ours killed: 128 and SIGKILL, as shells say it.
 const KILLED: u8 = 137;
 /// Status of a program that could not be started, as shells say it.
@@ -39,6 +42,7 @@ Examples:
   exchequer run --tenant acme --scope skills/python --cpu-ms 2000 --memory-mib 256 -- python3 -c 'print(6*7)'
   exchequer run --tenant acme --skill sum-up -- python3 -c 'print(6+7)'
   exchequer run --tenant acme --stdin -- sha256sum < file
+  exchequer run --tenant acme --input a.txt=notes.txt --output b.txt --bundle out -- cp a.txt b.txt
 
 Exit status: the program's own; 128 + the signal that ended it; 137 if a limit killed it; 127 if it could not be started;
 1 if it was refused, 2 if the agent could not be asked.")]
@@ -70,6 +74,19 @@ pub struct Run {
     /// Give the program this command's standard input, up to 1 MiB
     #[arg(long)]
     stdin: bool,
+    /// Name of the sandbox profile; the agent's default if not given
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    profile: String,
+    /// Put a file into the program's work area: its path there, and the file to read; can be given more than once
+    #[arg(long, value_name = "PATH=FILE", value_parser = input)]
+    input: Vec<(String, PathBuf)>,
+    /// Take a file out of the program's work area when it has ended; can be given more than once. It is kept by --bundle
+    #[arg(long, value_name = "PATH")]
+    output: Vec<String>,
+    /// Keep the signed result bundle in this new directory, with what the program was given and what came out: `exchequer bundle verify` checks
+    /// it, `exchequer replay` runs it again. Environment, arguments and standard input are in it in clear
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
     /// Text: the program's output as it is. JSON: everything that was answered, one document a line
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -83,6 +100,21 @@ pub struct Run {
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+fn input(text: &str) -> Result<(String, PathBuf), String> {
+    let (path, file) = text.split_once('=').ok_or("expected PATH=FILE")?;
+    Ok((path.to_owned(), file.into()))
+}
+
+fn read_input((path, file): (String, PathBuf)) -> anyhow::Result<v1::InputFile> {
+    let mut bytes = Vec::new();
+    let open = std::fs::File::open(&file).with_context(|| file.display().to_string())?;
+    open.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).with_context(|| file.display().to_string())?;
+    if bytes.len() as u64 > MAX_INPUT_BYTES {
+        bail!("{} is larger than 1 MiB, which is the most that all inputs may have", file.display());
+    }
+    Ok(v1::InputFile { path, source: Some(Source::Content(bytes.into())) })
 }
 
 impl Run {
@@ -106,9 +138,18 @@ impl Run {
                 ..v1::Limits::default()
             }),
             skill: self.skill,
+            profile: self.profile,
+            inputs: self.input.into_iter().map(read_input).collect::<anyhow::Result<_>>()?,
+            outputs: self
+                .output
+                .into_iter()
+                .map(|path| v1::OutputFile { path, workspace_path: String::new() })
+                .collect(),
             ..v1::ExecuteRequest::default()
         };
-        let mut parts = self.connection.agent().await?.execute(request).await?.into_inner();
+        let mut agent = self.connection.agent().await?;
+        let mut saving = self.bundle.as_deref().map(|dir| Saving::begin(dir, &request)).transpose()?;
+        let mut parts = agent.execute(request).await?.into_inner();
         let mut admitted = None;
         while let Some(response) = parts.message().await? {
             match response.part {
@@ -118,23 +159,39 @@ impl Run {
                     }
                     admitted = Some(part);
                 }
-                Some(Part::Stdout(bytes)) => match self.format {
-                    Format::Text => print::bytes(io::stdout().lock(), &bytes)?,
-                    Format::Json => print::json(&json!({ "stdout_base64": STANDARD.encode(&bytes) }))?,
-                },
-                Some(Part::Stderr(bytes)) => match self.format {
-                    Format::Text => print::bytes(io::stderr().lock(), &bytes)?,
-                    Format::Json => print::json(&json!({ "stderr_base64": STANDARD.encode(&bytes) }))?,
-                },
+                Some(Part::Stdout(bytes)) => {
+                    saving.as_mut().map_or(Ok(()), |saving| saving.stdout(&bytes))?;
+                    match self.format {
+                        Format::Text => print::bytes(io::stdout().lock(), &bytes)?,
+                        Format::Json => print::json(&json!({ "stdout_base64": STANDARD.encode(&bytes) }))?,
+                    }
+                }
+                Some(Part::Stderr(bytes)) => {
+                    saving.as_mut().map_or(Ok(()), |saving| saving.stderr(&bytes))?;
+                    match self.format {
+                        Format::Text => print::bytes(io::stderr().lock(), &bytes)?,
+                        Format::Json => print::json(&json!({ "stderr_base64": STANDARD.encode(&bytes) }))?,
+                    }
+                }
+                Some(Part::Artifact(chunk)) => {
+                    saving.as_mut().map_or(Ok(()), |saving| saving.artifact(&chunk))?;
+                    if self.format == Format::Json {
+                        let data = STANDARD.encode(&chunk.data);
+                        print::json(&json!({ "artifact": { "output": chunk.output, "base64": data } }))?;
+                    }
+                }
                 Some(Part::Finished(part)) => {
                     if self.format == Format::Json {
                         print::json(&json!({ "finished": describe::to_json("Finished", &part) }))?;
                     }
                     let record = part.record.clone().unwrap_or_default();
                     print::remark(&summary(admitted.as_ref(), &part, &record));
+                    if let Some(saving) = saving {
+                        saving.finish(&part.bundle)?;
+                    }
                     return Ok(ExitCode::from(status(&record)));
                 }
-                Some(Part::Artifact(_)) | None => {}
+                None => {}
             }
         }
         bail!(Refused("the agent ended the answer before the execution's outcome".to_owned()))

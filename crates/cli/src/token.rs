@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use exchequer_auth::{Grant, Role, keys};
-use exchequer_event::v1;
+use exchequer_event::{bundle::public_key_pem, v1};
 use exchequer_tlog::{SignatureKind, VerifierKey};
 use serde_json::json;
 
@@ -88,6 +88,7 @@ impl Token {
     after_help = "\
 Examples:
   exchequer key agent.key > agent.pub        for [[ledger.enroll]] public_key_file, or `exchequer agent enroll --key`
+  exchequer key agent.key --pem              for programs that verify bundles (docs/bundle.md)
   exchequer key ledger.key --origin example.org/log        the verifier key, for agent.ledger_verifier_key
   exchequer key rotate-ledger --reason 'a year old'"
 )]
@@ -100,6 +101,9 @@ pub struct Key {
     /// Print the verifier key of a log of this origin instead
     #[arg(long, value_name = "ORIGIN")]
     origin: Option<String>,
+    /// Print the public key as PEM (SubjectPublicKeyInfo) instead
+    #[arg(long, conflicts_with = "origin")]
+    pem: bool,
 }
 
 #[derive(clap::Subcommand)]
@@ -157,6 +161,7 @@ impl Key {
                     &VerifierKey::new(origin, SignatureKind::Ed25519, key).context("--origin")?.to_string(),
                 )?;
             }
+            None if self.pem => print::text(public_key_pem(&key).trim_end())?,
             None => print::text(&hex::encode(key.as_bytes()))?,
         }
         Ok(ExitCode::SUCCESS)

@@ -443,6 +443,11 @@ impl Rig {
     }
 
     /// Every event on the agent's disk.
+    /// The agent's key.
+    pub fn agent_key(&self) -> ed25519_dalek::VerifyingKey {
+        *self.agent.public_key()
+    }
+
     pub fn recorded(&self) -> Vec<v1::Event> {
         self.agent
             .spool()

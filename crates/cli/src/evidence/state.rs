@@ -7,7 +7,10 @@
 use std::path::Path;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use exchequer_event::{accept::Acceptor, audit::Auditor};
+use exchequer_event::{
+    accept::{Acceptor, KeyState},
+    audit::Auditor,
+};
 use exchequer_tlog::SignedCheckpoint;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +40,11 @@ impl Verified {
     /// The checkpoint that was verified.
     pub fn checkpoint(&self) -> &SignedCheckpoint {
         &self.checkpoint
+    }
+
+    /// Every key that was ever enrolled in it.
+    pub fn keys(&self) -> &[KeyState] {
+        self.auditor.acceptor().keys()
     }
 
     /// Reads what [`write`](Self::write) wrote.

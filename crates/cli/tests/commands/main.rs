@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
 mod budgets;
+mod bundles;
 mod confidential;
 mod export;
 mod receipts;

@@ -343,7 +343,7 @@ fn a_public_key_is_written_as_openssl_writes_it_and_its_id_is_the_digest_of_that
                -----END PUBLIC KEY-----\n";
     assert_eq!(public_key_pem(&public), pem);
     assert_eq!(public_key_from_pem(pem), Some(public));
-    assert_eq!(key_id(&public).len(), 64);
+    assert_eq!(key_id(&public), "a1e9156054e04fac899ae9f275132cdc07a5dbc4ea2c2ad3a1ffc6e0d253681f");
     for bad in ["", "x", &pem.replace("MCow", "MCox"), &pem.replace("PUBLIC", "PRIVATE"), &pem.replace("uE=", "u=")] {
         assert_eq!(public_key_from_pem(bad), None, "{bad}");
     }
