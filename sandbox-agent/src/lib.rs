@@ -1,11 +1,12 @@
 //! The sandbox agent: admit, execute, seal, spool, publish, serve.
 //!
-//! One path for every way in: authenticate → check the request → hold → prepare the sandbox → record the admission durably → run →
-//! record the outcome durably → answer. Nothing runs and nothing is answered unaudited.
+//! One path for every way in: authenticate → check the request → wait for its turn → hold → prepare the sandbox → record the admission
+//! durably → run → record the outcome durably → answer. Nothing runs and nothing is answered unaudited.
 //!
 //! - [`agent`]: start, readiness and stop of the whole.
 //! - [`options`]: section `[agent]` of the configuration.
-//! - [`request`], [`redact`]: the policy gate, and what may be written down.
+//! - [`request`], [`redact`]: the gate of requests, and what may be written down. [`throttle`]: how often refusals are.
+//! - [`queue`], [`slots`]: who runs next. [`workspace`]: files of the host that go in and come out.
 //! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it. [`bundle`]: what is
 //!   signed of it for the caller.
 //! - [`holds`]: the calls to metering. [`leases`], [`mod@slice`]: slices of budgets, against which most executions are admitted without one.
@@ -20,12 +21,16 @@ pub mod holds;
 pub mod leases;
 pub mod options;
 pub mod publish;
+pub mod queue;
 pub mod record;
 pub mod redact;
 pub mod request;
 pub mod sandbox;
 pub mod slice;
+pub mod slots;
 pub mod spool;
+pub mod throttle;
+pub mod workspace;
 
 mod metrics;
 

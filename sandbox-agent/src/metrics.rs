@@ -24,10 +24,10 @@ instrument! {
         .build()
 }
 instrument! {
-    /// Denials that the full or broken spool did not take.
+    /// Denials that were not recorded.
     unrecorded_denials: Counter<u64> = meter()
         .u64_counter("exchequer_agent_unrecorded_denials_total")
-        .with_description("Denials that were answered but not recorded, because the spool is full or broken.")
+        .with_description("Denials that were answered but not recorded: the spool is full or broken, or one tenant's are too many.")
         .build()
 }
 instrument! {
@@ -35,6 +35,21 @@ instrument! {
     running: UpDownCounter<i64> = meter()
         .i64_up_down_counter("exchequer_agent_running_executions")
         .with_description("Executions between admission and outcome.")
+        .build()
+}
+instrument! {
+    /// Requests that wait for a slot.
+    waiting: UpDownCounter<i64> = meter()
+        .i64_up_down_counter("exchequer_agent_waiting_executions")
+        .with_description("Requests that wait for a slot to run in.")
+        .build()
+}
+instrument! {
+    /// From the request to its slot, or to its refusal for want of one.
+    wait_seconds: Histogram<f64> = meter()
+        .f64_histogram("exchequer_agent_wait_seconds")
+        .with_description("From the request to its slot, or to its refusal for want of one, in seconds.")
+        .with_boundaries(LATENCY_SECONDS.to_vec())
         .build()
 }
 instrument! {
