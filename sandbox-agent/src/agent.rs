@@ -23,6 +23,7 @@ use crate::{
     record,
     sandbox::{Sandbox, SandboxError, StartOptions, probe},
     spool::{NewEvent, RecordError, Spool, SpoolError},
+    workspace::Workspace,
 };
 
 /// Name of the component that says whether the host enforces every control. It is probed at the start: waiting does not mend it.
@@ -35,8 +36,8 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait for a receipt before a full spool is looked at again.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
-/// Largest request: standard input and the rest of it.
-const MAX_REQUEST_BYTES: usize = 2 << 20;
+/// Largest request: standard input, contents of input files, and the rest of it.
+const MAX_REQUEST_BYTES: usize = 3 << 20;
 
 /// What is recorded of an execution that an earlier life of the agent left without an outcome.
 const LOST_WITH_AGENT: &str = "the agent was ended while it ran";
@@ -62,6 +63,9 @@ pub enum StartError {
     /// The stream, which knows the ledger's last receipt.
     #[error("stream: {0}")]
     Stream(#[from] ReadError),
+    /// The workspace's directory.
+    #[error("agent.workspace: {0}")]
+    Workspace(std::io::Error),
     /// Metering's address.
     #[error("agent.metering_url: {0}")]
     MeteringUrl(#[from] tonic::transport::Error),
@@ -91,6 +95,8 @@ impl Agent {
         let key = keys::load_or_create(&options.key_file)?;
         let public_key = key.verifying_key();
         let holds = Holds::new(&peers.metering_url, token)?;
+        let workspace = options.workspace.as_deref().map(Workspace::open).transpose();
+        let workspace = workspace.map_err(StartError::Workspace)?;
         let sandbox =
             Sandbox::start(StartOptions { helper: options.helper.clone(), ..StartOptions::default() })?;
         let controls = record::controls(&probe(&sandbox).await?);
@@ -119,6 +125,7 @@ impl Agent {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             controls,
             allow_degraded: options.allow_degraded,
+            not_required: options.not_required.clone(),
         });
         let lost = lost.into_iter().map(|lost| {
             tracing::warn!(
@@ -134,7 +141,7 @@ impl Agent {
         let lease = options.lease.clone();
         let leases = lease.map(|lease| Leases::new(holds.clone(), lease, options.hold_margin));
         let keeper = leases.as_ref().map(|leases| Task(leases.keep()));
-        let executor = Executor::new(options, spool, holds, leases, sandbox, key);
+        let executor = Executor::new(options, spool, holds, leases, sandbox, workspace, key);
         Ok(Self { executor, progress, missing, public_key, _publisher: publisher, _keeper: keeper })
     }
 
@@ -146,6 +153,11 @@ impl Agent {
     /// The spool.
     pub fn spool(&self) -> &Arc<Spool> {
         &self.executor.spool
+    }
+
+    /// How many executions have a slot, and how many wait for one.
+    pub fn occupancy(&self) -> (usize, usize) {
+        self.executor.occupancy()
     }
 
     /// Controls that the probe at the start found missing.
@@ -165,11 +177,11 @@ impl Agent {
         metrics::confirmed_seq().record(spool.confirmed_seq(), &[]);
         metrics::spool_bytes().record(spool.kept_bytes(), &[]);
         metrics::record_slices(&self.executor.slices());
-        let controls = if self.missing.is_empty() || self.executor.options.allow_degraded {
-            Ok(())
-        } else {
-            Err(format!("missing: {}", self.missing.join(", ")))
-        };
+        let options = &self.executor.options;
+        let required: Vec<_> =
+            self.missing.iter().map(String::as_str).filter(|name| options.requires(name)).collect();
+        let controls =
+            if required.is_empty() { Ok(()) } else { Err(format!("missing: {}", required.join(", "))) };
         let publishing = self.progress.borrow().trouble.clone().map_or(Ok(()), Err);
         Readiness::new()
             .component("spool", spool.check_room().map_err(|error| error.to_string()))

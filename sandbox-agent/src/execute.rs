@@ -1,13 +1,20 @@
 //! One execution from request to recorded outcome.
 //!
-//! slot → room in the spool → hold, or a share of a slice → sandbox prepared and its controls read back → **admission on disk** → released → output streamed
-//! → **outcome on disk** → answered. Whatever refuses on the way gives back what was held and is recorded as a denial before it is
-//! answered, as long as the spool has room for more than outcomes. The caller may go away at any moment: the execution is then cancelled, and its outcome is still recorded.
+//! request checked → slot, in turn → room in the spool → input files read → hold, or a share of a slice → sandbox prepared and its controls
+//! read back → **admission on disk** → released → output streamed → files taken out → **outcome on disk** → answered. Whatever refuses on the
+//! way gives back what was held and is recorded as a denial before it is answered, as long as the spool has room for more than outcomes.
+//! The caller may go away at any moment, and its deadline may pass: the execution is then cancelled, and its outcome is still recorded.
 //!
-//! Left out: the wire (`grpc.rs`) and the checks of the request ([`request`](crate::request)).
+//! Left out: the wire (`grpc.rs`); admission is `admit`, refusals are `denial`, files are `files`. Every way in begins with
+//! [`Executor::begin`].
+
+mod admit;
+mod denial;
+mod files;
 
 use std::{
-    sync::Arc,
+    io::Read as _,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -15,36 +22,44 @@ use ed25519_dalek::SigningKey;
 use exchequer_auth::Caller;
 use exchequer_event::{
     metered::Metered,
-    v1::{self, DenialGate, event::Kind, execute_response::Part},
+    v1::{self, event::Kind, execute_response::Part},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic::Status;
 use tracing::Instrument as _;
 
+use self::{
+    denial::{Denial, Subject},
+    files::Taken,
+};
 use crate::{
     bundle,
-    holds::{self, HoldError, Holds},
+    holds::Holds,
     leases::{Leases, Share},
     metrics,
     options::Options,
     record::{self, Outputs},
-    request::Checked,
+    request::{self, Checked},
     sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream, probe},
-    spool::{NewEvent, RecordError, Spool},
+    slots::{Slot, Slots},
+    spool::Spool,
+    throttle::Throttle,
+    workspace::{Destination, Workspace},
 };
 
-/// Domain of the reasons in error details.
-const ERROR_DOMAIN: &str = "exchequer";
 /// Parts of an answer that wait for the caller to read; beyond them the program's output waits in its pipes.
 const WAITING_PARTS: usize = 16;
+/// Largest piece of a file that is answered at once.
+const ARTIFACT_CHUNK_BYTES: usize = 64 << 10;
 
 /// Probes at one time: they need no hold, so nothing else bounds them.
 const MAX_PROBES: usize = 2;
 /// How long a caller may leave its answer unread before it counts as gone: at a time, and in all once the program's time is over. An
 /// outcome has to be recorded while its hold lasts, so `agent.hold_margin` is more than twice this.
 const CALLER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a caller may take to read all files that it asked for: they are in memory until then, and the slot is taken.
+const ARTIFACT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Parts of the answer as they come.
 pub type Parts = mpsc::Receiver<Result<Part, Status>>;
@@ -64,28 +79,25 @@ pub struct Executor {
     pub sandbox: Sandbox,
     /// What bundles are signed with.
     key: SigningKey,
-    slots: Arc<Semaphore>,
+    workspace: Option<Arc<Workspace>>,
+    slots: Arc<Slots>,
+    throttle: Mutex<Throttle>,
+    began: Instant,
     probes: Semaphore,
     tasks: TaskTracker,
-    draining: CancellationToken,
     killing: CancellationToken,
 }
 
-/// Who asks for what.
+/// A request that may be admitted.
 struct Request {
-    execution_id: String,
-    caller: String,
+    subject: Subject,
     checked: Checked,
+    deadline: Option<Instant>,
 }
 
 impl Request {
-    fn event(&self, kind: Kind) -> NewEvent {
-        NewEvent {
-            tenant: self.checked.tenant.clone(),
-            execution_id: self.execution_id.clone(),
-            skill: self.checked.skill.clone(),
-            kind,
-        }
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 }
 
@@ -97,7 +109,8 @@ struct Admitted {
     part: v1::Admitted,
     /// Time of the admission's event.
     time_unix_ms: u64,
-    _slot: OwnedSemaphorePermit,
+    destinations: Vec<Option<Destination>>,
+    _slot: Slot,
 }
 
 /// What pays for an execution.
@@ -125,22 +138,6 @@ impl Payment {
     }
 }
 
-/// A refusal to admit: what is recorded, and what is answered.
-struct Denial {
-    /// Whether the admission may be on disk after all: then its usage counts as unknown at the next start.
-    is_admission_in_doubt: bool,
-    gate: DenialGate,
-    scope: String,
-    meter: String,
-    status: Status,
-}
-
-impl Denial {
-    fn new(gate: DenialGate, status: Status) -> Self {
-        Self { is_admission_in_doubt: false, gate, scope: String::new(), meter: String::new(), status }
-    }
-}
-
 impl Executor {
     /// An executor over these parts.
     pub fn new(
@@ -149,10 +146,13 @@ impl Executor {
         holds: Holds,
         leases: Option<Arc<Leases>>,
         sandbox: Sandbox,
+        workspace: Option<Workspace>,
         key: SigningKey,
     ) -> Arc<Self> {
         Arc::new(Self {
-            slots: Arc::new(Semaphore::new(options.max_concurrent)),
+            slots: Slots::new(options.max_concurrent, options.max_waiting),
+            throttle: Mutex::default(),
+            began: Instant::now(),
             probes: Semaphore::new(MAX_PROBES),
             options,
             spool,
@@ -160,8 +160,8 @@ impl Executor {
             leases,
             sandbox,
             key,
+            workspace: workspace.map(Arc::new),
             tasks: TaskTracker::new(),
-            draining: CancellationToken::new(),
             killing: CancellationToken::new(),
         })
     }
@@ -180,24 +180,34 @@ impl Executor {
         self.leases.as_ref().map(|leases| leases.list()).unwrap_or_default()
     }
 
-    /// Begins an execution. It goes on by itself; dropping the parts cancels it.
-    pub fn begin(self: &Arc<Self>, caller: &Caller, checked: Checked) -> Parts {
+    /// How many executions have a slot, and how many wait for one.
+    pub fn occupancy(&self) -> (usize, usize) {
+        (self.slots.running(), self.slots.waiting())
+    }
+
+    /// Begins an execution for a tenant that is already known to be the caller's. It goes on by itself; dropping the parts cancels it.
+    /// What still runs at the deadline is cancelled, what still waits is refused.
+    pub fn begin(
+        self: &Arc<Self>,
+        caller: &Caller,
+        tenant: &str,
+        request: v1::ExecuteRequest,
+        deadline: Option<Instant>,
+    ) -> Parts {
         let (answer, parts) = mpsc::channel(WAITING_PARTS);
-        let request = Request {
-            execution_id: uuid::Uuid::now_v7().to_string(),
-            caller: caller.subject.clone(),
-            checked,
-        };
-        let executor = Arc::clone(self);
+        let subject = Subject::new(&caller.subject, tenant, &request);
+        let (executor, tenant) = (Arc::clone(self), tenant.to_owned());
         // The execution's own span: it outlives the call's, and everything it does belongs to the caller's trace.
-        let span = tracing::info_span!("execution", execution_id = request.execution_id);
-        self.tasks.spawn(async move { executor.run(request, answer).await }.instrument(span));
+        let span = tracing::info_span!("execution", execution_id = subject.execution_id);
+        let run = async move { executor.run(subject, &tenant, request, deadline, answer).await };
+        self.tasks.spawn(run.instrument(span));
         parts
     }
 
-    /// Refuses new executions and waits for those that run; after `kill_after` they are cancelled. Their outcomes are recorded.
+    /// Refuses new executions and those that wait, and waits for those that run; after `kill_after` they are cancelled. Their outcomes are
+    /// recorded.
     pub async fn drain(&self, kill_after: Duration) {
-        self.draining.cancel();
+        self.slots.close();
         self.tasks.close();
         if tokio::time::timeout(kill_after, self.tasks.wait()).await.is_err() {
             self.killing.cancel();
@@ -205,140 +215,38 @@ impl Executor {
         }
     }
 
-    async fn run(&self, request: Request, answer: Answer) {
-        let began = Instant::now();
-        match self.admit(&request).await {
-            Ok(admitted) => {
-                metrics::admission_seconds().record(began.elapsed().as_secs_f64(), &[]);
-                metrics::running().add(1, &[]);
-                self.execute(&request, admitted, &answer).await;
-                metrics::running().add(-1, &[]);
-            }
-            Err(denial) => {
-                let status = self.record_denial(&request, denial).await;
-                deliver(&answer, Err(status), CALLER_PATIENCE).await;
-            }
-        }
-    }
-
-    async fn admit(&self, request: &Request) -> Result<Admitted, Denial> {
-        let busy = |message: String| Denial::new(DenialGate::Policy, Status::resource_exhausted(message));
-        if self.draining.is_cancelled() {
-            return Err(Denial::new(DenialGate::Policy, Status::unavailable("the agent is stopping")));
-        }
-        let slot = Arc::clone(&self.slots).try_acquire_owned();
-        let slot =
-            slot.map_err(|_| busy(format!("{} executions are running", self.options.max_concurrent)))?;
-        self.spool.check_room().map_err(|error| match error {
-            RecordError::Full { .. } => busy(error.to_string()),
-            error => Denial::new(DenialGate::Policy, Status::unavailable(error.to_string())),
-        })?;
-        let payment = self.pay(request).await?;
-        match self.prepare(request, &payment).await {
-            Ok((prepared, output, part, time_unix_ms)) => {
-                Ok(Admitted { prepared, output, payment, part, time_unix_ms, _slot: slot })
-            }
-            Err(denial) => {
-                match payment {
-                    Payment::Hold(hold) => self.holds.void(&hold.hold_id).await,
-                    // It would be charged after all.
-                    Payment::Share(_) if denial.is_admission_in_doubt => {}
-                    Payment::Share(share) => share.give_back(),
-                }
-                Err(denial)
-            }
-        }
-    }
-
-    /// A share of the scope's slice, or a hold of its own. What is asked for beside the machine is no part of slices.
-    async fn pay(&self, request: &Request) -> Result<Payment, Denial> {
-        let checked = &request.checked;
-        if let Some(leases) = self.leases.as_ref().filter(|_| checked.extra_holds.is_empty())
-            && let Some(share) = leases.admit(&checked.scope, &checked.limits).await
-        {
-            metrics::count_admission("slice");
-            return Ok(Payment::Share(share));
-        }
-        let hold = self.hold(request).await?;
-        metrics::count_admission("hold");
-        Ok(Payment::Hold(hold))
-    }
-
-    async fn hold(&self, request: &Request) -> Result<v1::HoldGranted, Denial> {
-        let checked = &request.checked;
-        let margin = u64::try_from(self.options.hold_margin.as_millis()).unwrap_or(u64::MAX);
-        let reserve = v1::ReserveRequest {
-            scope: checked.scope.clone(),
-            amounts: holds::amounts(&checked.limits, &checked.extra_holds),
-            ttl_ms: checked.limits.wall_ms.saturating_add(margin),
-            idempotency_key: request.execution_id.clone(),
-            ..v1::ReserveRequest::default()
-        };
-        self.holds.reserve(reserve).await.map_err(|error| match error {
-            HoldError::Denied(denied) => budget_denial(&denied),
-            HoldError::Refused(status) => Denial::new(DenialGate::Budget, status),
-            HoldError::Unavailable(status) => {
-                let message = format!("metering is not available, so nothing runs: {}", status.message());
-                Denial::new(DenialGate::MeteringUnavailable, Status::unavailable(message))
-            }
-        })
-    }
-
-    async fn prepare(
+    async fn run(
         &self,
-        request: &Request,
-        payment: &Payment,
-    ) -> Result<(Prepared, mpsc::Receiver<Chunk>, v1::Admitted, u64), Denial> {
-        let checked = &request.checked;
-        let (chunks, output) = mpsc::channel(WAITING_PARTS);
-        let stdin = (!checked.stdin.is_empty()).then(|| checked.stdin.clone());
-        let prepared = self.sandbox.prepare(&checked.spec, stdin, chunks).await.map_err(|error| {
-            Denial::new(
-                DenialGate::Launch,
-                Status::internal(format!("the sandbox can't be prepared: {error}")),
-            )
-        })?;
-        let controls = record::controls(prepared.controls());
-        let missing = record::missing(&controls);
-        if !missing.is_empty() {
-            let executed = self.options.allow_degraded;
-            let degraded = Kind::ControlDegraded(v1::ControlDegraded { controls: missing.clone(), executed });
-            self.spool.record(request.event(degraded)).await.map_err(|error| spool_denial(&error))?;
-            if !executed {
-                return Err(control_denial(&missing));
+        subject: Subject,
+        tenant: &str,
+        request: v1::ExecuteRequest,
+        deadline: Option<Instant>,
+        answer: Answer,
+    ) {
+        let began = Instant::now();
+        let (subject, denial) = match request::check(request, tenant, &self.options) {
+            Err(faults) => (subject, Denial::request(faults)),
+            Ok(checked) => {
+                let request = Request { subject, checked, deadline };
+                match self.admit(&request, &answer).await {
+                    Ok(admitted) => {
+                        metrics::admission_seconds().record(began.elapsed().as_secs_f64(), &[]);
+                        metrics::running().add(1, &[]);
+                        self.execute(&request, admitted, &answer).await;
+                        metrics::running().add(-1, &[]);
+                        return;
+                    }
+                    Err(denial) => (request.subject, denial),
+                }
             }
-        }
-        let record = v1::ExecutionAdmitted {
-            caller: request.caller.clone(),
-            profile: checked.spec.profile.name.clone(),
-            program: checked.spec.program.clone(),
-            arguments_redacted: checked.arguments_redacted.clone(),
-            input_digest: checked.input_digest.into(),
-            limits: Some(checked.limits),
-            hold_id: payment.hold_id().to_owned(),
-            scope: checked.scope.clone(),
-            controls,
-            reserved: payment.reserved(),
-            ..v1::ExecutionAdmitted::default()
         };
-        let admitted = Kind::ExecutionAdmitted(record.clone());
-        let recorded = self.spool.record_timed(request.event(admitted)).await;
-        let (position, time_unix_ms) =
-            recorded.map_err(|error| Denial { is_admission_in_doubt: true, ..spool_denial(&error) })?;
-        let part = v1::Admitted {
-            execution_id: request.execution_id.clone(),
-            position: Some(position),
-            record: Some(record),
-            held: match payment {
-                Payment::Hold(hold) => hold.amounts.clone(),
-                Payment::Share(share) => share.reserved(),
-            },
-        };
-        Ok((prepared, output, part, time_unix_ms))
+        let status = self.record_denial(&subject, denial).await;
+        deliver(&answer, Err(status), CALLER_PATIENCE).await;
     }
 
     async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
-        let Admitted { prepared, output, payment, part, time_unix_ms, _slot } = admitted;
+        let Admitted { prepared, output, payment, part, time_unix_ms, destinations, _slot } = admitted;
+        let execution_id = &request.subject.execution_id;
         let admission = bundle::Admission::new(&request.checked, &part, time_unix_ms);
         let caller_is_there = deliver(answer, Ok(Part::Admitted(part)), CALLER_PATIENCE).await;
         let mut outputs = Outputs::default();
@@ -347,53 +255,91 @@ impl Executor {
         let outcome = match prepared.release().await {
             Ok(running) => {
                 let caller = caller_is_there.then_some(unread_until);
-                self.follow(running, output, answer, caller, &mut outputs).await
+                self.follow(running, output, answer, caller, request.deadline, &mut outputs).await
             }
             Err(error) => Err(error),
         };
-        let record = match outcome {
-            Ok(outcome) => record::finished(&outcome, &outputs, payment.hold_id(), payment.reserved()),
+        let (record, contents) = match outcome {
+            Ok(mut outcome) => {
+                let found = std::mem::take(&mut outcome.files);
+                let (artifacts, contents) = self.take_out(request, found, destinations).await;
+                let (hold_id, reserved) = (payment.hold_id(), payment.reserved());
+                (record::finished(&outcome, &outputs, artifacts, hold_id, reserved), contents)
+            }
             Err(error) => {
-                tracing::error!(%error, execution_id = request.execution_id, "the sandbox lost an execution");
-                record::lost(payment.hold_id(), payment.reserved(), &error.to_string())
+                tracing::error!(%error, execution_id, "the sandbox lost an execution");
+                (record::lost(payment.hold_id(), payment.reserved(), &error.to_string()), Vec::new())
             }
         };
         metrics::count_execution(record.cause().as_str_name());
-        let recorded =
-            self.spool.record_timed(request.event(Kind::ExecutionFinished(record.clone()))).await;
-        let last = match recorded {
+        let finished = Kind::ExecutionFinished(record.clone());
+        let last = match self.spool.record_timed(request.subject.event(finished)).await {
             Ok((position, time_unix_ms)) => {
                 // Only now: an outcome that is not recorded is charged all that was reserved.
                 if let Payment::Share(share) = payment {
                     share.finish(Metered::charge(&record));
                 }
+                // What is recorded can be read at leisure: it charges nobody any more.
+                hand_out(answer, contents).await;
                 let bundle = admission.sign(&record, &position, time_unix_ms, &outputs, &self.key);
                 Ok(Part::Finished(v1::Finished {
-                    execution_id: request.execution_id.clone(),
+                    execution_id: execution_id.clone(),
                     position: Some(position),
                     record: Some(record),
                     bundle: bundle.into(),
                 }))
             }
             Err(error) => {
-                tracing::error!(%error, execution_id = request.execution_id, "an outcome could not be recorded");
+                tracing::error!(%error, execution_id, "an outcome could not be recorded");
                 Err(Status::internal(format!("the outcome could not be recorded: {error}")))
             }
         };
         deliver(answer, last, CALLER_PATIENCE).await;
     }
 
-    /// Passes output on until the execution has ended. A caller that is gone, or a drain that has run out of patience, kills it; so does
-    /// one that has not read what there was by the time that is given with it.
+    /// Hashes the outputs and keeps those that are to be kept; what is recorded of them, and what can be answered.
+    async fn take_out(
+        &self,
+        request: &Request,
+        found: Vec<Result<std::os::fd::OwnedFd, crate::sandbox::FileProblem>>,
+        destinations: Vec<Option<Destination>>,
+    ) -> (Vec<v1::File>, Vec<Option<std::fs::File>>) {
+        let paths = request.checked.spec.outputs.clone();
+        if paths.is_empty() {
+            return (Vec::new(), Vec::new());
+        }
+        let (id, room) = (request.subject.execution_id.clone(), self.options.max_artifact_bytes);
+        let names = paths.clone();
+        let taking = move || files::take_out(&paths, found, &destinations, &id, room);
+        let taken = tokio::task::spawn_blocking(taking).await.unwrap_or_else(|error| {
+            let lost = |path: &std::path::PathBuf| Taken {
+                record: record::problem(&path.to_string_lossy(), &error.to_string()),
+                content: None,
+            };
+            names.iter().map(lost).collect()
+        });
+        taken.into_iter().map(|taken| (taken.record, taken.content)).unzip()
+    }
+
+    /// Passes output on until the execution has ended. A caller that is gone, its deadline, or a drain that has run out of patience kills
+    /// it; so does one that has not read what there was by the time that is given with it.
     async fn follow(
         &self,
         mut running: Running,
         mut output: mpsc::Receiver<Chunk>,
         answer: &Answer,
         caller: Option<Instant>,
+        deadline: Option<Instant>,
         outputs: &mut Outputs,
     ) -> Result<Outcome, SandboxError> {
         let (mut caller_is_there, unread_until) = (caller.is_some(), caller.unwrap_or_else(Instant::now));
+        let deadline = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(deadline);
         let mut has_output = true;
         loop {
             if !caller_is_there {
@@ -403,6 +349,7 @@ impl Executor {
                 biased;
                 () = answer.closed(), if caller_is_there => None,
                 () = self.killing.cancelled(), if caller_is_there => None,
+                () = &mut deadline, if caller_is_there => None,
                 chunk = output.recv(), if has_output => {
                     has_output = chunk.is_some();
                     let Some(chunk) = chunk else { continue };
@@ -427,24 +374,30 @@ impl Executor {
     }
 
     /// Records a denial, and gives back what the caller is told. A denial changes nothing that has to be proved later: where it can't
-    /// be recorded, because the spool is full or broken, it is counted and logged.
-    async fn record_denial(&self, request: &Request, denial: Denial) -> Status {
+    /// be recorded, because the spool is full or broken, it is counted and logged; what anybody can bring about at will is recorded at a
+    /// bounded rate.
+    async fn record_denial(&self, subject: &Subject, denial: Denial) -> Status {
         metrics::count_execution(denial.gate.as_str_name());
-        let record = v1::ExecutionDenied {
-            caller: request.caller.clone(),
-            gate: denial.gate.into(),
-            reason: exchequer_event::name::clip(denial.status.message(), 1024).to_owned(),
-            program: request.checked.spec.program.clone(),
-            scope: denial.scope,
-            meter: denial.meter,
+        let unrecorded = if denial.is_cheap() {
+            let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+            throttle.take(&subject.tenant, self.began.elapsed())
+        } else {
+            Some(0)
+        };
+        let Some(unrecorded) = unrecorded else {
+            metrics::unrecorded_denials().add(1, &[]);
+            return denial.status;
         };
         let recorded = match self.spool.check_room_for_denial() {
-            Ok(()) => self.spool.record(request.event(Kind::ExecutionDenied(record))).await.map(drop),
+            Ok(()) => {
+                let denied = Kind::ExecutionDenied(denial.record(subject, unrecorded));
+                self.spool.record(subject.event(denied)).await.map(drop)
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = recorded {
             metrics::unrecorded_denials().add(1, &[]);
-            tracing::warn!(%error, execution_id = request.execution_id, "a denial was not recorded");
+            tracing::warn!(%error, execution_id = subject.execution_id, "a denial was not recorded");
         }
         denial.status
     }
@@ -455,65 +408,21 @@ async fn deliver(answer: &Answer, part: Result<Part, Status>, patience: Duration
     answer.send_timeout(part, patience).await.is_ok()
 }
 
-fn budget_denial(denied: &v1::HoldDenied) -> Denial {
-    let scope = &denied.binding_scope;
-    let meter = &denied.binding_meter;
-    let (code, message) = match denied.reason() {
-        v1::DenialReason::NoBudget => {
-            (Code::FailedPrecondition, format!("no budget covers scope {}: set one first", denied.scope))
+/// Hands the files to the caller, in order, as long as it reads them.
+async fn hand_out(answer: &Answer, contents: Vec<Option<std::fs::File>>) {
+    let until = Instant::now() + ARTIFACT_PATIENCE;
+    for (output, file) in (0..).zip(contents) {
+        let Some(mut file) = file else { continue };
+        loop {
+            // Out of memory, not off a disk: it does not block.
+            let mut data = vec![0; ARTIFACT_CHUNK_BYTES];
+            let Ok(count @ 1..) = file.read(&mut data) else { break };
+            data.truncate(count);
+            let part = Part::Artifact(v1::ArtifactChunk { output, data: data.into() });
+            let patience = until.saturating_duration_since(Instant::now()).min(CALLER_PATIENCE);
+            if !deliver(answer, Ok(part), patience).await {
+                return;
+            }
         }
-        v1::DenialReason::InDebt => (
-            Code::ResourceExhausted,
-            format!("scope {scope} is in debt for {meter}; {} was requested", denied.requested),
-        ),
-        v1::DenialReason::RateLimited => (
-            Code::ResourceExhausted,
-            format!(
-                "scope {scope} is at its rate limit for {meter}; try again in {} ms",
-                denied.retry_after_ms
-            ),
-        ),
-        v1::DenialReason::Concurrency => {
-            (Code::ResourceExhausted, format!("scope {scope} has as many open holds as it may have"))
-        }
-        v1::DenialReason::Exhausted | v1::DenialReason::Unspecified => (
-            Code::ResourceExhausted,
-            format!(
-                "scope {scope} has {} of {meter} left, {} was requested",
-                denied.available, denied.requested
-            ),
-        ),
-    };
-    let metadata = [
-        ("scope", scope.clone()),
-        ("meter", meter.clone()),
-        ("requested", denied.requested.to_string()),
-        ("available", denied.available.to_string()),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
-    let details = ErrorDetails::with_error_info(denied.reason().as_str_name(), ERROR_DOMAIN, metadata);
-    Denial {
-        scope: scope.clone(),
-        meter: meter.clone(),
-        ..Denial::new(DenialGate::Budget, Status::with_error_details(code, message, details))
     }
-}
-
-fn control_denial(missing: &[v1::Control]) -> Denial {
-    let names: Vec<_> = missing.iter().map(|control| control.name.as_str()).collect();
-    let remedies = missing.iter().map(|control| (control.name.clone(), control.remedy.clone()));
-    let message = format!(
-        "this host does not enforce {}; the agent refuses (agent.allow_degraded is off)",
-        names.join(", ")
-    );
-    let details = ErrorDetails::with_error_info(
-        "CONTROL_MISSING",
-        ERROR_DOMAIN,
-        remedies.collect::<std::collections::HashMap<_, _>>(),
-    );
-    Denial::new(DenialGate::Control, Status::with_error_details(Code::FailedPrecondition, message, details))
-}
-
-fn spool_denial(error: &RecordError) -> Denial {
-    Denial::new(DenialGate::Policy, Status::unavailable(format!("the admission can't be recorded: {error}")))
 }

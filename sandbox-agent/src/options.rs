@@ -21,6 +21,10 @@ use crate::{
 
 /// Largest number of concurrent executions that can be configured.
 pub const MAX_CONCURRENT: usize = 4096;
+/// Largest number of waiting requests that can be configured: each may be of 3 MiB.
+pub const MAX_WAITING: usize = 4096;
+/// Most bytes of files that an execution can be given, or hand out.
+const MAX_FILE_BYTES: u64 = 1 << 30;
 
 /// Most executions that one slice can be for.
 const MAX_LEASE_INVOCATIONS: u64 = 1_000_000;
@@ -59,12 +63,24 @@ pub struct Options {
     pub key_file: PathBuf,
     /// Whether executions run although controls are missing. Every such execution is recorded as degraded.
     pub allow_degraded: bool,
+    /// Controls that executions run without, by name; recorded at the start, and with each execution that lacks one.
+    pub not_required: Vec<String>,
     /// Bytes of unconfirmed events at which new executions are refused.
     pub spool_limit: u64,
     /// Host paths that executions see read-only beside those of the profile: tools that are installed elsewhere.
     pub read_only: Vec<PathBuf>,
     /// Executions at one time.
     pub max_concurrent: usize,
+    /// Requests that may wait for one of them to end.
+    pub max_waiting: usize,
+    /// Longest time that a request may wait, and how long it does if it does not say.
+    pub max_wait: Duration,
+    /// Directory that holds a directory per tenant, of which files are read and written; `None` if there is none.
+    pub workspace: Option<PathBuf>,
+    /// Input files of one execution together, bytes; in memory while it runs.
+    pub max_input_bytes: u64,
+    /// Output files of one execution together, bytes.
+    pub max_artifact_bytes: u64,
     /// How long a hold outlives the wall-clock limit: the time in which the outcome has to reach metering.
     pub hold_margin: Duration,
     /// How slices of budgets are leased; `None` reserves a hold for each execution.
@@ -91,12 +107,30 @@ impl Options {
         let data = reader.required::<PathBuf>("agent.data");
         let key_file = reader.optional::<PathBuf>("agent.key_file");
         let allow_degraded = reader.get("agent.allow_degraded", false);
+        let not_required = reader.list::<String>("agent.not_required");
+        for name in &not_required {
+            if !sandbox::Layer::ALL.iter().any(|layer| layer.name() == name) {
+                reader.fault("agent.not_required", format!("there is no control {name:?}"));
+            }
+        }
         let spool_limit = reader.bytes("agent.spool_limit", 256 << 20, (8 << 20)..=(1 << 40));
         let read_only = reader.list::<PathBuf>("agent.read_only");
         if read_only.iter().any(|path| !path.is_absolute()) {
             reader.fault("agent.read_only", "has to be a list of absolute paths");
         }
         let max_concurrent = reader.in_range("agent.max_concurrent", 64, 1..=MAX_CONCURRENT);
+        let max_waiting = reader.in_range("agent.max_waiting", 256, 0..=MAX_WAITING);
+        let max_wait = reader.duration(
+            "agent.max_wait",
+            Duration::from_secs(30),
+            Duration::ZERO..=Duration::from_secs(3600),
+        );
+        let workspace = reader.optional::<PathBuf>("agent.workspace");
+        if workspace.as_ref().is_some_and(|path| !path.is_absolute()) {
+            reader.fault("agent.workspace", "has to be an absolute path");
+        }
+        let max_input_bytes = reader.bytes("agent.max_input_bytes", 64 << 20, 0..=MAX_FILE_BYTES);
+        let max_artifact_bytes = reader.bytes("agent.max_artifact_bytes", 64 << 20, 0..=MAX_FILE_BYTES);
         let hold_margin = reader.duration(
             "agent.hold_margin",
             Duration::from_secs(300),
@@ -157,9 +191,15 @@ impl Options {
             key_file: key_file.unwrap_or_else(|| data.join("agent.key")),
             data,
             allow_degraded,
+            not_required,
             spool_limit,
             read_only,
             max_concurrent,
+            max_waiting,
+            max_wait,
+            workspace,
+            max_input_bytes,
+            max_artifact_bytes,
             hold_margin,
             lease,
             resend_after,
@@ -168,6 +208,13 @@ impl Options {
             max_limits,
             helper: PathBuf::from("/proc/self/exe"),
         })
+    }
+}
+
+impl Options {
+    /// Whether nothing runs without this control.
+    pub fn requires(&self, control: &str) -> bool {
+        !self.allow_degraded && self.not_required.iter().all(|name| name != control)
     }
 }
 
@@ -279,6 +326,16 @@ mod tests {
         let mut ten = once.zip(&once, |amount, _| 10 * amount);
         ten.0[3] = 1 << 32;
         assert_eq!(options.lease.unwrap().amounts, ten);
+    }
+
+    #[test]
+    fn a_control_that_is_not_required_has_to_be_one() {
+        let (options, faults) = read("not_required = [\"cgroup\"]\n");
+        let options = options.unwrap();
+        assert_eq!(faults, Ok(()));
+        assert!(!options.requires("cgroup") && options.requires("seccomp"));
+        let faults = read("not_required = [\"cgroup\", \"cgroups\"]\n").1.unwrap_err();
+        assert!(faults.contains("agent.not_required") && faults.contains("\"cgroups\""), "{faults}");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use exchequer_event::{
 
 use crate::sandbox::{Control, ControlStatus, ExitCause, Outcome, Stream, Usage};
 
+/// Longest problem of a file that is recorded, bytes: with 64 files the event has to stay below 32 KiB.
+const MAX_PROBLEM_BYTES: usize = 64;
+
 /// A control as it is recorded.
 pub fn control(control: &Control) -> v1::Control {
     let status = match control.status {
@@ -33,34 +36,57 @@ pub fn missing(controls: &[v1::Control]) -> Vec<v1::Control> {
     controls.iter().filter(|control| control.status() != v1::ControlStatus::Enforced).cloned().collect()
 }
 
+/// A file as it is recorded.
+pub fn file(path: &str, digests: &ContentDigests) -> v1::File {
+    v1::File {
+        path: path.to_owned(),
+        digest: digests.blake3.to_vec().into(),
+        sha256: digests.sha256.to_vec().into(),
+        size: digests.size,
+        problem: String::new(),
+    }
+}
+
+/// A file that was not taken out, as it is recorded.
+pub fn problem(path: &str, problem: &str) -> v1::File {
+    let problem = exchequer_event::name::clip(problem, MAX_PROBLEM_BYTES).to_owned();
+    v1::File { path: path.to_owned(), problem, ..v1::File::default() }
+}
+
+/// One output stream while it passes: its output digest, and what anybody's tools say of it.
+struct Passing {
+    output: Hasher,
+    content: ContentHasher,
+}
+
 /// Digests and sizes of both output streams while they pass.
 pub struct Outputs {
-    /// What is recorded of each, and what the bundle says of it beside that.
-    streams: [(Hasher, ContentHasher); 2],
+    streams: [Passing; 2],
 }
 
 impl Default for Outputs {
     fn default() -> Self {
-        Self { streams: std::array::from_fn(|_| (Purpose::Output.hasher(), ContentHasher::default())) }
+        let passing = |_| Passing { output: Purpose::Output.hasher(), content: ContentHasher::default() };
+        Self { streams: std::array::from_fn(passing) }
     }
 }
 
 impl Outputs {
     /// More output.
     pub fn update(&mut self, stream: Stream, bytes: &[u8]) {
-        let (hasher, content) = &mut self.streams[usize::from(stream == Stream::Stderr)];
-        hasher.update(bytes);
-        content.update(bytes);
+        let passing = &mut self.streams[usize::from(stream == Stream::Stderr)];
+        passing.output.update(bytes);
+        passing.content.update(bytes);
     }
 
     /// What anybody's tools say of a stream.
     pub fn content(&self, stream: Stream) -> ContentDigests {
-        self.streams[usize::from(stream == Stream::Stderr)].1.finish()
+        self.streams[usize::from(stream == Stream::Stderr)].content.finish()
     }
 
-    fn output(&self, place: usize) -> v1::Output {
-        let (hasher, content) = &self.streams[place];
-        v1::Output { digest: hasher.finish().into(), size: content.finish().size }
+    fn output(&self, stream: Stream) -> v1::Output {
+        let digest = self.streams[usize::from(stream == Stream::Stderr)].output.finish();
+        v1::Output { digest: digest.into(), size: self.content(stream).size }
     }
 }
 
@@ -68,14 +94,16 @@ impl Outputs {
 pub fn finished(
     outcome: &Outcome,
     outputs: &Outputs,
+    artifacts: Vec<v1::File>,
     hold_id: &str,
     reserved: Vec<v1::MeterAmount>,
 ) -> v1::ExecutionFinished {
     use v1::ExitCause as Cause;
     let mut record = v1::ExecutionFinished {
         usage: Some(usage(&outcome.usage)),
-        stdout: Some(outputs.output(0)),
-        stderr: Some(outputs.output(1)),
+        stdout: Some(outputs.output(Stream::Stdout)),
+        stderr: Some(outputs.output(Stream::Stderr)),
+        artifacts,
         hold_id: hold_id.to_owned(),
         reserved,
         ..v1::ExecutionFinished::default()
@@ -122,13 +150,16 @@ pub fn lost(hold_id: &str, reserved: Vec<v1::MeterAmount>, detail: &str) -> v1::
     record
 }
 
-/// Equal for executions that ended the same way with the same output.
+/// Equal for executions that ended the same way with the same output and the same files. docs/protocol.md defines it.
 fn result_digest(record: &v1::ExecutionFinished) -> Digest {
     let numbers = [record.cause, record.exit_code, record.signal].map(i32::to_be_bytes);
     let output = |output: &Option<v1::Output>| output.as_ref().map(|o| o.digest.clone()).unwrap_or_default();
     let outputs = [output(&record.stdout), output(&record.stderr)];
-    Purpose::Result
-        .digest_fields(numbers.iter().map(<[u8; 4]>::as_slice).chain(outputs.iter().map(|o| &o[..])))
+    let count = (record.artifacts.len() as u64).to_be_bytes();
+    let count = (!record.artifacts.is_empty()).then_some(&count[..]);
+    let artifacts = record.artifacts.iter().flat_map(|file| [file.path.as_bytes(), &file.digest[..]]);
+    let fields = numbers.iter().map(<[u8; 4]>::as_slice).chain(outputs.iter().map(|o| &o[..]));
+    Purpose::Result.digest_fields(fields.chain(count).chain(artifacts))
 }
 
 fn usage(usage: &Usage) -> v1::Usage {
@@ -146,5 +177,50 @@ fn usage(usage: &Usage) -> v1::Usage {
         peak_pids: usage.peak_pids,
         egress_bytes: usage.egress_bytes,
         ingress_bytes: usage.ingress_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(artifacts: &[(&str, u8)]) -> v1::ExecutionFinished {
+        let file = |(path, byte): &(&str, u8)| v1::File {
+            path: (*path).to_owned(),
+            digest: vec![*byte; 32].into(),
+            ..v1::File::default()
+        };
+        v1::ExecutionFinished {
+            cause: 1,
+            exit_code: 3,
+            stdout: Some(v1::Output { digest: vec![1; 32].into(), size: 1 }),
+            stderr: Some(v1::Output { digest: vec![2; 32].into(), size: 1 }),
+            artifacts: artifacts.iter().map(file).collect(),
+            ..v1::ExecutionFinished::default()
+        }
+    }
+
+    #[test]
+    fn the_result_digest_covers_artifacts_and_is_as_it_was_without_any() {
+        let (cause, code, signal) = (1i32.to_be_bytes(), 3i32.to_be_bytes(), 0i32.to_be_bytes());
+        let base: [&[u8]; 5] = [&cause, &code, &signal, &[1; 32], &[2; 32]];
+        assert_eq!(result_digest(&record(&[])), Purpose::Result.digest_fields(base));
+        let two = 2u64.to_be_bytes();
+        let files: [&[u8]; 5] = [&two, b"a", &[7; 32], b"b", &[8; 32]];
+        let expected = Purpose::Result.digest_fields(base.into_iter().chain(files));
+        assert_eq!(result_digest(&record(&[("a", 7), ("b", 8)])), expected);
+        assert_ne!(result_digest(&record(&[("b", 7), ("a", 8)])), expected);
+    }
+
+    #[test]
+    fn a_file_is_recorded_by_what_anybodys_tools_say_of_it() {
+        let mut content = ContentHasher::default();
+        content.update(b"ab");
+        content.update(b"c");
+        let file = file("x", &content.finish());
+        let hex = [&file.digest, &file.sha256].map(hex::encode);
+        assert_eq!(hex[0], "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85");
+        assert_eq!(hex[1], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!((file.size, file.problem.as_str()), (3, ""));
     }
 }

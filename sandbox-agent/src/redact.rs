@@ -8,6 +8,8 @@
 const MAX_ARGUMENT_BYTES: usize = 256;
 /// Most arguments that are recorded.
 const MAX_ARGUMENTS: usize = 64;
+/// Arguments that are recorded together, bytes: beside controls and files they have to fit into an event.
+const MAX_RECORDED_BYTES: usize = 8 << 10;
 /// What stands in place of a secret.
 const REDACTED: &str = "[redacted]";
 
@@ -50,7 +52,7 @@ const AUTH_SCHEMES: [&str; 3] = ["bearer ", "basic ", "token "];
 /// The arguments as they may be recorded.
 pub fn redact_arguments(arguments: &[String]) -> Vec<String> {
     let mut redacted = Vec::with_capacity(arguments.len().min(MAX_ARGUMENTS));
-    let mut value_is_secret = false;
+    let (mut value_is_secret, mut bytes) = (false, 0);
     for argument in arguments.iter().take(MAX_ARGUMENTS) {
         let is_option = argument.starts_with('-');
         if value_is_secret && !is_option {
@@ -59,10 +61,16 @@ pub fn redact_arguments(arguments: &[String]) -> Vec<String> {
             continue;
         }
         value_is_secret = is_option && !argument.contains('=') && names_a_secret(argument);
-        redacted.push(clip(redact(argument)));
+        let argument = clip(redact(argument));
+        bytes += argument.len();
+        if bytes > MAX_RECORDED_BYTES {
+            break;
+        }
+        redacted.push(argument);
     }
-    if arguments.len() > MAX_ARGUMENTS {
-        redacted.push(format!("[{} more arguments]", arguments.len() - MAX_ARGUMENTS));
+    let left = arguments.len() - redacted.len();
+    if left > 0 {
+        redacted.push(format!("[{left} more arguments]"));
     }
     redacted
 }
@@ -160,10 +168,12 @@ mod tests {
     #[test]
     fn long_inputs_are_bounded() {
         let long = "ä".repeat(400);
-        let many = vec![long; 100];
-        let redacted = redact_arguments(&many);
-        assert_eq!(redacted.len(), MAX_ARGUMENTS + 1);
+        let redacted = redact_arguments(&vec![long; 100]);
         assert_eq!(redacted[0], format!("{}[544 more bytes]", "ä".repeat(128)));
+        assert!(redacted.iter().map(String::len).sum::<usize>() <= MAX_RECORDED_BYTES + 32);
+        assert_eq!(redacted.last().unwrap(), &format!("[{} more arguments]", 101 - redacted.len()));
+        let redacted = redact_arguments(&vec!["x".to_owned(); 100]);
+        assert_eq!(redacted.len(), MAX_ARGUMENTS + 1);
         assert_eq!(redacted[MAX_ARGUMENTS], "[36 more arguments]");
     }
 }

@@ -1,11 +1,18 @@
-//! The policy gate: what an `Execute` request may ask for, checked before anything is reserved or recorded, and turned into what the
-//! sandbox and the record need.
+//! The gate of requests: what an `Execute` request may ask for, checked before anything is reserved, and turned into what the sandbox
+//! and the record need.
+//!
+//! Left out: who may ask, and files of the workspace, which are looked at when the request's turn has come. Invariant: what passes can be
+//! recorded whole, and every fault is told with the path of its field.
 
-use std::path::Path;
+pub mod files;
+mod program;
 
-use exchequer_event::{bundle::input_digest, digest::Digest, name, v1};
+use std::{path::Path, time::Duration};
+
+use exchequer_event::{bundle::input_digest, digest::Digest, metered::MAX_METERED, name, v1};
 use tonic_types::FieldViolation;
 
+use self::files::Files;
 use crate::{
     options::Options,
     redact,
@@ -24,6 +31,10 @@ pub const MAX_ENVIRONMENT_BYTES: usize = 16 << 10;
 pub const MAX_STDIN_BYTES: usize = 1 << 20;
 /// Program path, bytes.
 pub const MAX_PROGRAM_BYTES: usize = 1024;
+/// Faults that are told of one request: they travel in trailers, which are small.
+const MAX_FAULTS: usize = 16;
+/// Longest path of a field that is told, bytes; what is longer holds something of the caller's.
+const MAX_FIELD_BYTES: usize = 96;
 /// Meters that may be held beside the machine's.
 const EXTRA_METERS: [&str; 3] = ["input_tokens", "output_tokens", "cost_micros"];
 
@@ -44,10 +55,23 @@ pub struct Checked {
     pub limits: v1::Limits,
     /// Held beside the machine's meters.
     pub extra_holds: Vec<v1::MeterAmount>,
-    /// Digest over all that the program is given.
-    pub input_digest: Digest,
+    /// The environment that was asked for, in order of its names; the program's own has more.
+    pub environment: Vec<(String, String)>,
+    /// Contents of the input files, and where outputs are kept.
+    pub files: Files,
+    /// How long it may wait for a slot.
+    pub max_wait: Duration,
     /// Arguments as they may be recorded.
     pub arguments_redacted: Vec<String>,
+}
+
+impl Checked {
+    /// Digest over everything that the program is given, these input files included.
+    pub fn input_digest(&self, inputs: &[v1::File]) -> Digest {
+        let files: Vec<_> = inputs.iter().map(|file| (file.path.as_str(), &file.digest[..])).collect();
+        let Spec { program, args, .. } = &self.spec;
+        input_digest(program, args, &self.environment, &self.stdin, &files)
+    }
 }
 
 /// Every fault of a request.
@@ -56,9 +80,22 @@ pub struct Faults(pub Vec<FieldViolation>);
 
 impl Faults {
     fn check(&mut self, holds: bool, field: &str, description: impl Into<String>) {
-        if !holds {
-            self.0.push(FieldViolation::new(field, description.into()));
+        if !holds && self.0.len() < MAX_FAULTS {
+            self.0.push(FieldViolation::new(name::clip(field, MAX_FIELD_BYTES), description.into()));
         }
+    }
+
+    /// One fault.
+    pub fn one(field: &str, description: impl Into<String>) -> Self {
+        let mut faults = Self::default();
+        faults.check(false, field, description);
+        faults
+    }
+
+    /// All of them in words.
+    pub fn text(&self) -> String {
+        let faults: Vec<_> = self.0.iter().map(|f| format!("{}: {}", f.field, f.description)).collect();
+        faults.join("; ")
     }
 }
 
@@ -95,9 +132,9 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         let known = EXTRA_METERS.contains(&extra.meter.as_str());
         let once = request.extra_holds[..place].iter().all(|other| other.meter != extra.meter);
         faults.check(
-            known && once && extra.amount > 0,
+            known && once && (1..=MAX_METERED).contains(&extra.amount),
             &format!("extra_holds[{place}]"),
-            format!("one of {EXTRA_METERS:?}, each at most once, above 0"),
+            format!("one of {EXTRA_METERS:?}, each at most once, from 1 to {MAX_METERED}"),
         );
     }
     let scope =
@@ -109,11 +146,26 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         "has to be up to 5 segments of [A-Za-z0-9._-], joined by /",
     );
     let limits = limits(&request.limits.unwrap_or_default(), options, &mut faults);
+    let max_wait_ms = u64::try_from(options.max_wait.as_millis()).unwrap_or(u64::MAX);
+    faults.check(
+        request.max_wait_ms <= max_wait_ms,
+        "max_wait_ms",
+        format!("{} is above this agent's maximum of {max_wait_ms}", request.max_wait_ms),
+    );
+    let max_wait = match request.max_wait_ms {
+        0 => options.max_wait,
+        asked => Duration::from_millis(asked),
+    };
+    let profile = profile(&request.profile, options, &mut faults);
+    if let Some(problem) = program::problem(Path::new(program), &profile).filter(|_| faults.0.is_empty()) {
+        faults.check(false, "program", problem);
+    }
+    let mut files = files::check(request.inputs, request.outputs, &mut faults);
     let mut environment: Vec<_> = request.environment.into_iter().collect();
     environment.sort();
-    let input_digest = input_digest(program, &request.arguments, &environment, &request.stdin);
-    let profile = options.read_only.iter().fold(Profile::strict(), Profile::with_read_only);
-    let spec = spec(profile, request.program, request.arguments, environment, &limits);
+    let mut spec = spec(profile, request.program, request.arguments, environment.clone(), &limits);
+    spec.inputs = std::mem::take(&mut files.inputs);
+    spec.outputs = std::mem::take(&mut files.outputs);
     if let Err(fault) = spec.check() {
         faults.check(false, &field_of_request(&fault.field), fault.problem);
     }
@@ -129,8 +181,17 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         stdin: request.stdin.to_vec(),
         limits,
         extra_holds: request.extra_holds,
-        input_digest,
+        environment,
+        files,
+        max_wait,
     })
+}
+
+/// The profile of this name, with what the agent's configuration shows beside it.
+fn profile(name: &str, options: &Options, faults: &mut Faults) -> Profile {
+    let strict = Profile::strict();
+    faults.check(name.is_empty() || name == strict.name, "profile", "there is no profile of this name");
+    options.read_only.iter().fold(strict, Profile::with_read_only)
 }
 
 /// The request's name for what the engine calls otherwise.

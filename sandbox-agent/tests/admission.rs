@@ -129,42 +129,21 @@ async fn a_refusal_of_the_budget_names_scope_and_meter() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_is_an_outcome_and_the_hold_is_charged() {
-    let rig = Rig::start(Metering::Grants).await;
-    let parts = rig.execute("acme", run("/no/such/program", &[])).await.unwrap();
+async fn a_program_that_the_kernel_can_not_start_is_an_outcome_and_the_hold_is_charged() {
+    let dir = exchequer_testkit::temp_dir();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let script = dir.path().join("script");
+    fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    let rig = Rig::start_in(exchequer_testkit::temp_dir(), Metering::Grants, |options| {
+        options.read_only = vec![dir.path().to_owned()];
+    })
+    .await;
+    let parts = rig.execute("acme", run(script.to_str().unwrap(), &[])).await.unwrap();
     let Some(Part::Finished(finished)) = parts.last().unwrap() else { panic!() };
     let record = finished.record.as_ref().unwrap();
     assert_eq!(record.cause(), v1::ExitCause::LaunchFailed);
     assert!(record.detail.contains("No such file"), "{}", record.detail);
-}
-
-#[tokio::test]
-async fn malformed_requests_name_the_field() {
-    let rig = Rig::start(Metering::Grants).await;
-    let limits = |cpu_ms| Some(v1::Limits { cpu_ms, ..v1::Limits::default() });
-    let extra = |meter: &str, amount| vec![v1::MeterAmount { meter: meter.into(), amount }];
-    let ok = || run("/bin/true", &[]);
-    let check = async |field: &str, request: v1::ExecuteRequest| {
-        let status = rig.execute("acme", request).await.unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
-        let violations = status.get_details_bad_request().unwrap().field_violations;
-        assert!(violations.iter().any(|v| v.field == field), "{field}: {violations:?}");
-    };
-    check("program", run("true", &[])).await;
-    check("program", run("", &[])).await;
-    check("arguments", run("/bin/true", &["x"; 257])).await;
-    check("arguments", run("/bin/true", &[&"x".repeat(17 << 10)])).await;
-    check("arguments[0]", run("/bin/true", &["a\0b"])).await;
-    check("stdin", v1::ExecuteRequest { stdin: vec![0; (1 << 20) + 1].into(), ..ok() }).await;
-    check("limits.cpu_ms", v1::ExecuteRequest { limits: limits(u64::MAX), ..ok() }).await;
-    check("skill", v1::ExecuteRequest { skill: "Sum up".into(), ..ok() }).await;
-    check("scope", v1::ExecuteRequest { scope: "a//b".into(), ..ok() }).await;
-    check("scope", v1::ExecuteRequest { scope: "a/b/c/d/e/f".into(), ..ok() }).await;
-    check("extra_holds[0]", v1::ExecuteRequest { extra_holds: extra("cpu_ms", 1), ..ok() }).await;
-    check("extra_holds[0]", v1::ExecuteRequest { extra_holds: extra("input_tokens", 0), ..ok() }).await;
-    let environment = (0..65).map(|i| (format!("V{i}"), String::new())).collect();
-    check("environment", v1::ExecuteRequest { environment, ..ok() }).await;
-    assert_eq!(rig.recorded().len(), 1, "only the start");
 }
 
 #[tokio::test]
@@ -234,6 +213,34 @@ async fn capabilities_come_from_a_probe() {
     let seccomp = controls.iter().find(|control| control.name == "seccomp").unwrap();
     assert!(!seccomp.evidence.is_empty());
     assert_ne!(seccomp.status(), v1::ControlStatus::Unspecified);
+}
+
+#[tokio::test]
+async fn a_control_that_is_not_required_may_be_missing_and_that_is_recorded() {
+    let (_dir, helper) = restricted_helper();
+    let missing = ["user_namespace", "pid_namespace"];
+    let started = |not_required: Vec<String>| {
+        let helper = helper.clone();
+        Rig::start_in(exchequer_testkit::temp_dir(), Metering::Grants, move |options| {
+            options.helper = helper;
+            options.allow_degraded = false;
+            options.not_required = not_required;
+        })
+    };
+    let rig = started(missing.map(str::to_owned).to_vec()).await;
+    let status = rig.execute("acme", run("/bin/true", &[])).await.unwrap_err();
+    let info = status.get_details_error_info().unwrap();
+    assert!(info.metadata.contains_key("net_namespace") && !info.metadata.contains_key("user_namespace"));
+    let names = rig.capabilities().await.controls.into_iter();
+    let names = names.filter(|control| control.status() != v1::ControlStatus::Enforced);
+    let names: Vec<_> = names.map(|control| control.name).collect();
+    let rig = started(names.clone()).await;
+    rig.execute("acme", run("/bin/true", &[])).await.unwrap();
+    let [started, degraded, _, _] = &rig.recorded()[..] else { panic!("{:?}", rig.recorded()) };
+    let Some(Kind::AgentStarted(started)) = &started.kind else { panic!() };
+    assert_eq!((started.allow_degraded, &started.not_required), (false, &names));
+    let Some(Kind::ControlDegraded(degraded)) = &degraded.kind else { panic!() };
+    assert!(degraded.executed && degraded.controls.iter().any(|control| control.name == "net_namespace"));
 }
 
 /// A helper under the filter of a container runtime that allows no namespaces and no mounts, where any user can reach it.

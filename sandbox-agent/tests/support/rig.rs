@@ -397,6 +397,17 @@ impl Rig {
         Ok(parts.into_inner())
     }
 
+    /// The same by itself: aborting it is a caller that goes away.
+    pub fn ask(
+        &self,
+        tenant: &str,
+        request: impl tonic::IntoRequest<v1::ExecuteRequest>,
+    ) -> tokio::task::JoinHandle<Result<Parts, Status>> {
+        let mut client = self.client(&self.token(tenant, Role::User));
+        let request = request.into_request();
+        tokio::spawn(async move { client.execute(request).await.map(Response::into_inner) })
+    }
+
     pub async fn execute(
         &self,
         tenant: &str,
@@ -438,6 +449,16 @@ impl Rig {
         client.list_slices(v1::ListSlicesRequest {}).await.unwrap().into_inner().slices
     }
 
+    /// How many executions have a slot, and how many wait for one.
+    pub fn occupancy(&self) -> (usize, usize) {
+        self.agent.occupancy()
+    }
+
+    /// Holds that were reserved and not given back.
+    pub fn open_holds(&self) -> u64 {
+        self.asked.holds.load(Ordering::Relaxed) - self.asked.voids.load(Ordering::Relaxed)
+    }
+
     pub fn spool(&self) -> &Spool {
         self.agent.spool()
     }
@@ -457,6 +478,17 @@ impl Rig {
             .into_iter()
             .map(|entry| v1::Event::decode(entry.body).unwrap())
             .collect()
+    }
+
+    /// The last denial on the agent's disk, with its event.
+    pub fn last_denial(&self) -> Option<(v1::Event, v1::ExecutionDenied)> {
+        self.recorded().into_iter().rev().find_map(|event| match &event.kind {
+            Some(v1::event::Kind::ExecutionDenied(denied)) => {
+                let denied = denied.clone();
+                Some((event, denied))
+            }
+            _ => None,
+        })
     }
 
     /// Stops in good order; what is on the disk then.
@@ -481,9 +513,15 @@ fn options(dir: &Path) -> Options {
         key_file: dir.join("agent.key"),
         // Tests run on hosts that forbid user namespaces, too.
         allow_degraded: true,
+        not_required: Vec::new(),
         spool_limit: 8 << 20,
         read_only: Vec::new(),
         max_concurrent: 8,
+        max_waiting: 16,
+        max_wait: Duration::from_secs(60),
+        workspace: None,
+        max_input_bytes: 16 << 20,
+        max_artifact_bytes: 16 << 20,
         hold_margin: Duration::from_secs(60),
         lease: None,
         resend_after: Duration::from_secs(1),

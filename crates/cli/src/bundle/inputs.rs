@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use exchequer_event::{
-    bundle::{ContentDigests, DigestSet, Execution, input_digest},
+    bundle::{ContentDigests, DigestSet, Execution, Hex, input_digest},
     v1::{self, input_file::Source},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -109,11 +109,20 @@ impl Given {
     pub fn differences(&self, said: &Execution) -> Vec<String> {
         let mut differences = Vec::new();
         let environment: Vec<_> = self.environment.clone().into_iter().collect();
-        let digest = input_digest(&self.program, &self.arguments, &environment, &self.stdin.0);
+        // What is in files of the workspace is known from the bundle alone.
+        let of = |(file, signed): (&GivenFile, Option<&Hex<32>>)| match &file.content {
+            Some(content) => ContentDigests::of(&content.0).blake3,
+            None => signed.map_or([0; 32], |blake3| blake3.0),
+        };
+        let signed = said.inputs.files.iter().map(|file| file.blake3.as_ref());
+        let blake3: Vec<_> = self.inputs.iter().zip(signed.chain(std::iter::repeat(None))).map(of).collect();
+        let given: Vec<_> =
+            self.inputs.iter().zip(&blake3).map(|(file, blake3)| (file.path.as_str(), &blake3[..])).collect();
+        let digest = input_digest(&self.program, &self.arguments, &environment, &self.stdin.0, &given);
         if digest.0 != said.inputs.digest.0 {
             let signed = said.inputs.digest;
             differences.push(format!(
-                "{INPUTS}: program, arguments, environment and stdin have digest {digest}, signed is {signed}"
+                "{INPUTS}: program, arguments, environment, stdin and files have digest {digest}, signed is {signed}"
             ));
         }
         let files = &said.inputs.files;

@@ -53,19 +53,41 @@ impl ContentHasher {
     }
 }
 
-/// The input digest of an admission: program, arguments, environment in order of its names, standard input. Lists are preceded by their
-/// length, so that nothing can move between them. Files are not in it: the admission lists them by digest.
+/// The input digest of an admission: program, arguments, environment in order of its names, standard input, and input files in order, by
+/// path and BLAKE3. Lists are preceded by their length, so that nothing can move between them; without files there is no list of them.
+/// docs/protocol.md defines it.
 pub fn input_digest(
     program: &str,
     arguments: &[String],
     environment: &[(String, String)],
     stdin: &[u8],
+    files: &[(&str, &[u8])],
 ) -> Digest {
-    let counts = [arguments.len() as u64, environment.len() as u64].map(u64::to_be_bytes);
+    let counts = [arguments.len() as u64, environment.len() as u64, files.len() as u64].map(u64::to_be_bytes);
     let fields = [program.as_bytes(), &counts[0], &counts[1]]
         .into_iter()
         .chain(arguments.iter().map(String::as_bytes))
         .chain(environment.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]))
-        .chain([stdin]);
+        .chain([stdin])
+        .chain((!files.is_empty()).then_some(&counts[2][..]))
+        .chain(files.iter().flat_map(|(path, blake3)| [path.as_bytes(), blake3]));
     Purpose::Input.digest_fields(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_input_digest_covers_files_and_is_as_it_was_without_any() {
+        let (one, none, two) = (1u64.to_be_bytes(), 0u64.to_be_bytes(), 2u64.to_be_bytes());
+        let arguments = ["x".to_owned()];
+        let of = |files: &[(&str, &[u8])]| input_digest("/p", &arguments, &[], b"in", files);
+        let base: [&[u8]; 5] = [b"/p", &one, &none, b"x", b"in"];
+        assert_eq!(of(&[]), Purpose::Input.digest_fields(base));
+        let files: [&[u8]; 5] = [&two, b"a", &[7; 32], b"b", &[8; 32]];
+        let expected = Purpose::Input.digest_fields(base.into_iter().chain(files));
+        assert_eq!(of(&[("a", &[7; 32]), ("b", &[8; 32])]), expected);
+        assert_ne!(of(&[("b", &[7; 32]), ("a", &[8; 32])]), expected);
+    }
 }
