@@ -163,7 +163,7 @@ fn no_output_goes_through_a_link_or_out_of_the_directory() {
 #[test]
 fn what_the_host_forbids_is_the_hosts_fault() {
     let place = place();
-    std_fs::set_permissions(place.at("sub"), Permissions::from_mode(0)).unwrap();
+    std_fs::set_permissions(place.at("sub"), Permissions::from_mode(0o000)).unwrap();
     if !rustix::process::geteuid().is_root() {
         assert!(matches!(place.read("sub/file"), Err(FileFault::Host(_))));
     }
