@@ -1,10 +1,12 @@
 //! An append-only journal of numbered records in fsynced segment files: the truth store of the embedded stream and of spools.
 //!
 //! Appends are queued and written by one thread; all that is queued shares one `fdatasync` (group commit). One process at a time
-//! holds the directory (`flock`). Left out: what the records mean; repair (damage is named by segment and offset).
+//! holds the directory (`flock`). Where a reserve is asked for, blocks are allocated ahead of what is written, so that a full disk
+//! refuses records and breaks none. Left out: what the records mean; repair (damage is named by segment and offset).
 //! Invariant: a record is acknowledged and becomes readable only once it is on disk; after a failed write or sync nothing more is
 //! acknowledged until the journal is opened again, for then only the disk can tell what it holds.
 
+mod room;
 mod segment;
 mod writer;
 
@@ -19,7 +21,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use self::segment::{FRAME, SUFFIX, Segment, Visit};
+use self::room::Room;
+use self::segment::{FRAME, HEADER, SUFFIX, Segment, Visit};
 use self::writer::Writer;
 use crate::files;
 use crate::stream::{Ack, AppendError, MAX_IN_FLIGHT, MAX_MESSAGE};
@@ -38,8 +41,12 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Appends that would make the journal larger than this are refused with [`AppendError::Full`].
     pub max_bytes: u64,
-    /// Appends are refused with [`AppendError::Full`] while the file system has less than this left.
+    /// Appends are refused with [`AppendError::Full`] while the file system has less than this left; not looked at where
+    /// `reserve_bytes` could be allocated.
     pub min_free_bytes: u64,
+    /// Bytes on the file system that stay allocated beyond all that is queued, for [`Journal::enqueue_reserved`]. Other appends are
+    /// refused with [`AppendError::Full`] while they can't be had. 0: nothing is allocated ahead.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Options {
@@ -48,6 +55,7 @@ impl Default for Options {
             segment_bytes: 64 * 1024 * 1024,
             max_bytes: u64::MAX,
             min_free_bytes: 2 * MAX_IN_FLIGHT as u64,
+            reserve_bytes: 0,
         }
     }
 }
@@ -120,6 +128,8 @@ struct Queue {
     next: u64,
     queued_bytes: u64,
     unchecked_bytes: u64,
+    /// Blocks of the last segment; `None` without a reserve.
+    room: Option<Room>,
     /// Why nothing is accepted any more.
     failed: Option<String>,
     closing: bool,
@@ -134,7 +144,10 @@ struct Shared {
     /// Durable parts only, ascending, never empty.
     segments: Mutex<VecDeque<Segment>>,
     bytes: AtomicU64,
+    syncs: AtomicU64,
     tip: watch::Sender<u64>,
+    /// Held while segments are removed.
+    pruning: Mutex<()>,
 }
 
 // No code panics while it holds one of these locks, and each update leaves a consistent state, so poisoning carries no news.
@@ -174,15 +187,19 @@ impl Journal {
         files::create_dir(dir).map_err(|e| JournalError::io("create", dir, &e))?;
         let lock = lock_dir(dir)?;
         let (segments, file) = open_segments(dir, &mut visit)?;
-        let next = segments.back().map_or(1, |s| s.next);
+        let (next, end) = segments.back().map_or((1, HEADER as u64), |s| (s.next, s.end));
+        let room =
+            if options.reserve_bytes == 0 { None } else { Some(open_room(dir, &file, end, &options)?) };
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
             options,
-            queue: Mutex::new(Queue { next, unchecked_bytes: SPACE_CHECK_EVERY, ..Queue::default() }),
+            queue: Mutex::new(Queue { next, room, unchecked_bytes: SPACE_CHECK_EVERY, ..Queue::default() }),
             work: Condvar::new(),
             room: Arc::new(Semaphore::new(MAX_IN_FLIGHT / 1024)),
             bytes: AtomicU64::new(segments.iter().map(|s| s.end).sum()),
+            syncs: AtomicU64::new(0),
             segments: Mutex::new(segments),
+            pruning: Mutex::default(),
             tip: watch::Sender::new(next - 1),
         });
         let writer = Writer::new(Arc::clone(&shared), file);
@@ -200,6 +217,19 @@ impl Journal {
         self.push(room, body)
     }
 
+    /// As [`Journal::enqueue`], for a record that the reserve of [`Options::reserve_bytes`] is for: it is taken although the file
+    /// system is full. The caller sees to it that these are never more than the reserve holds before others are taken again.
+    pub async fn enqueue_reserved(&self, body: Bytes) -> Result<(u64, Ack), AppendError> {
+        let room = self.reserve(body.len()).await?;
+        self.push_within(room, body, 0)
+    }
+
+    /// Refuses as [`Journal::enqueue`] would refuse a record of this size now.
+    pub fn check_room(&self, len: usize) -> Result<(), AppendError> {
+        let shared = &self.shared;
+        shared.check_room(&mut lock(&shared.queue), (FRAME + len) as u64, shared.options.reserve_bytes)
+    }
+
     /// Appends a record and waits until it is durable; its sequence.
     pub async fn append(&self, body: Bytes) -> Result<u64, AppendError> {
         self.enqueue(body).await?.1.await
@@ -215,30 +245,19 @@ impl Journal {
     }
 
     pub(crate) fn push(&self, room: OwnedSemaphorePermit, body: Bytes) -> Result<(u64, Ack), AppendError> {
+        self.push_within(room, body, self.shared.options.reserve_bytes)
+    }
+
+    fn push_within(
+        &self,
+        room: OwnedSemaphorePermit,
+        body: Bytes,
+        reserve: u64,
+    ) -> Result<(u64, Ack), AppendError> {
         let shared = &self.shared;
         let mut queue = lock(&shared.queue);
-        if let Some(reason) = &queue.failed {
-            return Err(AppendError::Unavailable(reason.clone()));
-        }
         let size = (FRAME + body.len()) as u64;
-        let total = shared.bytes.load(Ordering::Acquire) + queue.queued_bytes + size;
-        if total > shared.options.max_bytes {
-            return Err(AppendError::Full(format!(
-                "{total} bytes; the journal may have {}",
-                shared.options.max_bytes
-            )));
-        }
-        if queue.unchecked_bytes >= SPACE_CHECK_EVERY {
-            let free = rustix::fs::statvfs(&shared.dir).map(|s| s.f_bavail.saturating_mul(s.f_frsize));
-            let free = free.map_err(|e| AppendError::Unavailable(format!("cannot tell free space: {e}")))?;
-            if free < shared.options.min_free_bytes {
-                let least = shared.options.min_free_bytes;
-                return Err(AppendError::Full(format!(
-                    "{free} bytes left on the file system; {least} are kept free"
-                )));
-            }
-            queue.unchecked_bytes = 0;
-        }
+        shared.check_room(&mut queue, size, reserve)?;
         let seq = queue.next;
         let (ack, acked) = oneshot::channel();
         queue.next += 1;
@@ -266,6 +285,11 @@ impl Journal {
         self.shared.bytes.load(Ordering::Acquire)
     }
 
+    /// How often records were synced since it was opened: once for all that share a write.
+    pub fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
     /// Why appends are refused until the journal is opened again, if they are.
     pub fn failure(&self) -> Option<String> {
         lock(&self.shared.queue).failed.clone()
@@ -276,19 +300,36 @@ impl Journal {
         Reader { shared: Arc::downgrade(&self.shared), tip: self.shared.tip.subscribe() }
     }
 
-    /// Removes the segments that hold only records before `seq`; the last segment stays. Blocks.
+    /// What [`Journal::first`] will be once all is removed that [`Journal::prune_before`] removes for this `seq`.
+    pub fn first_after_pruning(&self, seq: u64) -> u64 {
+        let segments = lock(&self.shared.segments);
+        let kept = segments.iter().position(|s| s.next > seq).unwrap_or(segments.len() - 1);
+        segments[kept].first
+    }
+
+    /// Removes the segments that hold only records before `seq`; the last segment stays. Appends do not wait for it. Blocks.
     pub fn prune_before(&self, seq: u64) -> Result<(), JournalError> {
         let shared = &self.shared;
-        let mut segments = lock(&shared.segments);
-        while segments.len() > 1 && segments[0].next <= seq {
-            let path = &segments[0].path;
-            std::fs::remove_file(path).map_err(|e| JournalError::io("remove", path, &e))?;
+        let _pruning = lock(&shared.pruning);
+        loop {
+            // Out of the readers' sight first, and the file without the lock, which each append needs.
+            let segment = {
+                let mut segments = lock(&shared.segments);
+                match segments.front() {
+                    Some(first) if segments.len() > 1 && first.next <= seq => segments.pop_front(),
+                    _ => None,
+                }
+            };
+            let Some(segment) = segment else { return Ok(()) };
+            if let Err(error) = std::fs::remove_file(&segment.path) {
+                let error = JournalError::io("remove", &segment.path, &error);
+                lock(&shared.segments).push_front(segment);
+                return Err(error);
+            }
+            shared.bytes.fetch_sub(segment.end, Ordering::AcqRel);
             // One by one: a crash must not leave a hole.
             files::sync_dir(&shared.dir).map_err(|e| JournalError::io("sync", &shared.dir, &e))?;
-            shared.bytes.fetch_sub(segments[0].end, Ordering::AcqRel);
-            segments.pop_front();
         }
-        Ok(())
     }
 }
 
@@ -363,6 +404,40 @@ impl Reader {
 }
 
 impl Shared {
+    /// Whether a record of `size` bytes with its frame may be queued, with `reserve` bytes left beside it.
+    fn check_room(&self, queue: &mut Queue, size: u64, reserve: u64) -> Result<(), AppendError> {
+        if let Some(reason) = &queue.failed {
+            return Err(AppendError::Unavailable(reason.clone()));
+        }
+        let total = self.bytes.load(Ordering::Acquire) + queue.queued_bytes + size;
+        if total > self.options.max_bytes {
+            let most = self.options.max_bytes;
+            return Err(AppendError::Full(format!("{total} bytes; the journal may have {most}")));
+        }
+        let ahead = queue.queued_bytes + size + reserve;
+        if let Some(room) = &mut queue.room {
+            room.ensure(ahead).map_err(|error| {
+                AppendError::Full(format!("{ahead} bytes can't be allocated on the file system: {error}"))
+            })?;
+            // Without blocks of its own the reserve is what is kept free.
+            if room.is_supported() || reserve == 0 {
+                return Ok(());
+            }
+        }
+        if queue.unchecked_bytes >= SPACE_CHECK_EVERY {
+            let free = rustix::fs::statvfs(&self.dir).map(|s| s.f_bavail.saturating_mul(s.f_frsize));
+            let free = free.map_err(|e| AppendError::Unavailable(format!("cannot tell free space: {e}")))?;
+            let least = self.options.min_free_bytes;
+            if free < least {
+                return Err(AppendError::Full(format!(
+                    "{free} bytes left on the file system; {least} are kept free"
+                )));
+            }
+            queue.unchecked_bytes = 0;
+        }
+        Ok(())
+    }
+
     fn first(&self) -> u64 {
         lock(&self.segments)[0].first
     }
@@ -395,8 +470,31 @@ fn lock_dir(dir: &Path) -> Result<DirLock, JournalError> {
     }
 }
 
-/// Checks all segments, cuts a torn tail and leaves the last one open for writing.
-fn open_segments(dir: &Path, visit: Visit<'_>) -> Result<(VecDeque<Segment>, File), JournalError> {
+/// The blocks ahead of the last segment. A full disk is no reason not to open: what is there can be read and published.
+fn open_room(dir: &Path, file: &File, end: u64, options: &Options) -> Result<Room, JournalError> {
+    let file = file.try_clone().map_err(|e| JournalError::io("open a segment again in", dir, &e))?;
+    let mut room = Room::new(file, end, options.segment_bytes + options.reserve_bytes);
+    if let Err(error) = room.ensure(options.reserve_bytes) {
+        tracing::warn!(dir = %dir.display(), %error, "the journal's reserve can't be allocated");
+    }
+    if !room.is_supported() {
+        tracing::warn!(
+            dir = %dir.display(),
+            min_free = options.min_free_bytes,
+            "this file system can't allocate ahead; free space is kept instead, which others may take"
+        );
+    }
+    Ok(room)
+}
+
+/// Segments that were found sound, and where a new one has to begin, if one has to.
+struct Checked {
+    segments: VecDeque<Segment>,
+    fresh: Option<(u64, Option<PathBuf>)>,
+}
+
+/// Checks all segments. Changes nothing.
+fn check_segments(dir: &Path, visit: Visit<'_>) -> Result<Checked, JournalError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| JournalError::io("list", dir, &e))? {
         let path = entry.map_err(|e| JournalError::io("list", dir, &e))?.path();
@@ -416,7 +514,7 @@ fn open_segments(dir: &Path, visit: Visit<'_>) -> Result<(VecDeque<Segment>, Fil
     }
     found.sort();
     let mut segments: VecDeque<Segment> = VecDeque::new();
-    let (last_of, mut fresh) = (found.len(), (found.is_empty()).then_some(1));
+    let (last_of, mut fresh) = (found.len(), found.is_empty().then_some((1, None)));
     for (i, (first, path)) in found.into_iter().enumerate() {
         if let Some(before) = segments.back()
             && before.next != first
@@ -424,14 +522,21 @@ fn open_segments(dir: &Path, visit: Visit<'_>) -> Result<(VecDeque<Segment>, Fil
             let detail = format!("records from {} to {} are missing before it", before.next, first - 1);
             return Err(JournalError::Corrupt { segment: path, offset: 0, detail });
         }
-        if let Some(segment) = Segment::open(&path, first, i + 1 == last_of, visit)? {
-            segments.push_back(segment);
-        } else {
-            std::fs::remove_file(&path).map_err(|e| JournalError::io("remove", &path, &e))?;
-            fresh = Some(first);
+        match Segment::open(&path, first, i + 1 == last_of, visit)? {
+            Some(segment) => segments.push_back(segment),
+            None => fresh = Some((first, Some(path))),
         }
     }
-    if let Some(first) = fresh {
+    Ok(Checked { segments, fresh })
+}
+
+/// Checks all segments, cuts a torn tail and leaves the last one open for writing.
+fn open_segments(dir: &Path, visit: Visit<'_>) -> Result<(VecDeque<Segment>, File), JournalError> {
+    let Checked { mut segments, fresh } = check_segments(dir, visit)?;
+    if let Some((first, cut_short)) = fresh {
+        if let Some(path) = cut_short {
+            std::fs::remove_file(&path).map_err(|e| JournalError::io("remove", &path, &e))?;
+        }
         let created = Segment::create(dir, first);
         let (segment, file) = created.map_err(|e| JournalError::io("create a segment in", dir, &e))?;
         segments.push_back(segment);
@@ -440,9 +545,35 @@ fn open_segments(dir: &Path, visit: Visit<'_>) -> Result<(VecDeque<Segment>, Fil
     let last = &segments[segments.len() - 1];
     let io = |e| JournalError::io("open", &last.path, &e);
     let file = OpenOptions::new().read(true).write(true).open(&last.path).map_err(io)?;
+    // Not cut where nothing is torn: that would give back the blocks that were allocated ahead.
+    let cut = if file.metadata().map_err(io)?.len() == last.end { Ok(()) } else { file.set_len(last.end) };
     // Synced even if nothing is cut: what a killed process wrote may be in the page cache only, and is about to be readable.
-    file.set_len(last.end)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| JournalError::io("cut the tail of", &last.path, &e))?;
+    cut.and_then(|()| file.sync_all()).map_err(|e| JournalError::io("cut the tail of", &last.path, &e))?;
     Ok((segments, file))
+}
+
+/// A journal as it lies on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    /// The first sequence that was not pruned.
+    pub first: u64,
+    /// The last sequence, one below `first` if there is none.
+    pub tip: u64,
+    /// Bytes of all segments, a torn tail left out.
+    pub bytes: u64,
+}
+
+/// Reads and checks a journal that nobody has open, and shows each record to `visit`; changes nothing in it. Blocks.
+pub fn inspect(
+    dir: &Path,
+    mut visit: impl FnMut(u64, &[u8]) -> Result<(), String>,
+) -> Result<Inspected, JournalError> {
+    let _lock = lock_dir(dir)?;
+    let Checked { segments, fresh } = check_segments(dir, &mut visit)?;
+    let next = segments.back().map(|s| s.next).or(fresh.map(|(first, _)| first)).unwrap_or(1);
+    Ok(Inspected {
+        first: segments.front().map_or(next, |s| s.first),
+        tip: next - 1,
+        bytes: segments.iter().map(|s| s.end).sum(),
+    })
 }

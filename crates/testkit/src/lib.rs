@@ -8,6 +8,7 @@ mod eventually;
 mod nats;
 mod ports;
 mod random;
+mod small_disk;
 
 pub use agent::{FIRST_TIME_UNIX_MS, SimAgent};
 pub use daemon::Daemon;
@@ -15,6 +16,7 @@ pub use eventually::eventually;
 pub use nats::{NatsCluster, NatsServer, Sync};
 pub use ports::free_ports;
 pub use random::Random;
+pub use small_disk::small_disk;
 
 /// A temporary directory, removed when dropped.
 pub fn temp_dir() -> tempfile::TempDir {

@@ -7,8 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::segment::{FRAME, Segment};
+use super::room::{self, Room};
+use super::segment::{self, FRAME, HEADER, Segment, Tail};
 use super::{MAX_GROUP, Pending, Shared, lock};
+use crate::files::sync_dir;
 use crate::stream::AppendError;
 
 pub(super) struct Writer {
@@ -63,11 +65,14 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let mut tail = shared.tail();
         if tail.end >= shared.options.segment_bytes && !tail.is_empty {
-            let (created, file) = Segment::create(&shared.dir, tail.next)?;
-            tail = created.tail();
-            self.file = file;
-            shared.bytes.fetch_add(tail.end, Ordering::AcqRel);
-            lock(&shared.segments).push_back(created);
+            match self.rotate(&tail) {
+                Ok(fresh) => tail = fresh,
+                // Where blocks were allocated ahead there is room in this segment for all that is queued.
+                Err(error) if shared.options.reserve_bytes > 0 && room::is_no_space(&error) => {
+                    tracing::warn!(dir = %shared.dir.display(), %error, "no room for another segment");
+                }
+                Err(error) => return Err(error),
+            }
         }
         let first = tail.next;
         self.buffer.clear();
@@ -77,6 +82,7 @@ impl Writer {
         self.file.write_all_at(&self.buffer, tail.end)?;
         self.file.sync_data()?;
         self.wrote = true;
+        shared.syncs.fetch_add(1, Ordering::Relaxed);
         let written = self.buffer.len() as u64;
         let tip = first + group.len() as u64 - 1;
         {
@@ -87,10 +93,61 @@ impl Writer {
             }
         }
         shared.bytes.fetch_add(written, Ordering::AcqRel);
-        lock(&shared.queue).queued_bytes -= written;
+        {
+            let mut queue = lock(&shared.queue);
+            queue.queued_bytes -= written;
+            if let Some(room) = &mut queue.room {
+                room.written(tail.end + written);
+            }
+        }
         shared.tip.send_replace(tip);
         self.buffer.shrink_to(MAX_GROUP / 8);
         Ok(first)
+    }
+
+    /// Begins the next segment; if that fails, the present one goes on.
+    fn rotate(&mut self, tail: &Tail) -> std::io::Result<Tail> {
+        let shared = &self.shared;
+        let created = Segment::create(&shared.dir, tail.next).and_then(|(created, file)| {
+            if shared.options.reserve_bytes > 0 {
+                self.move_room(&file)?;
+            }
+            Ok((created, file))
+        });
+        let (created, file) = match created {
+            Err(error) if room::is_no_space(&error) => {
+                // Whatever is there of it must not come back behind what this segment goes on to hold.
+                match std::fs::remove_file(shared.dir.join(segment::file_name(tail.next))) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                    _ => sync_dir(&shared.dir)?,
+                }
+                return Err(error);
+            }
+            created => created?,
+        };
+        let fresh = created.tail();
+        let before = std::mem::replace(&mut self.file, file);
+        if shared.options.reserve_bytes > 0
+            && let Err(error) = before.set_len(tail.end)
+        {
+            tracing::warn!(%error, "blocks beyond a segment's end were not given back");
+        }
+        shared.bytes.fetch_add(fresh.end, Ordering::AcqRel);
+        lock(&shared.segments).push_back(created);
+        Ok(fresh)
+    }
+
+    /// Allocates in a new segment what is queued, and the reserve; the room is there from then on.
+    fn move_room(&self, file: &File) -> std::io::Result<()> {
+        let options = &self.shared.options;
+        let mut room =
+            Room::new(file.try_clone()?, HEADER as u64, options.segment_bytes + options.reserve_bytes);
+        // Most of it without the lock, which each append needs.
+        room.ensure(options.segment_bytes + options.reserve_bytes)?;
+        let mut queue = lock(&self.shared.queue);
+        room.ensure(queue.queued_bytes + options.reserve_bytes)?;
+        queue.room = Some(room);
+        Ok(())
     }
 
     /// Refuses everything from now on.
