@@ -13,6 +13,7 @@ use exchequer_telemetry::Readiness;
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
+    audit_log,
     execute::Executor,
     grpc::Service,
     holds::Holds,
@@ -81,6 +82,7 @@ pub struct Agent {
     missing: Vec<String>,
     public_key: VerifyingKey,
     _publisher: Task,
+    _audit_log: Option<Task>,
     _keeper: Option<Task>,
 }
 
@@ -109,6 +111,9 @@ impl Agent {
                 .await?;
         let (spool, lost) = opened?;
         let spool = Arc::new(spool.with_payload_keys(options.payload_keys.clone()));
+        // Before anything is published, and so may be removed.
+        let audit_log = options.audit_log.clone();
+        let audit_log = audit_log.map(|log| Task(tokio::spawn(audit_log::follow(Arc::clone(&spool), log))));
         // Before anything is recorded: a full spool has to drain first.
         let (report, mut progress) = watch::channel(Progress::default());
         let publisher = Publisher {
@@ -142,7 +147,15 @@ impl Agent {
         let leases = lease.map(|lease| Leases::new(holds.clone(), lease, options.hold_margin));
         let keeper = leases.as_ref().map(|leases| Task(leases.keep()));
         let executor = Executor::new(options, spool, holds, leases, sandbox, workspace, key);
-        Ok(Self { executor, progress, missing, public_key, _publisher: publisher, _keeper: keeper })
+        Ok(Self {
+            executor,
+            progress,
+            missing,
+            public_key,
+            _publisher: publisher,
+            _audit_log: audit_log,
+            _keeper: keeper,
+        })
     }
 
     /// The key under which the agent has to be enrolled.
@@ -183,7 +196,11 @@ impl Agent {
         let controls =
             if required.is_empty() { Ok(()) } else { Err(format!("missing: {}", required.join(", "))) };
         let publishing = self.progress.borrow().trouble.clone().map_or(Ok(()), Err);
-        Readiness::new()
+        let readiness = match spool.audit_log_trouble() {
+            _ if self.executor.options.audit_log.is_none() => Readiness::new(),
+            trouble => Readiness::new().component("audit_log", trouble.map_or(Ok(()), Err)),
+        };
+        readiness
             .component("spool", spool.check_room().map_err(|error| error.to_string()))
             .component(CONTROLS, controls)
             .component("publishing", publishing)
@@ -199,6 +216,10 @@ impl Agent {
                 let confirmed = self.progress.wait_for(|progress| progress.confirmed >= position.seq);
                 if tokio::time::timeout(FLUSH_PATIENCE, confirmed).await.is_err() {
                     tracing::info!("the last events are not confirmed yet; they stay in the spool");
+                }
+                let written = self.executor.spool.no_longer_wanted(position.seq);
+                if tokio::time::timeout(FLUSH_PATIENCE, written).await.is_err() {
+                    tracing::info!("the local audit log lacks the last events; the next start adds them");
                 }
             }
             Err(error) => tracing::error!(%error, "the stop could not be recorded"),

@@ -95,6 +95,20 @@ instrument! {
         .with_description("Bytes of events that are kept.")
         .build()
 }
+instrument! {
+    /// The last seq that the local audit log holds.
+    audit_log_seq: Gauge<u64> = meter()
+        .u64_gauge("exchequer_agent_audit_log_seq")
+        .with_description("Seq of the last event that the local audit log holds.")
+        .build()
+}
+instrument! {
+    /// Failures of the local audit log.
+    audit_log_failures: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_audit_log_failures_total")
+        .with_description("Times that the local audit log could not be opened or written.")
+        .build()
+}
 
 instrument! {
     /// Admissions, by what pays.

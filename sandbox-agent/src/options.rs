@@ -14,6 +14,7 @@ use exchequer_event::{
 use exchequer_tlog::VerifierKey;
 
 use crate::{
+    audit_log::AuditLogOptions,
     leases::LeaseOptions,
     sandbox,
     spool::{self, PayloadKeys},
@@ -89,6 +90,8 @@ pub struct Options {
     pub resend_after: Duration,
     /// Keys under which the payloads of tenants' events are encrypted; those of other tenants are recorded in clear.
     pub payload_keys: PayloadKeys,
+    /// The events once more in a file on the host, if that is wanted.
+    pub audit_log: Option<AuditLogOptions>,
     /// Limits of an execution that asks for none.
     pub default_limits: v1::Limits,
     /// Largest limits that may be asked for.
@@ -143,6 +146,7 @@ impl Options {
             Duration::from_millis(100)..=Duration::from_secs(300),
         );
         let payload_keys = payload_keys(reader);
+        let audit_log = AuditLogOptions::read(reader);
         let engine = sandbox::Limits::default();
         let default_limits = limits(
             reader,
@@ -204,6 +208,7 @@ impl Options {
             lease,
             resend_after,
             payload_keys,
+            audit_log,
             default_limits,
             max_limits,
             helper: PathBuf::from("/proc/self/exe"),

@@ -5,30 +5,30 @@
 //! reports, receipts that stay away) has one answer: go back to the first event that no receipt covers and publish from there.
 //! Acceptance drops what the log already holds, so a repetition costs bandwidth and never meaning.
 //!
+//! Recording never waits for any of it: the backlog is on the disk, read in chunks, and so many batches are in flight at most.
+//!
 //! Left out: recording (the [`spool`](crate::spool)). Invariant: only a receipt that the ledger signed moves the spool's confirmed
 //! position; an acknowledgement of the broker never does.
+
+mod backlog;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use exchequer_event::{
-    control,
-    digest::Digest,
-    name::{self, MAX_BATCH_BYTES, MAX_BATCH_EVENTS},
-    seal,
+    control, name,
     v1::{self, RejectionReason},
 };
-use exchequer_stream::{Ack, EventStream, Message as StreamMessage, journal::Reader};
+use exchequer_stream::{Ack, EventStream, Message as StreamMessage};
 use futures::StreamExt;
-use prost::{Message, bytes::Bytes};
+use prost::bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
+use self::backlog::{Backlog, Sealed};
 use crate::{metrics, spool::Spool};
 
 /// Batches in flight.
-const MAX_IN_FLIGHT: usize = 8;
-/// Bytes of events in a batch; what remains of [`MAX_BATCH_BYTES`] is for the seal and the framing of each event.
-const MAX_EVENTS_BYTES: usize = MAX_BATCH_BYTES - 16 * 1024;
+pub const MAX_IN_FLIGHT: usize = 8;
 /// First pause after a failure; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
@@ -113,6 +113,7 @@ impl Publisher {
             metrics::publish_retries().add(1, &[]);
             let max = if matches!(trouble, Trouble::Refused(_)) { MAX_REFUSED_BACKOFF } else { MAX_BACKOFF };
             progress.send_modify(|p| p.trouble = Some(trouble.to_string()));
+            self.spool.note_publishing(Some(trouble.to_string()));
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(max);
         }
@@ -126,6 +127,7 @@ impl Publisher {
             Err(error) => return Trouble::stream(error),
         };
         let mut reader = self.spool.reader();
+        let mut backlog = Backlog::new(reader.clone());
         let mut next = (self.spool.confirmed_seq() + 1).max(self.spool.first());
         let mut has_published = false;
         let mut in_flight: VecDeque<InFlight> = VecDeque::new();
@@ -156,6 +158,7 @@ impl Publisher {
                             resend_after = self.resend_after;
                             *backoff = MIN_BACKOFF;
                             progress.send_modify(|p| *p = Progress { confirmed, trouble: None });
+                            self.spool.note_publishing(None);
                         }
                         resend_at = Instant::now() + resend_after;
                     }
@@ -166,6 +169,7 @@ impl Publisher {
                         Ok(_) => {
                             metrics::published_seq().record(sent.map_or(0, |sent| sent.last_seq), &[]);
                             progress.send_modify(|p| p.trouble = None);
+                            self.spool.note_publishing(None);
                         }
                         Err(error) => return Trouble::stream(error),
                     }
@@ -178,11 +182,12 @@ impl Publisher {
                     metrics::publish_retries().add(1, &[]);
                 }
                 durable = reader.wait_for(next), if in_flight.len() < MAX_IN_FLIGHT => {
-                    if durable.is_err() {
-                        return Trouble::Spool("it was closed".into());
+                    if let Err(error) = durable {
+                        return Trouble::spool(error);
                     }
-                    match self.publish_batch(&reader, next).await {
-                        Ok((last_seq, ack)) => {
+                    match self.publish_batch(backlog, next).await {
+                        Ok((read_on, last_seq, ack)) => {
+                            backlog = read_on;
                             if !waiting {
                                 resend_at = Instant::now() + resend_after;
                             }
@@ -230,33 +235,21 @@ impl Publisher {
         }
     }
 
-    /// Seals what is durable from `next` on, as much as a batch takes, and hands it to the stream.
-    async fn publish_batch(&self, reader: &Reader, next: u64) -> Result<(u64, Ack), Trouble> {
-        let reader = reader.clone();
-        let read = tokio::task::spawn_blocking(move || reader.read(next, MAX_EVENTS_BYTES)).await;
-        let entries = read.map_err(Trouble::spool)?.map_err(Trouble::spool)?;
-        let mut bytes = 0;
-        let events: Vec<Bytes> = entries
-            .into_iter()
-            .take(MAX_BATCH_EVENTS)
-            .map(|entry| entry.body)
-            .take_while(|body| {
-                bytes += body.len() + 8;
-                bytes <= MAX_EVENTS_BYTES
-            })
-            .collect();
-        let first = events.first().ok_or_else(|| Trouble::spool("nothing where something is durable"))?;
-        let event = v1::Event::decode(first.clone()).map_err(Trouble::spool)?;
-        let prev_hash = Digest::from_slice(&event.prev_hash)
-            .ok_or_else(|| Trouble::spool("an event without prev_hash"))?;
-        let count = events.len() as u64;
-        let agent_id = self.spool.agent_id();
-        let batch = seal::seal_batch(&self.key, agent_id, self.spool.epoch(), next, prev_hash, events);
-        let mut message = StreamMessage::new(name::events_subject(agent_id), batch.encode_to_vec());
+    /// Seals what is durable from `next` on, as much as a batch takes, and hands it to the stream. The backlog comes back.
+    async fn publish_batch(&self, mut backlog: Backlog, next: u64) -> Result<(Backlog, u64, Ack), Trouble> {
+        let (spool, key) = (Arc::clone(&self.spool), self.key.clone());
+        let (backlog, sealed) = tokio::task::spawn_blocking(move || {
+            let sealed = backlog.seal_next(&key, spool.agent_id(), spool.epoch(), next);
+            (backlog, sealed)
+        })
+        .await
+        .map_err(Trouble::spool)?;
+        let Sealed { last_seq, count, bytes } = sealed.map_err(Trouble::spool)?;
+        let mut message = StreamMessage::new(name::events_subject(self.spool.agent_id()), bytes);
         // A batch has one trace: that of its first event.
-        message.headers = self.spool.take_trace(next + count - 1);
+        message.headers = self.spool.take_trace(last_seq);
         let ack = self.stream.enqueue(message).await.map_err(Trouble::stream)?;
         metrics::published_events().add(count, &[]);
-        Ok((next + count - 1, ack))
+        Ok((backlog, last_seq, ack))
     }
 }

@@ -2,17 +2,29 @@
 //!
 //! One journal, one epoch: an event's seq is its journal sequence, its bytes are encoded once, here, and chained to the event before.
 //! [`Spool::record`] returns when the event is on disk; concurrent records share a sync. An execution that was admitted and has no
-//! outcome when the spool is opened was lost with the agent's last life, and is reported so.
+//! outcome when the spool is opened was lost with the agent's last life, and is reported so; those whose admission was removed from the
+//! journal are listed beside it (`unfinished.rs`).
+//!
+//! An event's time is what the clock said and decides nothing: the order is that of seq, and a clock that jumps, in either direction,
+//! makes times that fall. Making them rise would keep the wrong time of a jump for the rest of the epoch.
+//!
+//! When the disk is full, new executions are refused; blocks for the outcomes of as many as may run are allocated ahead.
 //!
 //! Payloads of tenants that have a payload key are encrypted before anything is written: the disk, the stream and the log get the same bytes.
 //!
-//! Left out: signing and publishing ([`publish`](crate::publish)). Invariant: what was recorded is kept until a receipt covers it,
-//! and an admission until its outcome is covered too.
+//! Left out: signing and publishing ([`publish`](crate::publish)). Invariant: what was recorded is kept until a receipt covers it;
+//! of what it covers, whatever the outcome of an open execution needs is kept until that is covered too.
+
+mod epoch;
+mod error;
+mod inspect;
+mod unfinished;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs,
-    io::Write,
     path::Path,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -27,86 +39,27 @@ use exchequer_event::{
 };
 use exchequer_stream::{
     AppendError,
-    journal::{self, Journal, JournalError},
+    journal::{self, Journal},
 };
 use prost::{Message, bytes::Bytes};
+use tokio::sync::watch;
+
+use self::unfinished::{Open, Snapshot, Unfinished};
+pub use self::{
+    error::{ConfirmError, RecordError, SpoolError},
+    inspect::{Inspection, inspect},
+};
 
 /// Room beyond the configured limit for denials and the agent's own events. Denials may use half of it.
 const HEADROOM_BYTES: u64 = 16 << 20;
 /// Room beyond that for each execution that may run at one time: its admission and its outcome, so that what passed the limit can
 /// record both.
 const EXECUTION_BYTES: u64 = 2 * MAX_EVENT_BYTES as u64;
+/// Allocated ahead on the disk for the outcome of each execution that may run at one time, its frame in the journal included.
+const OUTCOME_BYTES: u64 = MAX_EVENT_BYTES as u64 + 64;
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// Events whose trace is remembered until they are published; older ones go without.
 const MAX_TRACES: usize = 1024;
-/// File beside the journal that holds the epoch, in decimal.
-const EPOCH_FILE: &str = "epoch";
-
-/// Why the spool can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
-    /// The journal.
-    #[error("spool: {0}")]
-    Journal(#[from] JournalError),
-    /// The epoch's file, or the directory.
-    #[error("spool: cannot {action}: {source}")]
-    Io {
-        /// What was attempted.
-        action: &'static str,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The ledger has events of this agent from a later spool: nothing of this one would be accepted any more.
-    #[error(
-        "spool: it is epoch {epoch}, and the ledger holds epoch {ledger} of this agent: it is an old copy, or another agent has \
-         the same id. Move the directory away to begin a new epoch"
-    )]
-    Ended {
-        /// This spool's.
-        epoch: u64,
-        /// The ledger's.
-        ledger: u64,
-    },
-    /// The epoch's file does not hold an epoch.
-    #[error("spool: the epoch file does not hold a number above 0")]
-    Epoch,
-}
-
-/// Why an event can't be recorded.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// New executions are refused until receipts make room.
-    #[error("the spool holds {kept} of at most {limit} bytes that the ledger has not confirmed")]
-    Full {
-        /// Bytes kept.
-        kept: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// The log holds another history of this epoch: what would be recorded here would never be accepted.
-    #[error("the spool can't be published: {0}")]
-    Condemned(String),
-    /// An event is too large for a record.
-    #[error("an event of {0} bytes is above the limit of {MAX_EVENT_BYTES}")]
-    TooLarge(usize),
-    /// The system gives no randomness to encrypt with.
-    #[error("a payload can't be encrypted: {0}")]
-    Randomness(getrandom::Error),
-    /// The journal refused.
-    #[error("the spool can't record: {0}")]
-    Journal(#[from] AppendError),
-}
-
-/// Why a receipt confirms nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfirmError {
-    /// It is about other events than those recorded here.
-    #[error("{0}")]
-    Condemned(String),
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-}
 
 /// An execution of an earlier life of the agent that has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,11 +96,73 @@ impl NewEvent {
     }
 }
 
+/// An execution whose outcome no receipt covers.
+#[derive(Debug)]
+struct Running {
+    /// Where it was admitted.
+    admitted: u64,
+    /// Where its outcome was written, if it was.
+    finished: Option<u64>,
+    /// What an outcome needs.
+    execution: LostExecution,
+}
+
 #[derive(Debug)]
 struct Confirmed {
     seq: u64,
-    /// Admissions without a recorded outcome, by execution, with their seq.
-    open: BTreeMap<String, u64>,
+    /// By execution.
+    running: BTreeMap<String, Running>,
+}
+
+/// What the journal's events leave open.
+struct Replayed {
+    head: (u64, Digest),
+    open: BTreeMap<String, (u64, LostExecution)>,
+}
+
+impl Replayed {
+    fn new(snapshot: Option<&Snapshot>) -> Self {
+        let open = snapshot.map(|snapshot| snapshot.open.as_slice()).unwrap_or_default().iter();
+        let open = open.map(|of| (of.execution(), of.seq));
+        let open = open.map(|(execution, seq)| (execution.execution_id.clone(), (seq, execution)));
+        Self { head: (0, Digest::ZERO), open: open.collect() }
+    }
+
+    /// Takes the next event; refuses one that is not this spool's, or not the next one.
+    fn take(&mut self, agent_id: &str, epoch: u64, seq: u64, bytes: &[u8]) -> Result<v1::Event, String> {
+        let mut event = v1::Event::decode(bytes).map_err(|e| e.to_string())?;
+        if (event.agent_id.as_str(), event.epoch, event.seq) != (agent_id, epoch, seq) {
+            return Err(format!("the event is {} {}/{}", event.agent_id, event.epoch, event.seq));
+        }
+        if self.head.0 > 0 && event.prev_hash != self.head.1.0.as_slice() {
+            return Err("prev_hash is not the digest of the event before".into());
+        }
+        self.head = (seq, seal::event_digest(bytes));
+        match &mut event.kind {
+            Some(Kind::ExecutionAdmitted(admitted)) => {
+                let lost = LostExecution {
+                    execution_id: event.execution_id.clone(),
+                    tenant: event.tenant.clone(),
+                    skill: event.skill.clone(),
+                    hold_id: std::mem::take(&mut admitted.hold_id),
+                    reserved: std::mem::take(&mut admitted.reserved),
+                };
+                self.open.insert(event.execution_id.clone(), (seq, lost));
+            }
+            Some(Kind::ExecutionFinished(_)) => drop(self.open.remove(&event.execution_id)),
+            _ => {}
+        }
+        Ok(event)
+    }
+}
+
+/// What a running spool is asked beside its events.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// Why publishing pauses.
+    publishing: Option<String>,
+    /// Why the local audit log can't be written.
+    audit_log: Option<String>,
 }
 
 /// Payload keys by tenant.
@@ -167,6 +182,12 @@ pub struct Spool {
     /// The last event that was handed to the journal: the link of the next. Held while an event is encoded and queued.
     head: tokio::sync::Mutex<(u64, Digest)>,
     confirmed: Mutex<Confirmed>,
+    /// The list beside the journal; held while what a receipt covers is removed.
+    unfinished: Mutex<Unfinished>,
+    /// What a reader of this spool still has to read: it is not removed before, though receipts cover it.
+    wanted_from: watch::Sender<u64>,
+    troubles: Mutex<Troubles>,
+    clock: fn() -> u64,
     /// Why nothing of this spool will be accepted any more, if so.
     condemned: OnceLock<String>,
     /// Headers that continue the trace in which an event was recorded, by seq, ascending.
@@ -183,57 +204,44 @@ impl Spool {
         max_concurrent: usize,
         min_epoch: u64,
     ) -> Result<(Self, Vec<LostExecution>), SpoolError> {
-        let epoch = read_or_create_epoch(dir, min_epoch)?;
+        let epoch = epoch::read_or_create_epoch(dir, min_epoch)?;
         if epoch < min_epoch {
             return Err(SpoolError::Ended { epoch, ledger: min_epoch });
         }
         let options = journal::Options {
             segment_bytes: SEGMENT_BYTES,
             max_bytes: limit.saturating_add(HEADROOM_BYTES + EXECUTION_BYTES * max_concurrent as u64),
+            reserve_bytes: OUTCOME_BYTES * max_concurrent as u64,
             ..journal::Options::default()
         };
-        let mut head = (0, Digest::ZERO);
-        let mut open: BTreeMap<String, (u64, LostExecution)> = BTreeMap::new();
+        let listed = unfinished::newest(dir)?;
+        let mut replayed = Replayed::new(listed.as_ref());
         let journal = Journal::open_with(&dir.join("journal"), options, |seq, bytes| {
-            let event = v1::Event::decode(bytes).map_err(|e| e.to_string())?;
-            if (event.agent_id.as_str(), event.epoch, event.seq) != (agent_id, epoch, seq) {
-                return Err(format!("the event is {} {}/{}", event.agent_id, event.epoch, event.seq));
-            }
-            if head.0 > 0 && event.prev_hash != head.1.0.as_slice() {
-                return Err("prev_hash is not the digest of the event before".into());
-            }
-            head = (seq, seal::event_digest(bytes));
-            match event.kind {
-                Some(Kind::ExecutionAdmitted(admitted)) => {
-                    let lost = LostExecution {
-                        execution_id: event.execution_id.clone(),
-                        tenant: event.tenant,
-                        skill: event.skill,
-                        hold_id: admitted.hold_id,
-                        reserved: admitted.reserved,
-                    };
-                    open.insert(event.execution_id, (seq, lost));
-                }
-                Some(Kind::ExecutionFinished(_)) => drop(open.remove(&event.execution_id)),
-                _ => {}
-            }
-            Ok(())
+            replayed.take(agent_id, epoch, seq, bytes).map(drop)
         })?;
-        let seq = journal.first() - 1;
-        let confirmed =
-            Confirmed { seq, open: open.iter().map(|(id, (seq, _))| (id.clone(), *seq)).collect() };
+        Snapshot::check(listed.as_ref(), agent_id, epoch, journal.first(), journal.tip())?;
+        let unfinished = Unfinished::open(dir, max_concurrent, listed.as_ref())?;
+        let running = replayed.open.iter().map(|(id, (seq, execution))| {
+            let running = Running { admitted: *seq, finished: None, execution: execution.clone() };
+            (id.clone(), running)
+        });
+        let confirmed = Confirmed { seq: journal.first() - 1, running: running.collect() };
         let spool = Self {
             agent_id: agent_id.to_owned(),
             epoch,
             limit,
             payload_keys: PayloadKeys::new(),
             journal,
-            head: tokio::sync::Mutex::new(head),
+            head: tokio::sync::Mutex::new(replayed.head),
             confirmed: Mutex::new(confirmed),
+            unfinished: Mutex::new(unfinished),
+            wanted_from: watch::Sender::new(u64::MAX),
+            troubles: Mutex::default(),
+            clock: unix_ms,
             condemned: OnceLock::new(),
             traces: Mutex::default(),
         };
-        Ok((spool, open.into_values().map(|(_, lost)| lost).collect()))
+        Ok((spool, replayed.open.into_values().map(|(_, lost)| lost).collect()))
     }
 
     /// The same, encrypting the payloads of these tenants from here on.
@@ -273,7 +281,8 @@ impl Spool {
         if kept >= limit {
             return Err(RecordError::Full { kept, limit });
         }
-        Ok(())
+        // What comes after an admission has its room already.
+        Ok(self.journal.check_room(MAX_EVENT_BYTES)?)
     }
 
     /// Records an event; returns its position once it is on disk.
@@ -285,10 +294,19 @@ impl Spool {
     pub async fn record_timed(&self, event: NewEvent) -> Result<(v1::AgentHead, u64), RecordError> {
         let NewEvent { tenant, execution_id, skill, kind } = event;
         let mut head = self.head.lock().await;
-        let is_admission = matches!(kind, Kind::ExecutionAdmitted(_));
+        let admitted = match &kind {
+            Kind::ExecutionAdmitted(admitted) => Some(LostExecution {
+                execution_id: execution_id.clone(),
+                tenant: tenant.clone(),
+                skill: skill.clone(),
+                hold_id: admitted.hold_id.clone(),
+                reserved: admitted.reserved.clone(),
+            }),
+            _ => None,
+        };
         let is_outcome = matches!(kind, Kind::ExecutionFinished(_));
         let seq = head.0 + 1;
-        let time_unix_ms = unix_ms();
+        let time_unix_ms = (self.clock)();
         let event = v1::Event {
             agent_id: self.agent_id.clone(),
             epoch: self.epoch,
@@ -310,18 +328,23 @@ impl Spool {
             return Err(RecordError::TooLarge(bytes.len()));
         }
         let hash = seal::event_digest(&bytes);
-        let (stored, ack) = self.journal.enqueue(bytes).await?;
+        let queued = if is_outcome {
+            self.journal.enqueue_reserved(bytes).await
+        } else {
+            self.journal.enqueue(bytes).await
+        };
+        let (stored, ack) = queued?;
         debug_assert_eq!(stored, seq, "the journal numbers as the spool does");
         *head = (seq, hash);
         self.remember_trace(seq);
-        if is_admission {
-            self.confirmed().open.insert(execution_id.clone(), seq);
+        if let Some(execution) = admitted {
+            let running = Running { admitted: seq, finished: None, execution };
+            self.confirmed().running.insert(execution_id, running);
+        } else if is_outcome && let Some(running) = self.confirmed().running.get_mut(&execution_id) {
+            running.finished = Some(seq);
         }
         drop(head);
         ack.await?;
-        if is_outcome {
-            self.confirmed().open.remove(&execution_id);
-        }
         Ok((self.position(seq, hash), time_unix_ms))
     }
 
@@ -335,7 +358,7 @@ impl Spool {
         if headers.is_empty() {
             return;
         }
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut traces = lock(&self.traces);
         if traces.len() == MAX_TRACES {
             traces.pop_front();
         }
@@ -344,7 +367,7 @@ impl Spool {
 
     /// Headers that continue the trace of the first traced event up to `last`, which is then forgotten with those before it.
     pub fn take_trace(&self, last: u64) -> Headers {
-        let mut traces = self.traces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut traces = lock(&self.traces);
         let published = traces.partition_point(|(seq, _)| *seq <= last);
         traces.drain(..published).next().map(|(_, headers)| headers).unwrap_or_default()
     }
@@ -373,7 +396,8 @@ impl Spool {
     /// this spool's event, nothing is removed, and the spool takes no executions any more. Blocks.
     pub fn confirm(&self, seq: u64, hash: &[u8]) -> Result<(), ConfirmError> {
         if seq <= self.confirmed_seq() {
-            return Ok(());
+            // What could not be removed the last time.
+            return self.prune();
         }
         let recorded =
             if seq <= self.tip() { self.journal.reader().read(seq, 1)?.into_iter().next() } else { None };
@@ -383,17 +407,73 @@ impl Spool {
                 self.epoch
             )));
         }
-        let mut confirmed = self.confirmed();
-        confirmed.seq = confirmed.seq.max(seq);
-        let keep_from = confirmed.open.values().copied().min().unwrap_or(u64::MAX).min(confirmed.seq + 1);
-        drop(confirmed);
-        Ok(self.journal.prune_before(keep_from)?)
+        {
+            let mut confirmed = self.confirmed();
+            confirmed.seq = confirmed.seq.max(seq);
+        }
+        self.prune()
+    }
+
+    /// Removes what receipts cover, once it is written down which of its executions are open. Blocks.
+    fn prune(&self) -> Result<(), ConfirmError> {
+        let mut unfinished = lock(&self.unfinished);
+        let keep_from = (self.confirmed_seq() + 1).min(*self.wanted_from.borrow());
+        let first = self.journal.first_after_pruning(keep_from);
+        if first <= self.journal.first() {
+            return Ok(());
+        }
+        let open = {
+            let mut confirmed = self.confirmed();
+            // An outcome that is removed with the rest must not be missed at the next start.
+            confirmed.running.retain(|_, of| of.finished.is_none_or(|seq| seq >= first));
+            let open = confirmed.running.values().filter(|of| of.admitted < first);
+            open.map(|of| Open::new(of.admitted, &of.execution)).collect()
+        };
+        let (agent_id, epoch) = (self.agent_id.clone(), self.epoch);
+        unfinished
+            .write(Snapshot { agent_id, epoch, first, open, ..Snapshot::default() })
+            .map_err(ConfirmError::Unfinished)?;
+        Ok(self.journal.prune_before(first)?)
+    }
+
+    /// Keeps everything from this seq on for a reader, whatever receipts say; `u64::MAX` wants nothing. Blocks where that makes room.
+    pub(crate) fn want_from(&self, seq: u64) {
+        self.wanted_from.send_replace(seq);
+        if let Err(error) = self.prune() {
+            tracing::warn!(%error, "what receipts cover was not removed");
+        }
+    }
+
+    /// Waits until no reader needs the event at `seq` any more.
+    pub(crate) async fn no_longer_wanted(&self, seq: u64) {
+        // An error says that the spool is gone, which this reference to it rules out.
+        let _ = self.wanted_from.subscribe().wait_for(|from| *from > seq).await;
+    }
+
+    /// Says why publishing pauses, or that it goes on.
+    pub(crate) fn note_publishing(&self, trouble: Option<String>) {
+        lock(&self.troubles).publishing = trouble;
+    }
+
+    /// Says why the local audit log can't be written, or that it can.
+    pub(crate) fn note_audit_log(&self, trouble: Option<String>) {
+        lock(&self.troubles).audit_log = trouble;
+    }
+
+    /// Why the local audit log can't be written, if so.
+    pub(crate) fn audit_log_trouble(&self) -> Option<String> {
+        lock(&self.troubles).audit_log.clone()
     }
 
     /// The ledger holds a later epoch of this agent, or another history of this one: no executions from here on.
     pub fn condemn(&self, reason: String) -> ConfirmError {
         tracing::error!(reason, "this spool's events can't be published; executions are refused");
         ConfirmError::Condemned(self.condemned.get_or_init(|| reason).clone())
+    }
+
+    /// How often the disk was synced for events since it was opened.
+    pub fn syncs(&self) -> u64 {
+        self.journal.syncs()
     }
 
     /// Bytes that are kept.
@@ -404,7 +484,21 @@ impl Spool {
     /// The state as it is reported.
     pub async fn status(&self) -> v1::GetSpoolStatusResponse {
         let (seq, hash) = *self.head.lock().await;
-        let confirmed = self.confirmed_seq();
+        let refusing = self.check_room().err().map(|error| error.to_string());
+        let (confirmed, open_executions) = {
+            let confirmed = self.confirmed();
+            let open = confirmed.running.values().filter(|of| of.finished.is_none());
+            (confirmed.seq, open.count() as u64)
+        };
+        let (publishing_trouble, audit_log_trouble) = {
+            let troubles = lock(&self.troubles);
+            (troubles.publishing.clone(), troubles.audit_log.clone())
+        };
+        let reader = self.reader();
+        let oldest = tokio::task::spawn_blocking(move || reader.read(confirmed + 1, 1)).await;
+        let oldest = oldest.ok().and_then(Result::ok).and_then(|entries| entries.into_iter().next());
+        let oldest =
+            oldest.and_then(|entry| v1::Event::decode(entry.body).ok()).map(|event| event.time_unix_ms);
         v1::GetSpoolStatusResponse {
             written: Some(self.position(seq, hash)),
             confirmed: Some(v1::AgentHead {
@@ -416,13 +510,24 @@ impl Spool {
             kept_events: (self.tip() + 1).saturating_sub(self.first()),
             kept_bytes: self.kept_bytes(),
             limit_bytes: self.limit,
+            oldest_unconfirmed_unix_ms: oldest.unwrap_or_default(),
+            oldest_unconfirmed_age_ms: oldest.map_or(0, |then| (self.clock)().saturating_sub(then)),
+            open_executions,
+            refusing: refusing.unwrap_or_default(),
+            publishing_trouble: publishing_trouble.unwrap_or_default(),
+            condemned: self.condemned.get().cloned().unwrap_or_default(),
+            audit_log_trouble: audit_log_trouble.unwrap_or_default(),
         }
     }
 
-    // No code panics while it holds this lock, so poisoning carries no news.
     fn confirmed(&self) -> MutexGuard<'_, Confirmed> {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.confirmed)
     }
+}
+
+// No code panics while it holds one of these locks, so poisoning carries no news.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn once() -> Result<Once, getrandom::Error> {
@@ -438,149 +543,7 @@ pub(crate) fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The spool's epoch; for a new spool one that is above the ledger's last and, by the clock, above any that was lost unseen.
-fn read_or_create_epoch(dir: &Path, min_epoch: u64) -> Result<u64, SpoolError> {
-    let io = |action| move |source| SpoolError::Io { action, source };
-    fs::create_dir_all(dir).map_err(io("create the directory"))?;
-    let path = dir.join(EPOCH_FILE);
-    match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().ok().filter(|epoch| *epoch > 0).ok_or(SpoolError::Epoch),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let epoch = (unix_ms() / 1000).max(min_epoch.saturating_add(1));
-            let staged = dir.join("epoch.new");
-            let mut file = fs::File::create(&staged).map_err(io("create the epoch file"))?;
-            writeln!(file, "{epoch}").and_then(|()| file.sync_all()).map_err(io("write the epoch file"))?;
-            fs::rename(&staged, &path).map_err(io("place the epoch file"))?;
-            fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory"))?;
-            Ok(epoch)
-        }
-        Err(error) => Err(io("read the epoch file")(error)),
-    }
-}
-
 /// Whether a name can be an agent's.
 pub(crate) fn is_agent_id(id: &str) -> bool {
     name::is_holder(id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stopped() -> NewEvent {
-        let kind = Kind::AgentStopped(v1::AgentStopped { reason: "test".into() });
-        NewEvent::own(kind)
-    }
-
-    fn admitted(id: &str) -> NewEvent {
-        let kind = Kind::ExecutionAdmitted(v1::ExecutionAdmitted {
-            hold_id: format!("hold-{id}"),
-            ..Default::default()
-        });
-        NewEvent { tenant: "acme".into(), execution_id: id.into(), skill: "sum-up".into(), kind }
-    }
-
-    fn finished(id: &str) -> NewEvent {
-        NewEvent { kind: Kind::ExecutionFinished(v1::ExecutionFinished::default()), ..admitted(id) }
-    }
-
-    async fn confirm_all(spool: &Spool) {
-        let (seq, hash) = *spool.head.lock().await;
-        spool.confirm(seq, &hash.0).unwrap();
-    }
-
-    fn open(dir: &Path) -> (Spool, Vec<LostExecution>) {
-        Spool::open(dir, "a", 1 << 20, 8, 0).unwrap()
-    }
-
-    #[tokio::test]
-    async fn events_are_chained_across_reopening_and_an_unfinished_execution_is_reported_lost() {
-        let dir = tempfile::tempdir().unwrap();
-        let (spool, lost) = open(dir.path());
-        assert_eq!(lost, []);
-        for event in [admitted("x"), admitted("y"), finished("x")] {
-            spool.record(event).await.unwrap();
-        }
-        let epoch = spool.epoch();
-        drop(spool);
-        let (spool, lost) = open(dir.path());
-        assert_eq!(spool.epoch(), epoch);
-        let lost: Vec<_> = lost.iter().map(|l| (l.hold_id.as_str(), l.skill.as_str())).collect();
-        assert_eq!(lost, [("hold-y", "sum-up")]);
-        assert_eq!(spool.record(stopped()).await.unwrap().seq, 4);
-        let entries = spool.reader().read(1, usize::MAX).unwrap();
-        let mut prev = Digest::ZERO;
-        for entry in entries {
-            assert_eq!(v1::Event::decode(entry.body.clone()).unwrap().prev_hash, prev.0.as_slice());
-            prev = seal::event_digest(&entry.body);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_full_spool_refuses_admissions_and_still_takes_outcomes_and_a_receipt_makes_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = Spool::open(dir.path(), "a", 5 << 20, 8, 0).unwrap();
-        let large = || NewEvent {
-            kind: Kind::AgentStopped(v1::AgentStopped { reason: "x".repeat(30 << 10) }),
-            ..stopped()
-        };
-        while spool.check_room().is_ok() {
-            spool.record(large()).await.unwrap();
-        }
-        assert!(matches!(spool.check_room(), Err(RecordError::Full { .. })));
-        spool.record(finished("x")).await.unwrap();
-        confirm_all(&spool).await;
-        spool.check_room().unwrap();
-        assert!(spool.first() > 1);
-    }
-
-    #[tokio::test]
-    async fn an_admission_is_kept_while_its_outcome_is_missing() {
-        let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = open(dir.path());
-        spool.record(admitted("x")).await.unwrap();
-        let large = "x".repeat(30 << 10);
-        for _ in 0..200 {
-            let kind = Kind::AgentStopped(v1::AgentStopped { reason: large.clone() });
-            spool.record(NewEvent { kind, ..stopped() }).await.unwrap();
-        }
-        confirm_all(&spool).await;
-        assert_eq!(spool.first(), 1);
-        spool.record(finished("x")).await.unwrap();
-        confirm_all(&spool).await;
-        assert!(spool.first() > 1);
-    }
-
-    #[test]
-    fn a_new_spool_begins_above_the_ledgers_epoch() {
-        let dir = tempfile::tempdir().unwrap();
-        let far = unix_ms();
-        assert_eq!(Spool::open(dir.path(), "a", 1 << 20, 8, far).unwrap().0.epoch(), far + 1);
-        assert!(
-            matches!(Spool::open(&dir.path().join("other"), "a", 1 << 20, 8, 0), Ok((spool, _)) if spool.epoch() > 1_700_000_000)
-        );
-    }
-
-    #[tokio::test]
-    async fn a_receipt_about_other_events_confirms_nothing_and_ends_the_spool() {
-        let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = open(dir.path());
-        for _ in 0..3 {
-            spool.record(stopped()).await.unwrap();
-        }
-        assert!(matches!(spool.confirm(2, &[7; 32]), Err(ConfirmError::Condemned(_))));
-        assert!(matches!(spool.confirm(9, &[7; 32]), Err(ConfirmError::Condemned(_))));
-        assert_eq!((spool.confirmed_seq(), spool.first()), (0, 1));
-        assert!(matches!(spool.check_room(), Err(RecordError::Condemned(_))));
-    }
-
-    #[tokio::test]
-    async fn an_old_spool_is_refused_where_the_ledger_holds_a_later_epoch() {
-        let dir = tempfile::tempdir().unwrap();
-        let (spool, _) = open(dir.path());
-        let later = spool.epoch() + 1;
-        drop(spool);
-        let refused = Spool::open(dir.path(), "a", 1 << 20, 8, later);
-        assert!(matches!(refused, Err(SpoolError::Ended { ledger, .. }) if ledger == later));
-    }
 }

@@ -16,6 +16,9 @@ use crate::quantity::{format_bytes, format_duration, parse_bytes, parse_duration
 /// Prefix of the environment variables that belong to this configuration.
 pub const ENV_PREFIX: &str = "EXCHEQUER_";
 
+/// Variables without the prefix that [`Reader::also_env`] may name; no other is ever looked at.
+const OTHER_ENV: [&str; 2] = ["AUDIT_LOG_MAX_BYTES", "AUDIT_LOG_BACKUP_COUNT"];
+
 /// Longest part of a faulty value that a fault quotes, in characters.
 const QUOTED_CHARS: usize = 64;
 
@@ -30,6 +33,9 @@ pub struct Reader {
     path: String,
     file: BTreeMap<String, Entry>,
     env: BTreeMap<String, String>,
+    /// Variables by other names, by key.
+    also: BTreeMap<String, &'static str>,
+    other_env: BTreeMap<String, String>,
     flags: BTreeMap<String, Vec<String>>,
     defaults: BTreeMap<String, String>,
     known: BTreeSet<String>,
@@ -46,7 +52,8 @@ struct Found {
 }
 
 impl Reader {
-    /// A reader over a file's path and text, the process's environment (only `EXCHEQUER_*` is looked at) and flags as
+    /// A reader over a file's path and text, the process's environment (only `EXCHEQUER_*` and what [`Reader::also_env`] names is
+    /// looked at) and flags as
     /// dotted keys with values. Syntax errors of the file are among the faults of [`Reader::finish`].
     pub fn new(
         file: Option<(&str, &str)>,
@@ -62,10 +69,15 @@ impl Reader {
         for (key, value) in flags {
             by_key.entry(key).or_default().push(value);
         }
+        let looked_at =
+            env.filter(|(name, _)| name.starts_with(ENV_PREFIX) || OTHER_ENV.contains(&name.as_str()));
+        let (env, other_env) = looked_at.partition(|(name, _)| name.starts_with(ENV_PREFIX));
         Self {
             path,
             file,
-            env: env.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect(),
+            env,
+            also: BTreeMap::new(),
+            other_env,
             flags: by_key,
             defaults: BTreeMap::new(),
             known: BTreeSet::new(),
@@ -79,6 +91,12 @@ impl Reader {
     /// Names `EXCHEQUER_*` variables that something else reads, so that they are not reported as unknown.
     pub fn allow_env(&mut self, names: &[&str]) {
         self.allowed_env.extend(names.iter().map(|name| (*name).to_owned()));
+    }
+
+    /// Lets a variable with a name of its own give `key`, too; the usual one wins. Only those of a fixed list can.
+    pub fn also_env(&mut self, key: &str, name: &'static str) {
+        assert!(OTHER_ENV.contains(&name), "{name} is not among the variables that are looked at");
+        self.also.insert(key.to_owned(), name);
     }
 
     /// Names a top-level section of the file (and its variables) that belongs to a component which does not run in
@@ -256,6 +274,10 @@ impl Reader {
         if let Some(value) = self.env.get(&name).filter(|_| !indexed) {
             let content = Content::Scalar(value.clone());
             return Some(Found { origin: Origin::Environment { name }, content });
+        }
+        if let Some((name, value)) = self.also.get(key).and_then(|name| self.other_env.get_key_value(*name)) {
+            let content = Content::Scalar(value.clone());
+            return Some(Found { origin: Origin::Environment { name: name.clone() }, content });
         }
         let Some(entry) = self.file.get(key) else {
             let value = self.defaults.get(key)?.clone();

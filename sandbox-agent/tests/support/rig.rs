@@ -526,6 +526,7 @@ fn options(dir: &Path) -> Options {
         lease: None,
         resend_after: Duration::from_secs(1),
         payload_keys: PayloadKeys::new(),
+        audit_log: None,
         default_limits: v1::Limits {
             cpu_ms: 5_000,
             wall_ms: 10_000,

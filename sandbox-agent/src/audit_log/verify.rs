@@ -1,0 +1,271 @@
+//! Checks a local audit log: that nobody changed, removed, added or moved a line.
+//!
+//! [`Chain`] is pure: it is shown lines, oldest first. [`verify`] finds and reads the files. Left out: whether the log holds the same
+//! events; their digests are there to compare. Invariant: a fault is named with the first line at which it can be told. What can't be told
+//! from the files alone: lines that were cut off at the end, files that were removed from the beginning (as rotation does), and a
+//! chain that was written anew as a whole.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufRead, BufReader, Read as _},
+    path::Path,
+};
+
+use exchequer_event::digest::Digest;
+use serde::Serialize;
+
+use super::{
+    MAX_LINE_BYTES,
+    file::{numbered, rotated},
+    line::{self, Content, Line},
+};
+
+/// An event's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Position {
+    /// The agent.
+    pub agent: String,
+    /// The epoch of its spool.
+    pub epoch: u64,
+    /// The position in it.
+    pub seq: u64,
+}
+
+/// Events that the audit log says it does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hole {
+    /// The epoch.
+    pub epoch: u64,
+    /// The first of them.
+    pub from: u64,
+    /// The last.
+    pub until: u64,
+    /// Why, as it was written there.
+    pub reason: String,
+}
+
+/// A sound audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Files that were read, oldest first.
+    pub files: Vec<String>,
+    /// Lines in them.
+    pub lines: u64,
+    /// Events in them.
+    pub events: u64,
+    /// The first event, or the first that is said to be missing.
+    pub first: Option<Position>,
+    /// The last one.
+    pub last: Option<Position>,
+    /// Whether lines were before the first one: files that rotation removed.
+    pub begins_later: bool,
+    /// What it says is missing.
+    pub holes: Vec<Hole>,
+    /// Torn lines that were cut off: crashes while a line was written.
+    pub cuts: u64,
+}
+
+/// The first line that is not as it was written, or that does not follow the one before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+pub struct Broken {
+    /// The file.
+    pub file: String,
+    /// The line in it, 1 for the first; 0 if the file is missing.
+    pub line: u64,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.line == 0 {
+            write!(f, "{} {}", self.file, self.problem)
+        } else {
+            write!(f, "{} line {}: {}", self.file, self.line, self.problem)
+        }
+    }
+}
+
+/// Why an audit log is not sound, or could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// It was changed.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+    /// It can't be read.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The line before.
+struct Before {
+    file: String,
+    number: u64,
+    hash: String,
+    position: Position,
+    /// The digest that the next event names, if the line holds an event.
+    digest: Option<Digest>,
+}
+
+/// A chain of lines, as far as it was read.
+#[derive(Default)]
+pub struct Chain {
+    before: Option<Before>,
+    report: Report,
+}
+
+impl Chain {
+    /// Takes the next line, without its newline.
+    pub fn take(&mut self, file: &str, number: u64, bytes: &[u8]) -> Result<(), Broken> {
+        let broken = |problem: String| Broken { file: file.to_owned(), line: number, problem };
+        let line = Line::parse(bytes).map_err(broken)?;
+        let (from, until) = line.span();
+        if let Some(before) = &self.before {
+            continues(&before.position, &line).map_err(broken)?;
+            if line.link.prev_hash.as_ref() != Some(&before.hash) {
+                return Err(before.accuse(&line, file, number));
+            }
+            if let (Some(digest), Content::Event { prev, .. }) = (before.digest, &line.content)
+                && before.position.epoch == line.epoch
+                && digest != *prev
+            {
+                return Err(broken("its event does not follow the one before".to_owned()));
+            }
+        } else {
+            self.report.begins_later = line.link.prev_hash.is_some();
+            if !self.report.begins_later && from != 1 {
+                return Err(broken(format!("events 1 to {} are missing before it", from - 1)));
+            }
+            self.report.first = Some(Position { agent: line.agent.clone(), epoch: line.epoch, seq: from });
+        }
+        self.report.lines += 1;
+        self.report.cuts += u64::from(line.link.cut_bytes > 0);
+        let position = Position { agent: line.agent, epoch: line.epoch, seq: until };
+        self.report.last = Some(position.clone());
+        let digest = match line.content {
+            Content::Event { digest, .. } => {
+                self.report.events += 1;
+                Some(digest)
+            }
+            Content::Missing { from, until, reason } => {
+                self.report.holes.push(Hole { epoch: line.epoch, from, until, reason });
+                None
+            }
+        };
+        self.before =
+            Some(Before { file: file.to_owned(), number, hash: line::hash(bytes), position, digest });
+        Ok(())
+    }
+
+    /// What was read, all of which holds.
+    pub fn finish(self) -> Report {
+        self.report
+    }
+}
+
+impl Before {
+    /// Which of two lines was changed, where the second does not name the first.
+    fn accuse(&self, line: &Line, file: &str, number: u64) -> Broken {
+        match (&self.digest, &line.content) {
+            // The second event still follows the first one: its line is what does not fit.
+            (Some(digest), Content::Event { prev, .. }) if digest == prev => Broken {
+                file: file.to_owned(),
+                line: number,
+                problem: "its prev_hash is not the digest of the line before".to_owned(),
+            },
+            _ => Broken {
+                file: self.file.clone(),
+                line: self.number,
+                problem: format!("is not the line that line {number} of {file} follows"),
+            },
+        }
+    }
+}
+
+/// Whether a line's events come right behind a position.
+fn continues(before: &Position, line: &Line) -> Result<(), String> {
+    let (from, _) = line.span();
+    if line.agent != before.agent {
+        return Err(format!("is agent {}'s, the line before agent {}'s", line.agent, before.agent));
+    }
+    let expected = match line.epoch.cmp(&before.epoch) {
+        std::cmp::Ordering::Less => return Err(format!("goes back to epoch {}", line.epoch)),
+        std::cmp::Ordering::Equal => before.seq + 1,
+        std::cmp::Ordering::Greater => 1,
+    };
+    match from.cmp(&expected) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Less => Err(format!("goes back to event {from}, event {expected} should follow")),
+        std::cmp::Ordering::Greater => {
+            Err(format!("events {expected} to {} are missing before it", from - 1))
+        }
+    }
+}
+
+/// Checks an audit log, with the files that rotation left of it, oldest first. Blocks.
+pub fn verify(path: &Path) -> Result<Report, VerifyError> {
+    let io = |file: &Path| {
+        let file = file.display().to_string();
+        move |source| VerifyError::Io { file, source }
+    };
+    let mut chain = Chain::default();
+    let numbers = rotated(path).map_err(io(path))?;
+    let mut files: Vec<_> = numbers.iter().rev().map(|number| (*number, numbered(path, *number))).collect();
+    files.push((0, path.to_owned()));
+    let mut expected = numbers.last().copied().unwrap_or_default();
+    for (number, path) in files {
+        let file = match File::open(&path) {
+            // Between a rotation and the next line there is none.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 && !numbers.is_empty() => {
+                break;
+            }
+            opened => opened.map_err(io(&path))?,
+        };
+        let name = path.display().to_string();
+        let is_behind_gap = number != expected;
+        let missing = numbered_name(&path, number, expected);
+        expected = number.saturating_sub(1);
+        chain.report.files.push(name.clone());
+        match read(&mut chain, &name, BufReader::new(file)) {
+            Ok(()) => {}
+            Err(Ok(broken)) if is_behind_gap && broken.line <= 1 || is_behind_gap && broken.file != name => {
+                return Err(Broken { file: missing, line: 0, problem: "is missing".to_owned() }.into());
+            }
+            Err(Ok(broken)) => return Err(broken.into()),
+            Err(Err(error)) => return Err(io(&path)(error)),
+        }
+    }
+    Ok(chain.finish())
+}
+
+/// The name of the file `expected`, beside this one with another number.
+fn numbered_name(path: &Path, number: u64, expected: u64) -> String {
+    let name = path.display().to_string();
+    let base = if number == 0 { &name } else { name.strip_suffix(&format!(".{number}")).unwrap_or(&name) };
+    format!("{base}.{expected}")
+}
+
+/// Takes a file's lines.
+fn read(chain: &mut Chain, name: &str, mut lines: impl BufRead) -> Result<(), Result<Broken, io::Error>> {
+    for number in 1.. {
+        let mut line = Vec::new();
+        lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(Err)?;
+        let broken =
+            |problem: &str| Broken { file: name.to_owned(), line: number, problem: problem.to_owned() };
+        match line.pop() {
+            None => break,
+            Some(b'\n') => chain.take(name, number, &line).map_err(Ok)?,
+            Some(_) if line.len() as u64 + 1 == MAX_LINE_BYTES => {
+                return Err(Ok(broken("is longer than lines are")));
+            }
+            Some(_) => return Err(Ok(broken("is cut off"))),
+        }
+    }
+    Ok(())
+}
