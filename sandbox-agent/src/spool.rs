@@ -18,6 +18,8 @@
 mod epoch;
 mod error;
 mod inspect;
+mod replay;
+mod status;
 mod unfinished;
 
 #[cfg(test)]
@@ -44,10 +46,13 @@ use exchequer_stream::{
 use prost::{Message, bytes::Bytes};
 use tokio::sync::watch;
 
-use self::unfinished::{Open, Snapshot, Unfinished};
 pub use self::{
     error::{ConfirmError, RecordError, SpoolError},
     inspect::{Inspection, inspect},
+};
+use self::{
+    replay::Replayed,
+    unfinished::{Open, Snapshot, Unfinished},
 };
 
 /// Room beyond the configured limit for denials and the agent's own events. Denials may use half of it.
@@ -112,48 +117,6 @@ struct Confirmed {
     seq: u64,
     /// By execution.
     running: BTreeMap<String, Running>,
-}
-
-/// What the journal's events leave open.
-struct Replayed {
-    head: (u64, Digest),
-    open: BTreeMap<String, (u64, LostExecution)>,
-}
-
-impl Replayed {
-    fn new(snapshot: Option<&Snapshot>) -> Self {
-        let open = snapshot.map(|snapshot| snapshot.open.as_slice()).unwrap_or_default().iter();
-        let open = open.map(|of| (of.execution(), of.seq));
-        let open = open.map(|(execution, seq)| (execution.execution_id.clone(), (seq, execution)));
-        Self { head: (0, Digest::ZERO), open: open.collect() }
-    }
-
-    /// Takes the next event; refuses one that is not this spool's, or not the next one.
-    fn take(&mut self, agent_id: &str, epoch: u64, seq: u64, bytes: &[u8]) -> Result<v1::Event, String> {
-        let mut event = v1::Event::decode(bytes).map_err(|e| e.to_string())?;
-        if (event.agent_id.as_str(), event.epoch, event.seq) != (agent_id, epoch, seq) {
-            return Err(format!("the event is {} {}/{}", event.agent_id, event.epoch, event.seq));
-        }
-        if self.head.0 > 0 && event.prev_hash != self.head.1.0.as_slice() {
-            return Err("prev_hash is not the digest of the event before".into());
-        }
-        self.head = (seq, seal::event_digest(bytes));
-        match &mut event.kind {
-            Some(Kind::ExecutionAdmitted(admitted)) => {
-                let lost = LostExecution {
-                    execution_id: event.execution_id.clone(),
-                    tenant: event.tenant.clone(),
-                    skill: event.skill.clone(),
-                    hold_id: std::mem::take(&mut admitted.hold_id),
-                    reserved: std::mem::take(&mut admitted.reserved),
-                };
-                self.open.insert(event.execution_id.clone(), (seq, lost));
-            }
-            Some(Kind::ExecutionFinished(_)) => drop(self.open.remove(&event.execution_id)),
-            _ => {}
-        }
-        Ok(event)
-    }
 }
 
 /// What a running spool is asked beside its events.
@@ -479,45 +442,6 @@ impl Spool {
     /// Bytes that are kept.
     pub fn kept_bytes(&self) -> u64 {
         self.journal.size_bytes()
-    }
-
-    /// The state as it is reported.
-    pub async fn status(&self) -> v1::GetSpoolStatusResponse {
-        let (seq, hash) = *self.head.lock().await;
-        let refusing = self.check_room().err().map(|error| error.to_string());
-        let (confirmed, open_executions) = {
-            let confirmed = self.confirmed();
-            let open = confirmed.running.values().filter(|of| of.finished.is_none());
-            (confirmed.seq, open.count() as u64)
-        };
-        let (publishing_trouble, audit_log_trouble) = {
-            let troubles = lock(&self.troubles);
-            (troubles.publishing.clone(), troubles.audit_log.clone())
-        };
-        let reader = self.reader();
-        let oldest = tokio::task::spawn_blocking(move || reader.read(confirmed + 1, 1)).await;
-        let oldest = oldest.ok().and_then(Result::ok).and_then(|entries| entries.into_iter().next());
-        let oldest =
-            oldest.and_then(|entry| v1::Event::decode(entry.body).ok()).map(|event| event.time_unix_ms);
-        v1::GetSpoolStatusResponse {
-            written: Some(self.position(seq, hash)),
-            confirmed: Some(v1::AgentHead {
-                agent_id: self.agent_id.clone(),
-                epoch: self.epoch,
-                seq: confirmed,
-                ..v1::AgentHead::default()
-            }),
-            kept_events: (self.tip() + 1).saturating_sub(self.first()),
-            kept_bytes: self.kept_bytes(),
-            limit_bytes: self.limit,
-            oldest_unconfirmed_unix_ms: oldest.unwrap_or_default(),
-            oldest_unconfirmed_age_ms: oldest.map_or(0, |then| (self.clock)().saturating_sub(then)),
-            open_executions,
-            refusing: refusing.unwrap_or_default(),
-            publishing_trouble: publishing_trouble.unwrap_or_default(),
-            condemned: self.condemned.get().cloned().unwrap_or_default(),
-            audit_log_trouble: audit_log_trouble.unwrap_or_default(),
-        }
     }
 
     fn confirmed(&self) -> MutexGuard<'_, Confirmed> {

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod agents;
 mod assembly;
+mod audit_log;
 mod budget;
 mod bundle;
 mod check;
@@ -25,6 +26,7 @@ mod print;
 mod progress;
 mod replay;
 mod run;
+mod spool;
 mod token;
 mod up;
 mod usage;
@@ -83,6 +85,12 @@ enum Verb {
     /// Enrol, revoke and list keys; ask what an agent enforces
     #[command(subcommand)]
     Agent(agents::Agents),
+    /// Show what an agent's spool holds, and what waits in it
+    #[command(subcommand)]
+    Spool(spool::Spools),
+    /// Check the file that an agent writes of its events on its own host
+    #[command(subcommand)]
+    AuditLog(audit_log::AuditLog),
     /// Cosign the checkpoints of other logs, so that they can't show different people different logs
     Witness(witness::Arguments),
     /// Mint a token with the data directory's own issuer
@@ -119,6 +127,8 @@ pub fn main() -> ExitCode {
             Verb::Fsck(fsck) => fsck.run().await,
             Verb::Export(export) => export.run().await,
             Verb::Agent(agents) => agents.run().await,
+            Verb::Spool(spools) => spools.run().await,
+            Verb::AuditLog(log) => log.run(),
             Verb::Witness(arguments) => witness::run(arguments).await,
             Verb::Token(token) => token.run(),
             Verb::Key(key) => key.run().await,

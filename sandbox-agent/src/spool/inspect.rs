@@ -10,7 +10,8 @@ use exchequer_stream::journal;
 use prost::Message as _;
 
 use super::{
-    LostExecution, Replayed, SpoolError, epoch,
+    LostExecution, SpoolError, epoch,
+    replay::Replayed,
     unfinished::{self, Snapshot},
 };
 

@@ -7,6 +7,7 @@ mod confidential;
 mod export;
 mod receipts;
 mod served;
+mod spool;
 mod up;
 mod witnesses;
 
