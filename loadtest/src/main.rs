@@ -8,6 +8,7 @@ mod agent;
 mod baseline;
 mod built;
 mod cpu;
+mod execute;
 mod generated;
 mod ingest;
 mod recover;
@@ -40,9 +41,16 @@ enum Scenario {
     Reserve(reserve::Arguments),
     /// Opening a large log again.
     Recover(recover::Arguments),
+    /// Executions in the sandbox, single and many at a time, against bubblewrap; and through an agent, audited.
+    Execute(execute::Arguments),
 }
 
 fn main() -> ExitCode {
+    // Before any thread exists: this binary is the sandbox's helper process and, for `execute`, the `exchequer` program, too.
+    sandbox_agent::sandbox::helper::run_if_requested();
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == "up") {
+        return exchequer::main();
+    }
     let scenario = Command::parse().scenario;
     // What the scenario measures in a process of its own has that process' telemetry.
     if !matches!(&scenario, Scenario::Reserve(arguments) if arguments.is_instance()) {
@@ -54,6 +62,7 @@ fn main() -> ExitCode {
         Scenario::Verify(arguments) => verify::run(&arguments),
         Scenario::Reserve(arguments) => reserve::run(&arguments),
         Scenario::Recover(arguments) => recover::run(&arguments),
+        Scenario::Execute(arguments) => execute::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,165 @@
+//! What an agent has of the kernel: processes, descriptors, mounts, cgroups, namespaces, directories.
+//!
+//! Left out: regular files that are open (stores open and close theirs as they please) and memory. Invariant: what can't be read is an
+//! error, not zero.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+
+/// How long what executions had may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The argument that makes a binary the sandbox's helper.
+const HELPER: &str = "__sandbox-helper";
+
+/// Counts at a moment when nothing is executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Census {
+    /// The agent and its helper, by their process ids: a helper that died would have lost its own to init.
+    agent: u32,
+    helper: u32,
+    /// Below the agent, in all.
+    processes: usize,
+    zombies: usize,
+    /// Descriptors that are not of files with a path.
+    agent_descriptors: usize,
+    helper_descriptors: usize,
+    /// Where the helper lives.
+    mounts: usize,
+    /// Named after the helper, in all hierarchies.
+    cgroups: usize,
+    /// Of the agent and all processes below it.
+    network_namespaces: usize,
+    /// Work areas on the host, named after the helper.
+    directories: usize,
+}
+
+impl Census {
+    /// Counts now.
+    pub(super) fn of(agent: u32) -> anyhow::Result<Self> {
+        let below = below(agent)?;
+        let helpers: Vec<_> = below.iter().filter(|(pid, _)| is_helper(**pid)).map(|(pid, _)| *pid).collect();
+        // A supervisor that was just forked still looks like the helper; the helper is the agent's own child.
+        let helper =
+            helpers.into_iter().find(|pid| below[pid].parent == agent).context("no helper process")?;
+        let mut network_namespaces = BTreeSet::new();
+        for pid in below.keys().chain([&agent]) {
+            // A zombie has none.
+            if let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) {
+                network_namespaces.insert(namespace);
+            }
+        }
+        let mounts =
+            fs::read_to_string(format!("/proc/{helper}/mountinfo")).context("the helper's mounts")?;
+        let mut cgroups = 0;
+        count_cgroups(Path::new("/sys/fs/cgroup"), &helper.to_string(), &mut cgroups)?;
+        let work = format!("exchequer-sandbox-{helper}-");
+        let mut directories = 0;
+        for entry in fs::read_dir(std::env::temp_dir())? {
+            directories += usize::from(entry?.file_name().to_string_lossy().starts_with(&work));
+        }
+        Ok(Self {
+            agent,
+            helper,
+            processes: below.len(),
+            zombies: below.values().filter(|process| process.is_zombie).count(),
+            agent_descriptors: descriptors(agent)?,
+            helper_descriptors: descriptors(helper)?,
+            mounts: mounts.lines().count(),
+            cgroups,
+            network_namespaces: network_namespaces.len(),
+            directories,
+        })
+    }
+
+    /// Waits until everything is as before; an error that says what is not.
+    pub(super) async fn settled(before: &Self) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = Self::of(before.agent)?;
+            if now == *before {
+                return Ok(now);
+            }
+            if Instant::now() >= deadline {
+                bail!("executions left something behind: before {before:?}, after {now:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+struct Process {
+    parent: u32,
+    is_zombie: bool,
+}
+
+/// Every process below this one.
+fn below(root: u32) -> anyhow::Result<BTreeMap<u32, Process>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // Gone meanwhile.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let mut fields = stat.rsplit_once(')').context("a stat without a name")?.1.split_whitespace();
+        let is_zombie = fields.next().context("a stat without a state")? == "Z";
+        let parent = fields.next().context("a stat without a parent")?.parse()?;
+        all.insert(pid, Process { parent, is_zombie });
+    }
+    let mut found = BTreeSet::from([root]);
+    loop {
+        let more = all.iter().filter(|(_, process)| found.contains(&process.parent)).map(|(pid, _)| *pid);
+        let more: Vec<_> = more.filter(|pid| !found.contains(pid)).collect();
+        if more.is_empty() {
+            break;
+        }
+        found.extend(more);
+    }
+    found.remove(&root);
+    all.retain(|pid, _| found.contains(pid));
+    Ok(all)
+}
+
+fn is_helper(pid: u32) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|byte| *byte == 0).nth(1) == Some(HELPER.as_bytes())
+}
+
+fn descriptors(pid: u32) -> anyhow::Result<usize> {
+    let directory = format!("/proc/{pid}/fd");
+    let mut count = 0;
+    for entry in fs::read_dir(&directory).with_context(|| directory.clone())? {
+        // Closed meanwhile.
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let is_file = target.is_absolute() && !target.to_string_lossy().starts_with("/memfd:");
+        count += usize::from(!is_file);
+    }
+    Ok(count)
+}
+
+/// Directories of cgroups that are the engine's and name the helper.
+fn count_cgroups(directory: &Path, helper: &str, count: &mut usize) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        // Another's that was just removed, or no cgroups at all.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| directory.display().to_string())?,
+    };
+    for entry in entries {
+        let Ok(entry) = entry else { continue };
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let names_helper = name.split(|c: char| !c.is_ascii_digit()).any(|part| part == helper);
+        *count += usize::from(name.contains("exchequer") && names_helper);
+        count_cgroups(&entry.path(), helper, count)?;
+    }
+    Ok(())
+}

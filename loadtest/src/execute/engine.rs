@@ -1,0 +1,76 @@
+//! The sandbox itself, as the agent uses it: prepared, its controls read back, released, followed to its end.
+//!
+//! Left out: holds and records (`audited`). Invariant: every execution's controls were looked at, and it counts if it exited with 0.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use sandbox_agent::sandbox::{ControlStatus, ExitCause, Sandbox, Spec, StartOptions};
+use tokio::sync::mpsc;
+
+use super::{Layers, Many, PROGRAM, at_once};
+
+/// A sandbox and what was seen of its layers.
+#[derive(Clone)]
+pub(super) struct Engine {
+    sandbox: Sandbox,
+    spec: Arc<Spec>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    enforced: BTreeSet<String>,
+    missing: BTreeSet<String>,
+}
+
+impl Engine {
+    pub(super) fn start() -> anyhow::Result<Self> {
+        let sandbox = Sandbox::start(StartOptions::default()).context("the sandbox's helper")?;
+        let spec = Arc::new(Spec::new(PROGRAM, [""; 0]));
+        Ok(Self { sandbox, spec, seen: Arc::default() })
+    }
+
+    /// How long one took, from the request to its outcome with all its output.
+    pub(super) async fn execute(&self) -> anyhow::Result<Duration> {
+        let started = Instant::now();
+        let (output, mut chunks) = mpsc::channel(16);
+        let prepared = self.sandbox.prepare(&self.spec, None, output).await?;
+        let controls = prepared.controls().to_vec();
+        let mut running = prepared.release().await?;
+        let outcome = running.outcome().await?;
+        let time = started.elapsed();
+        ensure!(outcome.cause == ExitCause::Exited { code: 0 }, "{PROGRAM} ended with {:?}", outcome.cause);
+        ensure!(chunks.recv().await.is_none(), "{PROGRAM} said something");
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for control in controls {
+            let holds = control.status == ControlStatus::Enforced;
+            let names = if holds { &mut seen.enforced } else { &mut seen.missing };
+            if !names.contains(control.layer.name()) {
+                names.insert(control.layer.name().to_owned());
+            }
+        }
+        Ok(time)
+    }
+
+    /// So many in all, so many at a time.
+    pub(super) async fn many(&self, concurrent: u16, runs: u64) -> anyhow::Result<Many> {
+        let engine = self.clone();
+        at_once(concurrent, runs, move |_| {
+            let engine = engine.clone();
+            async move { engine.execute().await }
+        })
+        .await
+    }
+
+    /// What held in every execution so far, and what did not.
+    pub(super) fn layers(&self) -> Layers {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let enforced = seen.enforced.difference(&seen.missing).count();
+        Layers { enforced, missing: seen.missing.iter().cloned().collect() }
+    }
+}
