@@ -10,12 +10,14 @@
 //! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it. [`bundle`]: what is
 //!   signed of it for the caller.
 //! - [`holds`]: the calls to metering. [`leases`], [`mod@slice`]: slices of budgets, against which most executions are admitted without one.
+//! - [`egress`]: the allow-listed way out of a sandbox.
 //! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream. [`audit_log`]: the same record as a file on the host.
 
 pub mod agent;
 pub mod audit_log;
 pub mod bundle;
+pub mod egress;
 pub mod execute;
 pub mod grpc;
 pub mod holds;

@@ -31,6 +31,13 @@ instrument! {
         .build()
 }
 instrument! {
+    /// What became of requests to egress proxies.
+    egress_requests: Counter<u64> = meter()
+        .u64_counter("exchequer_agent_egress_requests_total")
+        .with_description("Requests of programs to the egress proxy: connections made, refused by the policy, failed on the way.")
+        .build()
+}
+instrument! {
     /// Executions running now.
     running: UpDownCounter<i64> = meter()
         .i64_up_down_counter("exchequer_agent_running_executions")
@@ -157,6 +164,11 @@ pub(crate) fn record_slices(listed: &[exchequer_event::v1::Slice]) {
     for (name, amount) in METERS.into_iter().zip(Metered::among(&left).0) {
         slices_left().record(amount, &[KeyValue::new("meter", name)]);
     }
+}
+
+/// Counts a request to an egress proxy by its outcome.
+pub(crate) fn count_egress(outcome: &'static str) {
+    egress_requests().add(1, &[KeyValue::new("outcome", outcome)]);
 }
 
 /// Counts an execution by its outcome.

@@ -229,7 +229,7 @@ async fn an_agent_that_stops_gives_its_leases_back_when_metering_has_charged_the
 async fn a_new_life_uses_no_old_slice_and_says_what_was_reserved_of_it() {
     let dir = exchequer_testkit::temp_dir();
     let (spool, _) = Spool::open(&dir.path().join("agent/spool"), "a", 8 << 20, 8, 0).unwrap();
-    let reserved = Metered([1, 2, 3, 4, 1]).amounts();
+    let reserved = Metered([1, 2, 3, 4, 1, 5]).amounts();
     let admitted = v1::ExecutionAdmitted {
         hold_id: "lease-0".into(),
         scope: "acme".into(),

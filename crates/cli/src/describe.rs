@@ -258,8 +258,12 @@ pub fn ending(finished: &v1::ExecutionFinished) -> String {
 
 /// What an execution used, in words.
 pub fn usage_text(usage: &v1::Usage) -> String {
+    let network = match (usage.egress_bytes, usage.ingress_bytes) {
+        (0, 0) => String::new(),
+        (sent, received) => format!(", sent {}, received {}", bytes_text(sent), bytes_text(received)),
+    };
     format!(
-        "cpu {}, wall {}, memory {} peak, output {}",
+        "cpu {}, wall {}, memory {} peak, output {}{network}",
         time_text(usage.cpu_user_us + usage.cpu_system_us),
         time_text(usage.wall_us),
         bytes_text(usage.peak_memory_bytes),

@@ -68,6 +68,9 @@ pub struct Run {
     /// Standard output and error together
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     output_bytes: u64,
+    /// Sent out through the egress proxy, where the profile has one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    egress_bytes: u64,
     /// A variable of the program's environment; can be given more than once
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -135,7 +138,7 @@ impl Run {
                 wall_ms: self.wall_ms,
                 memory_bytes,
                 output_bytes: self.output_bytes,
-                ..v1::Limits::default()
+                egress_bytes: self.egress_bytes,
             }),
             skill: self.skill,
             profile: self.profile,

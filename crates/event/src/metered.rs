@@ -7,7 +7,8 @@
 use crate::v1;
 
 /// Names of the meters, in the order of [`Metered`].
-pub const METERS: [&str; 5] = ["cpu_ms", "wall_ms", "memory_mib_ms", "output_bytes", "invocations"];
+pub const METERS: [&str; 6] =
+    ["cpu_ms", "wall_ms", "memory_mib_ms", "output_bytes", "invocations", "egress_bytes"];
 /// The largest amount of a meter that is held or charged at once: 8,900 years of CPU.
 pub const MAX_METERED: u64 = 1 << 48;
 
@@ -23,7 +24,7 @@ impl Metered {
     pub fn at_most(limits: &v1::Limits) -> Self {
         let memory_mib = limits.memory_bytes.div_ceil(BYTES_PER_MIB);
         let memory = memory_mib.saturating_mul(limits.wall_ms);
-        Self([limits.cpu_ms, limits.wall_ms, memory, limits.output_bytes, 1])
+        Self([limits.cpu_ms, limits.wall_ms, memory, limits.output_bytes, 1, limits.egress_bytes])
     }
 
     /// What a finished execution is charged: what it used, or what was reserved for it if that is unknown. `None`, if
@@ -38,7 +39,7 @@ impl Metered {
     /// - `cpu_ms`: user and system time together, rounded up to milliseconds;
     /// - `wall_ms`: rounded up to milliseconds;
     /// - `memory_mib_ms`: peak memory rounded up to MiB, times `wall_ms`;
-    /// - `output_bytes`: as measured; `invocations`: 1.
+    /// - `output_bytes` and `egress_bytes`: as measured; `invocations`: 1.
     ///
     /// `None`, if it is unknown: the execution was lost, or the record carries no usage.
     fn used(finished: &v1::ExecutionFinished) -> Option<Self> {
@@ -46,7 +47,7 @@ impl Metered {
         let wall_ms = usage.wall_us.div_ceil(MICROS_PER_MILLI);
         let cpu_ms = usage.cpu_user_us.saturating_add(usage.cpu_system_us).div_ceil(MICROS_PER_MILLI);
         let memory = usage.peak_memory_bytes.div_ceil(BYTES_PER_MIB).saturating_mul(wall_ms);
-        Some(Self([cpu_ms, wall_ms, memory, usage.output_bytes, 1]))
+        Some(Self([cpu_ms, wall_ms, memory, usage.output_bytes, 1, usage.egress_bytes]))
     }
 
     /// Amounts by name; `None`, if one is not a machine's meter or is named twice.
@@ -99,13 +100,13 @@ mod tests {
         v1::ExecutionFinished { cause: v1::ExitCause::Exited.into(), usage, reserved, ..Default::default() }
     }
 
-    fn check(usage: v1::Usage, want: [u64; 5]) {
+    fn check(usage: v1::Usage, want: [u64; METERS.len()]) {
         assert_eq!(Metered::charge(&finished(Some(usage), &[("cpu_ms", 9)])), Some(Metered(want)));
     }
 
     #[test]
     fn measured_usage_is_rounded_up_and_cut() {
-        check(v1::Usage::default(), [0, 0, 0, 0, 1]);
+        check(v1::Usage::default(), [0, 0, 0, 0, 1, 0]);
         let some = v1::Usage {
             cpu_user_us: 1_000,
             cpu_system_us: 1,
@@ -113,33 +114,36 @@ mod tests {
             peak_memory_bytes: (5 << 20) + 1,
             output_bytes: 7,
             page_faults: 9,
+            egress_bytes: 8,
+            ingress_bytes: 9,
             ..v1::Usage::default()
         };
-        check(some, [2, 3, 18, 7, 1]);
+        check(some, [2, 3, 18, 7, 1, 8]);
         let most = v1::Usage {
             cpu_user_us: u64::MAX,
             cpu_system_us: u64::MAX,
             wall_us: u64::MAX,
             peak_memory_bytes: u64::MAX,
             output_bytes: u64::MAX,
+            egress_bytes: u64::MAX,
             page_faults: u64::MAX,
             ..v1::Usage::default()
         };
-        check(most, [MAX_METERED, MAX_METERED, MAX_METERED, MAX_METERED, 1]);
+        check(most, [MAX_METERED, MAX_METERED, MAX_METERED, MAX_METERED, 1, MAX_METERED]);
     }
 
     #[test]
     fn unknown_usage_charges_what_was_reserved_and_everything_if_that_is_not_said() {
-        let check = |record: v1::ExecutionFinished, want: Option<[u64; 5]>| {
+        let check = |record: v1::ExecutionFinished, want: Option<[u64; METERS.len()]>| {
             assert_eq!(Metered::charge(&record), want.map(Metered), "{record:?}");
         };
-        check(finished(None, &[("wall_ms", 4), ("invocations", 1)]), Some([0, 4, 0, 0, 1]));
+        check(finished(None, &[("wall_ms", 4), ("invocations", 1)]), Some([0, 4, 0, 0, 1, 0]));
         let lost = |reserved| {
             let mut lost = finished(Some(v1::Usage::default()), reserved);
             lost.set_cause(v1::ExitCause::Lost);
             lost
         };
-        check(lost(&[("cpu_ms", u64::MAX)]), Some([MAX_METERED, 0, 0, 0, 0]));
+        check(lost(&[("cpu_ms", u64::MAX)]), Some([MAX_METERED, 0, 0, 0, 0, 0]));
         check(lost(&[]), None);
         check(lost(&[("tokens", 1)]), None);
         check(lost(&[("cpu_ms", 1), ("cpu_ms", 1)]), None);
@@ -152,7 +156,7 @@ mod tests {
             wall_ms: 7,
             memory_bytes: (3 << 20) - 1,
             output_bytes: 11,
-            ..v1::Limits::default()
+            egress_bytes: 13,
         };
         let all = v1::Usage {
             cpu_user_us: 2_500,
@@ -160,7 +164,7 @@ mod tests {
             wall_us: 7_000,
             peak_memory_bytes: (3 << 20) - 1,
             output_bytes: 11,
-            page_faults: 0,
+            egress_bytes: 13,
             ..v1::Usage::default()
         };
         let most = Metered::at_most(&limits);

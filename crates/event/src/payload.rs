@@ -227,6 +227,7 @@ fn take_payload(kind: &mut Kind) -> Option<Kind> {
             result_digest: take(&mut finished.result_digest),
             detail: take(&mut finished.detail),
             artifacts: take(&mut finished.artifacts),
+            egress: take(&mut finished.egress),
             ..v1::ExecutionFinished::default()
         }),
         Kind::AgentStarted(_) | Kind::AgentStopped(_) | Kind::ControlDegraded(_) => return None,

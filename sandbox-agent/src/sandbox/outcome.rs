@@ -29,7 +29,7 @@ pub enum ExitCause {
     OutputLimit,
     /// The kernel killed a process of the tree because the tree's memory was at its limit.
     OutOfMemory,
-    /// It sent or received more through the egress proxy than it may; the whole tree was killed.
+    /// It was to send more through the egress proxy than it may; the whole tree was killed.
     EgressLimit,
     /// It used up its processor time; the whole tree was killed.
     CpuLimit,

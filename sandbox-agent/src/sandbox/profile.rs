@@ -20,8 +20,8 @@ pub struct WorkArea {
     pub executable: bool,
 }
 
-/// Where the agent listens inside, on 127.0.0.1, if the network is [`Network::Egress`]. The same each time, so that an
-/// environment can name it beforehand; in a namespace of its own nobody else can have it.
+/// The port of 127.0.0.1 inside on which the agent listens with [`Network::Egress`]. It is the same in every network namespace, so that
+/// equal executions have equal environments.
 pub const EGRESS_PORT: u16 = 3128;
 
 /// What of a network there is inside. In each case no interface but a loopback of its own.

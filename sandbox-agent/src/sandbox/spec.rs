@@ -43,7 +43,7 @@ pub struct Limits {
     pub open_files: u64,
     /// Largest file a process can write, bytes.
     pub file_bytes: u64,
-    /// Bytes through the egress proxy, both ways together. The proxy's to enforce, by [`super::Killer::kill`]; the sandbox
+    /// Bytes sent out through the egress proxy. The proxy's to enforce, by [`super::Killer::kill`]; the sandbox
     /// itself has no use for it.
     pub egress_bytes: u64,
 }

@@ -19,7 +19,7 @@ pub enum KillReason {
     Cancelled,
     /// It wrote more than it may.
     OutputLimit,
-    /// More went through the egress proxy than may.
+    /// More was to be sent through the egress proxy than may be.
     EgressLimit,
 }
 

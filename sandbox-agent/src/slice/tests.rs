@@ -7,19 +7,19 @@ use super::*;
 const TTL_MS: u64 = 1_000;
 
 fn of(amount: u64) -> Metered {
-    Metered([amount, 2 * amount, 3 * amount, amount / 2, 1])
+    Metered([amount, 2 * amount, 3 * amount, amount / 2, 1, amount])
 }
 
 #[test]
 fn it_admits_to_its_last_unit_and_no_further() {
-    let mut slice = Slice::new("lease".into(), Metered([10, 20, 30, 5, 2]), 0, TTL_MS);
-    let need = Metered([6, 1, 1, 1, 1]);
+    let mut slice = Slice::new("lease".into(), Metered([10, 20, 30, 5, 2, 7]), 0, TTL_MS);
+    let need = Metered([6, 1, 1, 1, 1, 5]);
     assert_eq!(slice.admit(&need, 10), Ok(()));
     assert_eq!(slice.admit(&need, 10), Err(Short::Amounts));
-    assert_eq!(slice.admit(&Metered([4, 1, 1, 1, 1]), 10), Ok(()));
+    assert_eq!(slice.admit(&Metered([4, 1, 1, 1, 1, 2]), 10), Ok(()));
     assert_eq!(slice.left().0[..1], [0]);
-    slice.finish(&need, &Metered([1, 1, 1, 1, 1]));
-    assert_eq!(slice.left(), Metered([5, 18, 28, 3, 0]));
+    slice.finish(&need, &Metered([1, 1, 1, 1, 1, 0]));
+    assert_eq!(slice.left(), Metered([5, 18, 28, 3, 0, 5]));
     assert_eq!(slice.admit(&need, 10), Err(Short::Amounts), "its invocations are used up");
 }
 
@@ -49,10 +49,10 @@ fn it_can_be_given_back_only_when_it_is_closed_idle_and_charged() {
 
 #[test]
 fn it_is_low_when_any_meter_is() {
-    let slice = Slice::new("lease".into(), Metered([100, 100, 100, 24, 100]), 0, TTL_MS);
-    assert!(slice.is_low(&Metered([100; 5]), 25));
-    assert!(!slice.is_low(&Metered([100; 5]), 24));
-    assert_eq!(slice.missing(&Metered([100; 5])), Metered([0, 0, 0, 76, 0]));
+    let slice = Slice::new("lease".into(), Metered([100, 100, 100, 24, 100, 100]), 0, TTL_MS);
+    assert!(slice.is_low(&Metered([100; 6]), 25));
+    assert!(!slice.is_low(&Metered([100; 6]), 24));
+    assert_eq!(slice.missing(&Metered([100; 6])), Metered([0, 0, 0, 76, 0, 0]));
 }
 
 #[derive(Clone, Debug)]

@@ -51,6 +51,7 @@ fn kinds() -> Vec<Kind> {
             signal: 0,
             reserved: vec![v1::MeterAmount { meter: "cpu_ms".into(), amount: 7 }],
             artifacts: vec![v1::File { path: "needle.png".into(), ..v1::File::default() }],
+            egress: vec![v1::EgressTarget { host: "needle.net".into(), ..v1::EgressTarget::default() }],
         }),
     ]
 }

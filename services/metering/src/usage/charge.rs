@@ -63,12 +63,19 @@ mod tests {
             wall_us: 3_000,
             peak_memory_bytes: 5 << 20,
             output_bytes: 7,
+            egress_bytes: 9,
             ..v1::Usage::default()
         };
         let finished = v1::ExecutionFinished { usage: Some(usage), ..v1::ExecutionFinished::default() };
         let used = amounts(&finished).unwrap();
-        let meters =
-            [Meter::CpuMs, Meter::WallMs, Meter::MemoryMibMs, Meter::OutputBytes, Meter::Invocations];
-        assert_eq!(meters.map(|meter| used.get(meter)), [2, 3, 15, 7, 1]);
+        let meters = [
+            Meter::CpuMs,
+            Meter::WallMs,
+            Meter::MemoryMibMs,
+            Meter::OutputBytes,
+            Meter::Invocations,
+            Meter::EgressBytes,
+        ];
+        assert_eq!(meters.map(|meter| used.get(meter)), [2, 3, 15, 7, 1, 9]);
     }
 }
