@@ -35,6 +35,7 @@ use self::{
 };
 use crate::{
     bundle,
+    egress::{self, Egress},
     holds::Holds,
     leases::{Leases, Share},
     metrics,
@@ -245,13 +246,14 @@ impl Executor {
     }
 
     async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
-        let Admitted { prepared, output, payment, part, time_unix_ms, destinations, _slot } = admitted;
+        let Admitted { mut prepared, output, payment, part, time_unix_ms, destinations, _slot } = admitted;
         let execution_id = &request.subject.execution_id;
         let admission = bundle::Admission::new(&request.checked, &part, time_unix_ms);
         let caller_is_there = deliver(answer, Ok(Part::Admitted(part)), CALLER_PATIENCE).await;
         let mut outputs = Outputs::default();
         let unread_until =
             Instant::now() + Duration::from_millis(request.checked.limits.wall_ms) + CALLER_PATIENCE;
+        let proxy = egress::open(&mut prepared, &request.checked.egress, request.checked.limits.egress_bytes);
         let outcome = match prepared.release().await {
             Ok(running) => {
                 let caller = caller_is_there.then_some(unread_until);
@@ -259,8 +261,13 @@ impl Executor {
             }
             Err(error) => Err(error),
         };
-        let (record, contents) = match outcome {
+        let egress = match proxy {
+            Some(proxy) => proxy.finish().await,
+            None => Egress::default(),
+        };
+        let (mut record, contents) = match outcome {
             Ok(mut outcome) => {
+                egress.add_to(&mut outcome);
                 let found = std::mem::take(&mut outcome.files);
                 let (artifacts, contents) = self.take_out(request, found, destinations).await;
                 let (hold_id, reserved) = (payment.hold_id(), payment.reserved());
@@ -271,6 +278,7 @@ impl Executor {
                 (record::lost(payment.hold_id(), payment.reserved(), &error.to_string()), Vec::new())
             }
         };
+        record.egress = record::egress(egress.targets);
         metrics::count_execution(record.cause().as_str_name());
         let finished = Kind::ExecutionFinished(record.clone());
         let last = match self.spool.record_timed(request.subject.event(finished)).await {

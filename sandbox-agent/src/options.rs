@@ -156,7 +156,7 @@ impl Options {
                 wall_ms: engine.wall_ms,
                 memory_bytes: 512 << 20,
                 output_bytes: engine.output_bytes,
-                egress_bytes: 0,
+                egress_bytes: 16 << 20,
             },
         );
         let max_limits = limits(
@@ -167,7 +167,7 @@ impl Options {
                 wall_ms: 600_000,
                 memory_bytes: 4 << 30,
                 output_bytes: 64 << 20,
-                egress_bytes: 0,
+                egress_bytes: 1 << 30,
             },
         );
         for (name, default, max) in [
@@ -175,6 +175,7 @@ impl Options {
             ("wall_ms", default_limits.wall_ms, max_limits.wall_ms),
             ("memory", default_limits.memory_bytes, max_limits.memory_bytes),
             ("output_bytes", default_limits.output_bytes, max_limits.output_bytes),
+            ("egress_bytes", default_limits.egress_bytes, max_limits.egress_bytes),
         ] {
             if default > max {
                 reader.fault(&format!("agent.default_limits.{name}"), "is above agent.max_limits");
@@ -255,7 +256,8 @@ fn payload_keys(reader: &mut Reader) -> PayloadKeys {
 /// Section `[agent.lease]`: off without `invocations`.
 fn lease(reader: &mut Reader, default_limits: &v1::Limits, margin: Duration) -> Option<LeaseOptions> {
     let invocations = reader.in_range("agent.lease.invocations", 0, 0..=MAX_LEASE_INVOCATIONS);
-    let once = Metered::at_most(default_limits);
+    // By default no part of slices: most executions have no way out, and those that do have a hold of their own.
+    let once = Metered::at_most(&v1::Limits { egress_bytes: 0, ..*default_limits });
     let mut amounts = once.zip(&once, |amount, _| amount.saturating_mul(invocations).min(MAX_METERED));
     for (place, meter) in METERS.iter().enumerate().filter(|(_, meter)| **meter != "invocations") {
         let key = format!("agent.lease.{meter}");
@@ -305,7 +307,7 @@ fn limits(reader: &mut Reader, section: &str, default: &v1::Limits) -> v1::Limit
             default.output_bytes,
             1..=(1 << 30),
         ),
-        egress_bytes: default.egress_bytes,
+        egress_bytes: reader.bytes(&format!("{section}.egress_bytes"), default.egress_bytes, 0..=(1 << 40)),
     }
 }
 
@@ -327,7 +329,7 @@ mod tests {
         let (options, faults) = read("[agent.lease]\ninvocations = 10\noutput_bytes = 4294967296\n");
         assert_eq!(faults, Ok(()));
         let options = options.unwrap();
-        let once = Metered::at_most(&options.default_limits);
+        let once = Metered::at_most(&v1::Limits { egress_bytes: 0, ..options.default_limits });
         let mut ten = once.zip(&once, |amount, _| 10 * amount);
         ten.0[3] = 1 << 32;
         assert_eq!(options.lease.unwrap().amounts, ten);

@@ -6,6 +6,7 @@ use exchequer_event::{
     v1,
 };
 
+use crate::egress::Target;
 use crate::sandbox::{Control, ControlStatus, ExitCause, Outcome, Stream, Usage};
 
 /// Longest problem of a file that is recorded, bytes: with 64 files the event has to stay below 32 KiB.
@@ -135,6 +136,19 @@ pub fn finished(
     record.set_cause(cause);
     record.result_digest = result_digest(&record).into();
     record
+}
+
+/// What went through the egress proxy, as it is recorded.
+pub fn egress(targets: Vec<Target>) -> Vec<v1::EgressTarget> {
+    let recorded = targets.into_iter().map(|target| v1::EgressTarget {
+        host: target.host,
+        port: target.port.into(),
+        connections: target.connections,
+        sent: target.sent,
+        received: target.received,
+        refused: target.refused,
+    });
+    recorded.collect()
 }
 
 /// The outcome of an execution whose end nobody saw: its usage is unknown.

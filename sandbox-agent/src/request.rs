@@ -14,9 +14,10 @@ use tonic_types::FieldViolation;
 
 use self::files::Files;
 use crate::{
+    egress::{self, Rule},
     options::Options,
     redact,
-    sandbox::{Limits, Profile, Spec},
+    sandbox::{Limits, Network, Profile, Spec},
 };
 
 /// Most arguments.
@@ -61,6 +62,8 @@ pub struct Checked {
     pub files: Files,
     /// How long it may wait for a slot.
     pub max_wait: Duration,
+    /// What may be reached through the egress proxy; nothing without one.
+    pub egress: Vec<Rule>,
     /// Arguments as they may be recorded.
     pub arguments_redacted: Vec<String>,
 }
@@ -145,7 +148,6 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         "scope",
         "has to be up to 5 segments of [A-Za-z0-9._-], joined by /",
     );
-    let limits = limits(&request.limits.unwrap_or_default(), options, &mut faults);
     let max_wait_ms = u64::try_from(options.max_wait.as_millis()).unwrap_or(u64::MAX);
     faults.check(
         request.max_wait_ms <= max_wait_ms,
@@ -157,6 +159,11 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         asked => Duration::from_millis(asked),
     };
     let profile = profile(&request.profile, options, &mut faults);
+    let mut limits = limits(&request.limits.unwrap_or_default(), options, &mut faults);
+    if profile.network != Network::Egress {
+        // Nothing can be sent, so nothing is held.
+        limits.egress_bytes = 0;
+    }
     if let Some(problem) = program::problem(Path::new(program), &profile).filter(|_| faults.0.is_empty()) {
         faults.check(false, "program", problem);
     }
@@ -184,6 +191,7 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         environment,
         files,
         max_wait,
+        egress: Vec::new(),
     })
 }
 
@@ -236,6 +244,9 @@ fn spec(
         ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
         ("TMPDIR".to_owned(), home),
     ];
+    if profile.network == Network::Egress {
+        env.extend(egress::environment());
+    }
     env.retain(|(name, _)| environment.iter().all(|(asked, _)| asked != name));
     env.extend(environment);
     let limits = Limits {
