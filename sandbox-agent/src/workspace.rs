@@ -22,7 +22,6 @@ use rustix::{
     io::Errno,
 };
 
-
 /// Nothing leads out, or around.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)

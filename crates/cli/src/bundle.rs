@@ -32,7 +32,8 @@ pub use directory::Saving;
 /// Longest text of a key file.
 const MAX_KEY_TEXT: usize = 1024;
 /// What is noted where the caller gave neither key nor log.
-const OWN_WORD: &str = "no key was given: it is the bundle's own word, so this shows that the bundle is whole, not whose it is";
+const OWN_WORD: &str =
+    "no key was given: it is the bundle's own word, so this shows that the bundle is whole, not whose it is";
 
 /// Check and show result bundles
 #[derive(clap::Subcommand)]
@@ -79,7 +80,9 @@ pub struct Verify {
 
 /// Show what a bundle says; nothing is checked
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  exchequer bundle show out\n  exchequer bundle show out/bundle.dsse.json --format json")]
+#[command(
+    after_help = "Examples:\n  exchequer bundle show out\n  exchequer bundle show out/bundle.dsse.json --format json"
+)]
 pub struct Show {
     /// A bundle, or a directory that `run --bundle` wrote
     #[arg(value_name = "PATH")]
@@ -237,13 +240,16 @@ fn read_key(given: &str) -> anyhow::Result<VerifyingKey> {
     }
     let bytes = hex::decode(text.trim()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let key = bytes.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok()).filter(|key| !key.is_weak());
-    let Some(key) = key else { bail!("--key: {given} is neither an Ed25519 public key in hex nor a file with one") };
+    let Some(key) = key else {
+        bail!("--key: {given} is neither an Ed25519 public key in hex nor a file with one")
+    };
     Ok(key)
 }
 
 fn show(statement: &Statement) -> std::io::Result<()> {
     let said: &Execution = &statement.predicate;
-    let or = |text: &str, otherwise: &str| if text.is_empty() { otherwise.to_owned() } else { text.to_owned() };
+    let or =
+        |text: &str, otherwise: &str| if text.is_empty() { otherwise.to_owned() } else { text.to_owned() };
     let place = |position: &bundle::Position| {
         let (epoch, seq, hash) = (position.epoch, position.seq, position.hash);
         format!("epoch {epoch}, seq {seq}, {hash}, at {}", utc(position.time_unix_ms))
@@ -261,7 +267,10 @@ fn show(statement: &Statement) -> std::io::Result<()> {
         ("agent", format!("{}, key {}", said.agent.id, said.agent.public_key)),
         ("tenant", format!("{}, scope {}, skill {}", said.tenant, said.scope, or(&said.skill, "none"))),
         ("caller", said.caller.clone()),
-        ("program", json!([&[said.inputs.program.clone()], &said.inputs.arguments_redacted[..]].concat()).to_string()),
+        (
+            "program",
+            json!([&[said.inputs.program.clone()], &said.inputs.arguments_redacted[..]].concat()).to_string(),
+        ),
         ("input digest", said.inputs.digest.to_string()),
         ("profile", said.profile.name.clone()),
         (
@@ -282,7 +291,10 @@ fn show(statement: &Statement) -> std::io::Result<()> {
         let cpu = usage.cpu_user_us + usage.cpu_system_us;
         let (wall, peak, source) = (usage.wall_us, usage.peak_memory_bytes, &usage.memory_source);
         let output = usage.output_bytes;
-        rows.push(("usage", format!("cpu {cpu} us, wall {wall} us, memory {peak} B peak ({source}), output {output} B")));
+        rows.push((
+            "usage",
+            format!("cpu {cpu} us, wall {wall} us, memory {peak} B peak ({source}), output {output} B"),
+        ));
     }
     for control in said.controls.iter().filter(|control| control.status != "enforced") {
         rows.push(("not enforced", format!("{} ({}): {}", control.name, control.status, control.evidence)));

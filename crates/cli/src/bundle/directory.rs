@@ -100,10 +100,7 @@ fn check_subjects(directory: &Path, statement: &Statement, report: &mut Report) 
             .and_then(|file| digests(file).map_err(|error| error.to_string()));
         match found {
             Ok(digest) => report.compare(digest == subject.digest, || {
-                format!(
-                    "{} has SHA-256 {}, signed is {}",
-                    subject.name, digest.sha256, subject.digest.sha256
-                )
+                format!("{} has SHA-256 {}, signed is {}", subject.name, digest.sha256, subject.digest.sha256)
             }),
             Err(problem) => report.differences.push(format!("{} {problem}", subject.name)),
         }
@@ -121,7 +118,9 @@ fn check_subjects(directory: &Path, statement: &Statement, report: &mut Report) 
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 open.push(name);
             } else if !statement.subject.iter().any(|subject| Path::new(&subject.name) == name) {
-                report.differences.push(format!("{} is in the directory and not in the bundle", name.display()));
+                report
+                    .differences
+                    .push(format!("{} is in the directory and not in the bundle", name.display()));
             }
         }
     }

@@ -98,7 +98,9 @@ impl Given {
     pub fn read(directory: &Path) -> anyhow::Result<Self> {
         let bytes = directory::read(&directory.join(INPUTS), MAX_INPUTS_BYTES)?;
         let given: Self = serde_json::from_slice(&bytes).context(INPUTS)?;
-        if let Some(file) = given.inputs.iter().find(|file| file.content.is_some() == file.workspace_path.is_some()) {
+        if let Some(file) =
+            given.inputs.iter().find(|file| file.content.is_some() == file.workspace_path.is_some())
+        {
             bail!("{INPUTS}: file {} has either content or a place in the workspace", file.path);
         }
         anyhow::ensure!(given.version == VERSION, "{INPUTS} is of version {}", given.version);

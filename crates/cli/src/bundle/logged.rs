@@ -42,9 +42,7 @@ pub async fn check(log: Log<'_>, statement: &Statement, report: &mut Report) -> 
     let said = &statement.predicate;
     let target = Target::parse(log.target);
     let is_own = match &target {
-        Target::Url(url) => {
-            log.connection.http_url().is_ok_and(|own| own == url.trim_end_matches('/'))
-        }
+        Target::Url(url) => log.connection.http_url().is_ok_and(|own| own == url.trim_end_matches('/')),
         _ => false,
     };
     let key = match log.key {
@@ -69,7 +67,9 @@ pub async fn check(log: Log<'_>, statement: &Statement, report: &mut Report) -> 
     let Some(verified) = finished.verified else { bail!("--log: {} is no log", log.target) };
     let size = verified.checkpoint().checkpoint().size();
     if !has_key {
-        report.notes.push("no --log-key was given: the log is consistent in itself, and its key its own word".to_owned());
+        report.notes.push(
+            "no --log-key was given: the log is consistent in itself, and its key its own word".to_owned(),
+        );
     }
 
     let (agent, epoch) = (said.agent.id.clone(), said.admission.epoch);
@@ -94,7 +94,10 @@ pub async fn check(log: Log<'_>, statement: &Statement, report: &mut Report) -> 
         };
         let digest = seal::event_digest(&logged.bytes);
         report.compare(digest.0 == position.hash.0, || {
-            format!("{name}: entry {} ({at}) has digest {digest}, signed is {}", logged.entry.index, position.hash)
+            format!(
+                "{name}: entry {} ({at}) has digest {digest}, signed is {}",
+                logged.entry.index, position.hash
+            )
         });
         events.push(logged);
     }
@@ -109,18 +112,14 @@ pub async fn check(log: Log<'_>, statement: &Statement, report: &mut Report) -> 
 }
 
 /// Whether the key was the agent's when the outcome was logged.
-fn check_key(
-    keys: &[KeyState],
-    said: &Execution,
-    agent: &str,
-    entries: [u64; 2],
-    report: &mut Report,
-) {
+fn check_key(keys: &[KeyState], said: &Execution, agent: &str, entries: [u64; 2], report: &mut Report) {
     let is_its = |key: &&KeyState| {
         key.role == KeyRole::Agent && key.holder == agent && *key.key.as_bytes() == said.agent.public_key.0
     };
     let Some(key) = keys.iter().find(is_its) else {
-        report.differences.push(format!("key {} was never enrolled for agent {agent}", said.agent.public_key));
+        report
+            .differences
+            .push(format!("key {} was never enrolled for agent {agent}", said.agent.public_key));
         return;
     };
     report.compare(key.enrolled_at < entries[0], || {
@@ -128,7 +127,9 @@ fn check_key(
     });
     if let Some(revoked) = key.revoked_at {
         if revoked < entries[1] {
-            report.differences.push(format!("the agent's key was revoked by entry {revoked}, before the outcome"));
+            report
+                .differences
+                .push(format!("the agent's key was revoked by entry {revoked}, before the outcome"));
         } else {
             let note = format!(
                 "the agent's key was revoked by entry {revoked}, after the outcome: who had the key then can have signed this since"
@@ -235,7 +236,8 @@ fn name_differences(path: &str, said: &Json, recorded: &Json, differences: &mut 
     match (said, recorded) {
         (Json::Object(said), Json::Object(recorded)) => {
             for name in said.keys().chain(recorded.keys().filter(|name| !said.contains_key(*name))) {
-                let of = |members: &serde_json::Map<String, Json>| members.get(name).cloned().unwrap_or_default();
+                let of =
+                    |members: &serde_json::Map<String, Json>| members.get(name).cloned().unwrap_or_default();
                 name_differences(&format!("{path}.{name}"), &of(said), &of(recorded), differences);
             }
         }

@@ -138,7 +138,10 @@ async fn once(
             Some(Part::Artifact(chunk)) => {
                 let place = usize::try_from(chunk.output).ok();
                 let Some(artifact) = place.and_then(|place| artifacts.get_mut(place)) else {
-                    bail!(Refused(format!("the agent answered output {}, which was not asked for", chunk.output)));
+                    bail!(Refused(format!(
+                        "the agent answered output {}, which was not asked for",
+                        chunk.output
+                    )));
                 };
                 artifact.push(&chunk.data)?;
             }
@@ -152,7 +155,11 @@ async fn once(
                     let name = comparison.name.clone();
                     first.extend(comparison.finish()?.map(|at| (name, at)));
                 }
-                return Ok(Run { execution_id: part.execution_id, result: statement.predicate.result, first });
+                return Ok(Run {
+                    execution_id: part.execution_id,
+                    result: statement.predicate.result,
+                    first,
+                });
             }
             None => {}
         }
@@ -282,7 +289,8 @@ impl Determinism {
 fn differences(before: &ExecutionResult, run: &Run) -> Vec<String> {
     let now = &run.result;
     let mut differences = Vec::new();
-    let ending = |result: &ExecutionResult| format!("{} {} {}", result.cause, result.exit_code, result.signal);
+    let ending =
+        |result: &ExecutionResult| format!("{} {} {}", result.cause, result.exit_code, result.signal);
     if ending(before) != ending(now) {
         differences.push(format!(
             "ended by {} (code {}, signal {}), before {} (code {}, signal {})",
@@ -293,7 +301,8 @@ fn differences(before: &ExecutionResult, run: &Run) -> Vec<String> {
         let first = run.first.iter().find(|(of, _)| of == name);
         first.map_or_else(|| "differs".to_owned(), |(_, at)| format!("first differs at byte {at}"))
     };
-    for (name, before, now) in [(STDOUT, &before.stdout, &now.stdout), (STDERR, &before.stderr, &now.stderr)] {
+    for (name, before, now) in [(STDOUT, &before.stdout, &now.stdout), (STDERR, &before.stderr, &now.stderr)]
+    {
         if before != now {
             let size = |stream: &Option<bundle::Stream>| {
                 stream.as_ref().map_or_else(|| "none".to_owned(), |stream| format!("{} bytes", stream.size))

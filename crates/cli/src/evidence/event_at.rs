@@ -62,7 +62,8 @@ pub fn events(
             else {
                 continue;
             };
-            let event = v1::Event::decode(event_bytes.clone()).map_err(|error| format!("entry {index}: {error}"))?;
+            let event =
+                v1::Event::decode(event_bytes.clone()).map_err(|error| format!("entry {index}: {error}"))?;
             if event.epoch == epoch {
                 let entry = v1::LogEntry { index, entry: bytes.clone(), ..v1::LogEntry::default() };
                 found[place] = Some(LoggedEvent { entry, bytes: event_bytes, event });

@@ -40,7 +40,17 @@ fn agent_key(up: &Up) -> String {
 fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     let up = Up::start();
     up.run("budget set", &["--scope", "acme", "invocations=9"]).ok();
-    let script = ["--skill", "sum-up", "--env", "A=b", "--", "sh", "-c", "echo out; echo err >&2; exit 0", "--token=hunter2"];
+    let script = [
+        "--skill",
+        "sum-up",
+        "--env",
+        "A=b",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 0",
+        "--token=hunter2",
+    ];
     let kept = kept(&up, "kept", &script);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&kept), mode(&kept.join("inputs.json"))), (0o700, 0o600));
@@ -52,7 +62,10 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     let hex = hex_of(&key);
     let said = verify(&kept, &["--key", &hex]).ok();
     for part in ["HOLDS", "by agent local", "given by you", "4 files", "inputs.json"] {
-        assert!(said.contains(part) || part == "4 files" && said.contains("3 files"), "`{part}` is missing in: {said}");
+        assert!(
+            said.contains(part) || part == "4 files" && said.contains("3 files"),
+            "`{part}` is missing in: {said}"
+        );
     }
     assert!(verify(&kept, &[]).ok().contains("not whose it is"));
     let pem = up.path("agent.pem");
@@ -65,7 +78,9 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     assert_eq!(verify(&kept, &["--key", "zz"]).status, 2);
 
     let shown = exchequer(["bundle", "show", kept.to_str().unwrap()]).ok();
-    for part in ["acme", "--token=[redacted]", "sum-up", "exited 0", "subject       result sha256:", "not checked"] {
+    for part in
+        ["acme", "--token=[redacted]", "sum-up", "exited 0", "subject       result sha256:", "not checked"]
+    {
         assert!(shown.contains(part), "`{part}` is missing in:\n{shown}");
     }
     assert!(!shown.contains("hunter2"));
@@ -151,10 +166,10 @@ fn hex_of(key: &str) -> String {
 fn a_replay_says_whether_the_same_comes_out_and_where_it_first_differs() {
     let up = Up::start();
     up.run("budget set", &["--scope", "acme", "invocations=30"]).ok();
-    let replay = |directory: &Path, rest: &[&str]| {
-        up.run("replay", &[&[directory.to_str().unwrap()], rest].concat())
-    };
-    let stable = kept(&up, "stable", &["--scope", "skills/sh", "--env", "A=b", "--", "sh", "-c", "echo $A; exit 0"]);
+    let replay =
+        |directory: &Path, rest: &[&str]| up.run("replay", &[&[directory.to_str().unwrap()], rest].concat());
+    let stable =
+        kept(&up, "stable", &["--scope", "skills/sh", "--env", "A=b", "--", "sh", "-c", "echo $A; exit 0"]);
     let said = replay(&stable, &["--runs", "3"]).ok();
     assert!(said.starts_with("EQUAL: 3 of 3 runs") && said.contains("3 × "), "{said}");
 
@@ -171,7 +186,8 @@ fn a_replay_says_whether_the_same_comes_out_and_where_it_first_differs() {
     assert!(replay(&clock, &[]).stdout.starts_with("DIFFERS: 0 of 1 runs"));
 
     // Nothing runs with other inputs than were signed, or under a bundle that was changed.
-    let spent = || up.run("usage", &["--scope", "acme", "--format", "json"]).json_lines()[0]["settled_holds"].clone();
+    let spent =
+        || up.run("usage", &["--scope", "acme", "--format", "json"]).json_lines()[0]["settled_holds"].clone();
     let before = until("the settlements", || Some(spent()).filter(|spent| *spent == 8));
     let other = up.path("other");
     copy(&stable, &other);
@@ -182,7 +198,8 @@ fn a_replay_says_whether_the_same_comes_out_and_where_it_first_differs() {
     let bundle = fs::read_to_string(other.join("bundle.dsse.json")).unwrap();
     let sig = bundle.rfind("\"sig\":\"").unwrap() + 7;
     let flipped = if bundle.as_bytes()[sig] == b'A' { "B" } else { "A" };
-    fs::write(other.join("bundle.dsse.json"), format!("{}{flipped}{}", &bundle[..sig], &bundle[sig + 1..])).unwrap();
+    fs::write(other.join("bundle.dsse.json"), format!("{}{flipped}{}", &bundle[..sig], &bundle[sig + 1..]))
+        .unwrap();
     replay(&other, &[]).fails(1, &["the signature does not verify"]);
     assert_eq!(spent(), before);
 }

@@ -289,7 +289,9 @@ impl Execution {
             recorded.stderr_digest.is_some(),
         ];
         if has_digests.contains(&true) && has_digests.contains(&false) {
-            return Err(BundleError::Inconsistent("either both streams have all their digests or neither has any"));
+            return Err(BundleError::Inconsistent(
+                "either both streams have all their digests or neither has any",
+            ));
         }
         Ok(())
     }

@@ -120,14 +120,10 @@ impl Execution {
         let limits = admitted.limits.unwrap_or_default();
         let (stdout_digest, stdout) = stream("stdout", finished.stdout.as_ref(), parts.stdout)?;
         let (stderr_digest, stderr) = stream("stderr", finished.stderr.as_ref(), parts.stderr)?;
-        let amount =
-            |amount: &v1::MeterAmount| Amount { amount: amount.amount, meter: amount.meter.clone() };
+        let amount = |amount: &v1::MeterAmount| Amount { amount: amount.amount, meter: amount.meter.clone() };
         Ok(Self {
             admission: position(parts.admitted_at, parts.admitted_unix_ms)?,
-            agent: Agent {
-                id: parts.admitted_at.agent_id.clone(),
-                public_key: Hex(*public_key.as_bytes()),
-            },
+            agent: Agent { id: parts.admitted_at.agent_id.clone(), public_key: Hex(*public_key.as_bytes()) },
             caller: admitted.caller.clone(),
             controls: admitted.controls.iter().map(control).collect(),
             detail: finished.detail.clone(),

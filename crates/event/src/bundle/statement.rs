@@ -163,7 +163,9 @@ impl Statement {
         for (name, stream) in [(STDOUT, &result.stdout), (STDERR, &result.stderr)] {
             let Some(Stream { sha256, .. }) = stream else { continue };
             if !subjects.next().is_some_and(|of| of.name == name && of.digest.sha256 == *sha256) {
-                return Err(BundleError::Inconsistent("the subjects of the streams are not those of the result"));
+                return Err(BundleError::Inconsistent(
+                    "the subjects of the streams are not those of the result",
+                ));
             }
         }
         for artifact in &result.artifacts {
@@ -173,7 +175,9 @@ impl Statement {
                     && of.digest == DigestSet { blake3, sha256 }
             };
             if !subjects.next().is_some_and(is_its) {
-                return Err(BundleError::Inconsistent("the subjects of the artifacts are not those of the result"));
+                return Err(BundleError::Inconsistent(
+                    "the subjects of the artifacts are not those of the result",
+                ));
             }
         }
         let digest = ContentDigests::of(&result.encode()).into();

@@ -50,7 +50,8 @@ fn admitted() -> v1::ExecutionAdmitted {
 }
 
 fn finished() -> v1::ExecutionFinished {
-    let missing = v1::File { path: "no.txt".into(), problem: "is a symbolic link".into(), ..v1::File::default() };
+    let missing =
+        v1::File { path: "no.txt".into(), problem: "is a symbolic link".into(), ..v1::File::default() };
     v1::ExecutionFinished {
         cause: v1::ExitCause::Exited.into(),
         exit_code: 3,
@@ -121,10 +122,7 @@ fn a_bundle_says_what_was_recorded_and_names_each_subject_by_plain_digests() {
     let names: Vec<_> = statement.subject.iter().map(|subject| subject.name.as_str()).collect();
     assert_eq!(names, ["stdout", "stderr", "artifacts/out.txt", "result"]);
     let digest = statement.subject("stdout").unwrap().digest;
-    assert_eq!(
-        digest.sha256.to_string(),
-        "762069bc07a6e1b5df123a5ae7bd91c10daa04694fbaa17fba0cd6a8dcce8f22"
-    );
+    assert_eq!(digest.sha256.to_string(), "762069bc07a6e1b5df123a5ae7bd91c10daa04694fbaa17fba0cd6a8dcce8f22");
     assert_eq!(digest.blake3.0, *blake3::hash(b"out").as_bytes());
     let result = statement.predicate.result.encode();
     assert_eq!(statement.subject("result").unwrap().digest, ContentDigests::of(&result).into());
@@ -229,7 +227,8 @@ fn the_key_decides_and_not_the_id_that_the_envelope_names() {
     more.signatures = vec![more.signatures[0].clone(); MAX_SIGNATURES + 1];
     assert!(matches!(verify(&more.encode()), Err(BundleError::Envelope(_))));
     // A bundle of another agent, signed with this key.
-    let refused = verify(&resigned(|payload| payload["predicate"]["agent"]["public_key"] = json!("0".repeat(64))));
+    let refused =
+        verify(&resigned(|payload| payload["predicate"]["agent"]["public_key"] = json!("0".repeat(64))));
     assert!(matches!(refused, Err(BundleError::Inconsistent(reason)) if reason.contains("public_key")));
 }
 
@@ -246,7 +245,11 @@ fn a_payload_in_any_other_encoding_is_refused_under_a_good_signature() {
     for other in not_canonical {
         assert_eq!(verify(&sign_payload(other.as_bytes())), Err(BundleError::NotCanonical), "{other}");
     }
-    let upper = text.replacen("\"agent\":{\"id\":\"a1\",\"public_key\":\"ea", "\"agent\":{\"id\":\"a1\",\"public_key\":\"EA", 1);
+    let upper = text.replacen(
+        "\"agent\":{\"id\":\"a1\",\"public_key\":\"ea",
+        "\"agent\":{\"id\":\"a1\",\"public_key\":\"EA",
+        1,
+    );
     assert_ne!(upper, text);
     assert_eq!(verify(&sign_payload(upper.as_bytes())), Err(BundleError::NotCanonical));
     let refused = [
@@ -303,7 +306,11 @@ fn an_envelope_is_read_as_dsse_says_and_no_other_way() {
         text.replacen("\"payloadType\"", "\"payload\":\"\",\"payloadType\"", 1),
         text.replacen("\"payloadType\"", "\"payloadtype\"", 1),
         text.replacen(&encoded, encoded.trim_end_matches('='), 1).replacen("==\"", "\"", 1),
-        text.replacen(&encoded, &encoded.replace('+', "-").replace('/', "_"), 1).replacen("\"sig\":\"", "\"sig\":\"-", 1),
+        text.replacen(&encoded, &encoded.replace('+', "-").replace('/', "_"), 1).replacen(
+            "\"sig\":\"",
+            "\"sig\":\"-",
+            1,
+        ),
         text.replacen(&encoded, &format!("{}\\n{}", &encoded[..4], &encoded[4..]), 1),
         format!("{text}{text}"),
         "null".to_owned(),
@@ -344,7 +351,9 @@ fn a_public_key_is_written_as_openssl_writes_it_and_its_id_is_the_digest_of_that
     assert_eq!(public_key_pem(&public), pem);
     assert_eq!(public_key_from_pem(pem), Some(public));
     assert_eq!(key_id(&public), "a1e9156054e04fac899ae9f275132cdc07a5dbc4ea2c2ad3a1ffc6e0d253681f");
-    for bad in ["", "x", &pem.replace("MCow", "MCox"), &pem.replace("PUBLIC", "PRIVATE"), &pem.replace("uE=", "u=")] {
+    for bad in
+        ["", "x", &pem.replace("MCow", "MCox"), &pem.replace("PUBLIC", "PRIVATE"), &pem.replace("uE=", "u=")]
+    {
         assert_eq!(public_key_from_pem(bad), None, "{bad}");
     }
     // The identity point, of order 1: any signature can be made to verify under it.
