@@ -422,7 +422,7 @@ async fn hand_out(answer: &Answer, contents: Vec<Option<std::fs::File>>) {
     for (output, file) in (0..).zip(contents) {
         let Some(mut file) = file else { continue };
         loop {
-            // Out of memory, not off a disk: it does not block.
+            // Work areas are in memory wherever there is a root of its own, so this does not wait for a disk.
             let mut data = vec![0; ARTIFACT_CHUNK_BYTES];
             let Ok(count @ 1..) = file.read(&mut data) else { break };
             data.truncate(count);

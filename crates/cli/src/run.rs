@@ -2,6 +2,8 @@
 //!
 //! Left out: what may run and what it costs, which agent and metering decide. Invariant: status 0 is the program's own.
 
+mod files;
+
 use std::{
     collections::HashMap,
     io::{self, Read as _},
@@ -11,8 +13,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use exchequer_event::v1::{self, execute_response::Part, input_file::Source};
+use exchequer_event::v1::{self, execute_response::Part};
 use serde_json::json;
+use tonic::Status;
+use tonic_types::StatusExt as _;
 
 use crate::{
     bundle::Saving,
@@ -25,8 +29,6 @@ use crate::{
 const DIRECTORIES: [&str; 2] = ["/usr/bin", "/bin"];
 /// Largest standard input that an agent takes.
 const MAX_STDIN_BYTES: u64 = 1 << 20;
-/// Largest content of all inputs together that an agent takes.
-const MAX_INPUT_BYTES: u64 = 1 << 20;
 /// Status of a program that a limit or a signal of ours killed: 128 and SIGKILL, as shells say it.
 const KILLED: u8 = 137;
 /// Status of a program that could not be started, as shells say it.
@@ -42,10 +44,11 @@ Examples:
   exchequer run --tenant acme --scope skills/python --cpu-ms 2000 --memory-mib 256 -- python3 -c 'print(6*7)'
   exchequer run --tenant acme --skill sum-up -- python3 -c 'print(6+7)'
   exchequer run --tenant acme --stdin -- sha256sum < file
-  exchequer run --tenant acme --input a.txt=notes.txt --output b.txt --bundle out -- cp a.txt b.txt
+  exchequer run --tenant acme --input a.txt=notes.txt --output b.txt=copy.txt -- cp a.txt b.txt
+  exchequer run --tenant acme --input t=workspace:tables/may --output s=workspace:sums/may -- sh -c 'cksum t > s'
 
 Exit status: the program's own; 128 + the signal that ended it; 137 if a limit killed it; 127 if it could not be started;
-1 if it was refused, 2 if the agent could not be asked.")]
+1 if it was refused, or a file that was asked for did not come out; 2 if the agent could not be asked.")]
 pub struct Run {
     /// Tenant that pays; the token's own if not given
     #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
@@ -80,12 +83,17 @@ pub struct Run {
     /// Name of the sandbox profile; the agent's default if not given
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     profile: String,
-    /// Put a file into the program's work area: its path there, and the file to read; can be given more than once
-    #[arg(long, value_name = "PATH=FILE", value_parser = input)]
-    input: Vec<(String, PathBuf)>,
-    /// Take a file out of the program's work area when it has ended; can be given more than once. It is kept by --bundle
-    #[arg(long, value_name = "PATH")]
-    output: Vec<String>,
+    /// Put a file into the program's work area: its path there, and the file to read (of the same path if not given), or
+    /// `workspace:` and its path in the tenant's workspace on the agent's host; can be given more than once
+    #[arg(long, value_name = "PATH[=FILE]", value_parser = files::input)]
+    input: Vec<files::Place>,
+    /// Take a file out of the program's work area when it has ended: its path there, and the file to write, or `workspace:` and
+    /// where to keep it in the tenant's workspace; can be given more than once. Kept by --bundle in any case
+    #[arg(long, value_name = "PATH[=FILE]", value_parser = files::output)]
+    output: Vec<files::Place>,
+    /// How long the request may wait for its turn; the agent's own patience if not given
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    max_wait_ms: u64,
     /// Keep the signed result bundle in this new directory, with what the program was given and what came out: `exchequer bundle verify` checks
     /// it, `exchequer replay` runs it again. Environment, arguments and standard input are in it in clear
     #[arg(long, value_name = "DIR")]
@@ -103,21 +111,6 @@ pub struct Run {
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-fn input(text: &str) -> Result<(String, PathBuf), String> {
-    let (path, file) = text.split_once('=').ok_or("expected PATH=FILE")?;
-    Ok((path.to_owned(), file.into()))
-}
-
-fn read_input((path, file): (String, PathBuf)) -> anyhow::Result<v1::InputFile> {
-    let mut bytes = Vec::new();
-    let open = std::fs::File::open(&file).with_context(|| file.display().to_string())?;
-    open.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).with_context(|| file.display().to_string())?;
-    if bytes.len() as u64 > MAX_INPUT_BYTES {
-        bail!("{} is larger than 1 MiB, which is the most that all inputs may have", file.display());
-    }
-    Ok(v1::InputFile { path, source: Some(Source::Content(bytes.into())) })
 }
 
 impl Run {
@@ -142,17 +135,22 @@ impl Run {
             }),
             skill: self.skill,
             profile: self.profile,
-            inputs: self.input.into_iter().map(read_input).collect::<anyhow::Result<_>>()?,
-            outputs: self
-                .output
-                .into_iter()
-                .map(|path| v1::OutputFile { path, workspace_path: String::new() })
-                .collect(),
+            inputs: files::inputs(self.input)?,
+            outputs: files::outputs(&self.output),
+            max_wait_ms: self.max_wait_ms,
             ..v1::ExecuteRequest::default()
         };
         let mut agent = self.connection.agent().await?;
         let mut saving = self.bundle.as_deref().map(|dir| Saving::begin(dir, &request)).transpose()?;
-        let mut parts = agent.execute(request).await?.into_inner();
+        let mut writing = files::Writing::begin(&self.output)?;
+        let mut parts = match agent.execute(request).await {
+            Ok(parts) => parts.into_inner(),
+            Err(status) if names_the_program(&status) => {
+                print::remark(&format!("error: {}", status.message()));
+                return Ok(ExitCode::from(NOT_STARTED));
+            }
+            Err(status) => return Err(status.into()),
+        };
         let mut admitted = None;
         while let Some(response) = parts.message().await? {
             match response.part {
@@ -178,6 +176,7 @@ impl Run {
                 }
                 Some(Part::Artifact(chunk)) => {
                     saving.as_mut().map_or(Ok(()), |saving| saving.artifact(&chunk))?;
+                    writing.chunk(&chunk)?;
                     if self.format == Format::Json {
                         let data = STANDARD.encode(&chunk.data);
                         print::json(&json!({ "artifact": { "output": chunk.output, "base64": data } }))?;
@@ -192,13 +191,23 @@ impl Run {
                     if let Some(saving) = saving {
                         saving.finish(&part.bundle)?;
                     }
-                    return Ok(ExitCode::from(status(&record)));
+                    let problems = writing.finish(&record.artifacts)?;
+                    problems.iter().for_each(|problem| print::remark(&format!("exchequer: {problem}")));
+                    let status = status(&record);
+                    let is_short = status == 0 && !problems.is_empty();
+                    return Ok(ExitCode::from(if is_short { NO_OUTCOME } else { status }));
                 }
                 None => {}
             }
         }
         bail!(Refused("the agent ended the answer before the execution's outcome".to_owned()))
     }
+}
+
+/// Whether the request was refused for its program, which then can't be there.
+fn names_the_program(status: &Status) -> bool {
+    let faults = status.get_details_bad_request().unwrap_or_default().field_violations;
+    faults.iter().any(|fault| fault.field == "program")
 }
 
 fn read_stdin() -> anyhow::Result<Vec<u8>> {

@@ -21,6 +21,9 @@ use crate::{
     workspace::{self, Destination, FileFault, TenantDir, Workspace},
 };
 
+/// What a file takes up is a multiple of this.
+const PAGE_BYTES: u64 = 4096;
+
 /// What an execution is given, and where its outputs go.
 #[derive(Debug, Default)]
 pub(super) struct Given {
@@ -71,7 +74,7 @@ pub(super) fn load(
             let problem = "with the inputs before it, is larger than the agent or the work area takes";
             return Err(Denial::request(Faults::one(&field, problem)));
         };
-        room -= loaded.digests.size;
+        room = room.saturating_sub(loaded.digests.size.next_multiple_of(PAGE_BYTES));
         given.recorded.push(record::file(&path.to_string_lossy(), &loaded.digests));
         given.contents.push(loaded.fd);
     }

@@ -33,6 +33,15 @@ fn a_program_runs_with_its_own_output_and_exit_status() {
     assert_eq!(run(&["--", "sh", "-c", "kill -SEGV $$"]).status, 128 + 11);
     assert_eq!(run(&["--wall-ms", "200", "--", "sleep", "30"]).status, 137);
     assert_eq!(run(&["--", "/no/such/program"]).status, 127);
+    let (given, kept) = (up.path("given"), up.path("kept"));
+    fs::write(&given, "from a file").unwrap();
+    let (given, kept) = (format!("in={}", given.display()), format!("out={}", kept.display()));
+    run(&["--input", &given, "--output", &kept, "--", "cp", "in", "out"]).ok();
+    assert_eq!(fs::read_to_string(up.path("kept")).unwrap(), "from a file");
+    let said = run(&["--output", &kept, "--", "true"]);
+    assert_eq!(said.status, 1);
+    assert!(said.stderr.contains("output out: "), "{}", said.stderr);
+    assert_eq!(fs::read_to_string(up.path("kept")).unwrap(), "from a file");
     assert_eq!(run(&["--env", "A=b c", "--", "sh", "-c", "echo $A"]).ok(), "b c\n");
     let said = up.run_with(b"through", "run", &["--tenant", "acme", "--stdin", "--", "cat"]);
     assert_eq!(said.stdout, "through", "{}", said.stderr);
