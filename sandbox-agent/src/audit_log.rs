@@ -122,7 +122,6 @@ async fn write_on(
 fn begin(spool: &Spool, options: &AuditLogOptions) -> io::Result<(LogFile, u64)> {
     let log = LogFile::open(options)?;
     let next = match log.end() {
-        None => 1,
         Some(end) if end.agent != spool.agent_id() => {
             return Err(io::Error::other(format!("it is agent {}'s", end.agent)));
         }
@@ -133,7 +132,7 @@ fn begin(spool: &Spool, options: &AuditLogOptions) -> io::Result<(LogFile, u64)>
             )));
         }
         Some(end) if end.epoch == spool.epoch() => end.seq + 1,
-        Some(_) => 1,
+        _ => 1,
     };
     spool.want_from(next);
     Ok((log, next))

@@ -56,13 +56,16 @@ impl AuditLog {
 }
 
 fn sound(report: &Report) -> std::io::Result<()> {
-    let Report { files, lines, events, first, last, begins_later, holes, cuts } = report;
+    let Report { files, lines, events, first, last, last_blake3, begins_later, holes, cuts } = report;
     print::text(&format!("SOUND: {lines} lines, {events} events, files: {}", files.join(", ")))?;
     if let (Some(first), Some(last)) = (first, last) {
         print::text(&format!(
             "agent {}, from event {} of epoch {} to event {} of epoch {}",
             last.agent, first.seq, first.epoch, last.seq, last.epoch
         ))?;
+    }
+    if let Some(digest) = last_blake3 {
+        print::text(&format!("blake3 of the last event: {digest}"))?;
     }
     if *begins_later {
         print::text("what was before the first line is not here: rotation removes the oldest file")?;

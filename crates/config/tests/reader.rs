@@ -217,3 +217,25 @@ fn quantities_round_trip_and_refuse_what_is_ambiguous() {
     assert_eq!(parse_bytes("18446744073709551615TiB"), Err("the number is too large".to_owned()));
     assert_eq!(env_name("ledger.grpc_listen"), "EXCHEQUER_LEDGER_GRPC_LISTEN");
 }
+
+#[test]
+fn a_variable_with_a_name_of_its_own_gives_a_key_and_the_usual_one_wins() {
+    let env = [("AUDIT_LOG_MAX_BYTES", "500"), ("AUDIT_LOG_BACKUP_COUNT", "x"), ("EXCHEQUER_A_SIZE", "7")];
+    let mut r = reader("[a]\nsize = 1\ncount = 2\n", &env, &[]);
+    assert_eq!(r.get("a.size", 0), 7, "nobody has named it yet");
+    r.also_env("a.size", "AUDIT_LOG_MAX_BYTES");
+    assert_eq!(r.get("a.size", 0), 7);
+    assert_eq!(
+        faults(reader("", &env[..2], &[])),
+        Vec::<String>::new(),
+        "it is nobody's fault where it is not read"
+    );
+    let mut r = reader("[a]\nsize = 1\ncount = 2\n", &env[..2], &[]);
+    r.also_env("a.size", "AUDIT_LOG_MAX_BYTES");
+    r.also_env("a.count", "AUDIT_LOG_BACKUP_COUNT");
+    assert_eq!((r.get("a.size", 0), r.get("a.count", 9)), (500, 9));
+    assert_eq!(
+        faults(r),
+        ["environment AUDIT_LOG_BACKUP_COUNT: `a.count`: `x`: invalid digit found in string"]
+    );
+}

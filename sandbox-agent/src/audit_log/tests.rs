@@ -105,6 +105,7 @@ async fn each_line_is_an_event_with_the_digest_of_the_line_before_and_its_own_pl
     let report = rig.verify().unwrap();
     assert_eq!((report.lines, report.events, report.begins_later, report.holes.len()), (5, 5, false, 0));
     assert_eq!(report.last, Some(Position { agent: "a".into(), epoch: spool.epoch(), seq: 5 }));
+    assert_eq!(report.last_blake3, Some(hex::encode(seal::event_digest(&entries[4].body).0)));
 }
 
 #[tokio::test]

@@ -58,6 +58,9 @@ pub struct Report {
     pub first: Option<Position>,
     /// The last one.
     pub last: Option<Position>,
+    /// The digest of the last event, in hex, as the ledger's log has it. Where no event before it is missing, one that is equal there
+    /// shows that all of them are.
+    pub last_blake3: Option<String>,
     /// Whether lines were before the first one: files that rotation removed.
     pub begins_later: bool,
     /// What it says is missing.
@@ -151,6 +154,7 @@ impl Chain {
         let digest = match line.content {
             Content::Event { digest, .. } => {
                 self.report.events += 1;
+                self.report.last_blake3 = Some(hex::encode(digest.0));
                 Some(digest)
             }
             Content::Missing { from, until, reason } => {
@@ -234,7 +238,7 @@ pub fn verify(path: &Path) -> Result<Report, VerifyError> {
         chain.report.files.push(name.clone());
         match read(&mut chain, &name, BufReader::new(file)) {
             Ok(()) => {}
-            Err(Ok(broken)) if is_behind_gap && broken.line <= 1 || is_behind_gap && broken.file != name => {
+            Err(Ok(broken)) if is_behind_gap && (broken.line <= 1 || broken.file != name) => {
                 return Err(Broken { file: missing, line: 0, problem: "is missing".to_owned() }.into());
             }
             Err(Ok(broken)) => return Err(broken.into()),

@@ -65,12 +65,13 @@ impl Backlog {
             self.ahead.extend(more);
         }
         let (mut bytes, mut events) = (0, Vec::new());
-        while events.len() < MAX_BATCH_EVENTS
-            && let Some(entry) =
-                self.ahead.pop_front_if(|entry| bytes + entry.body.len() + 8 <= MAX_EVENTS_BYTES)
-        {
+        while events.len() < MAX_BATCH_EVENTS {
+            let Some(entry) = self.ahead.front() else { break };
             bytes += entry.body.len() + 8;
-            events.push(entry.body);
+            if bytes > MAX_EVENTS_BYTES {
+                break;
+            }
+            events.extend(self.ahead.pop_front().map(|entry| entry.body));
         }
         Ok(events)
     }

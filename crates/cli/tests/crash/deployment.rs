@@ -13,6 +13,7 @@ use exchequer_event::v1::{
 use exchequer_stream::{EventStream as _, JetStream, jetstream};
 use exchequer_testkit::{Daemon, NatsServer, SimAgent, free_ports};
 use exchequer_tlog::{SignatureKind, VerifierKey};
+use sandbox_agent::audit_log;
 use tempfile::TempDir;
 use tonic::{
     Status,
@@ -190,6 +191,11 @@ impl Deployment {
         }
     }
 
+    /// The agent's local audit log, if every line of it holds.
+    pub fn audit_log(&self) -> Result<audit_log::Report, audit_log::VerifyError> {
+        audit_log::verify(&self.directory.path().join("audit.ndjson"))
+    }
+
     /// How far the agent's spool is written and confirmed.
     pub async fn spool(&self) -> v1::GetSpoolStatusResponse {
         let client = self.access.agent("auditor", None, Role::Auditor);
@@ -300,6 +306,10 @@ allow_degraded = true
 resend_after = "2s"
 # Nothing may expire by itself while the test adds up what is held.
 hold_margin = "1h"
+[agent.audit_log]
+path = "{dir}/audit.ndjson"
+max_bytes = "256KiB"
+backup_count = 1000
 "#,
         url = nats.url(),
         monitor = nats.monitor_url(),

@@ -15,6 +15,7 @@ use exchequer_auth::Role;
 use exchequer_event::v1;
 use exchequer_stream::EventStream as _;
 use exchequer_testkit::{Random, SimAgent, eventually};
+use sandbox_agent::audit_log::Report;
 use tokio::task::JoinSet;
 
 use crate::{
@@ -122,6 +123,7 @@ async fn what_was_answered_outlives_kill_9_of_any_part() {
 
     load::ask_again(&deployment.access, &direct).await;
     say(deployment.verify().trim());
+    check_audit_log(&deployment).await;
     assert_eq!(
         running(|line| line.contains(&seconds)),
         Vec::<String>::new(),
@@ -130,6 +132,23 @@ async fn what_was_answered_outlives_kill_9_of_any_part() {
     deployment.kill9(Victim::Agent);
     eventually(PATIENCE, || async { deployment.sandbox_processes().is_empty() }).await;
     say(&format!("all of it holds after {:.1} s", began.elapsed().as_secs_f32()));
+}
+
+/// The agent's own file of its events has each of them once, across its kills, and they are those of its spool.
+async fn check_audit_log(deployment: &Deployment) {
+    let written = deployment.spool().await.written.unwrap();
+    let is_written = |report: &Report| report.last.as_ref().is_some_and(|last| last.seq >= written.seq);
+    eventually(PATIENCE, || async { deployment.audit_log().is_ok_and(|report| is_written(&report)) }).await;
+    let report = deployment.audit_log().unwrap();
+    assert_eq!((report.holes.len(), report.begins_later), (0, false));
+    assert_eq!((report.events, report.last_blake3), (written.seq, Some(hex::encode(&written.hash))));
+    assert!(report.files.len() > 1, "it was rotated");
+    say(&format!(
+        "the local audit log has {} events in {} files, {} torn lines were cut",
+        report.events,
+        report.files.len(),
+        report.cuts
+    ));
 }
 
 /// Kills everything in turn and starts it again, at once or after others have met its absence. The executions that were running for
