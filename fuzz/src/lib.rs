@@ -12,6 +12,7 @@ mod journal;
 mod log;
 mod records;
 mod replay;
+mod result_bundle;
 mod state;
 mod text;
 
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "note", run: text::note, samples: text::notes },
     Target { name: "checkpoint", run: text::checkpoint, samples: text::checkpoints },
     Target { name: "verifier_key", run: text::verifier_key, samples: text::verifier_keys },
@@ -40,6 +41,7 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "block", run: records::block, samples: records::blocks },
     Target { name: "control", run: records::control, samples: records::controls },
     Target { name: "receipt", run: records::receipt, samples: records::receipts },
+    Target { name: "result_bundle", run: result_bundle::bundle, samples: result_bundle::bundles },
     Target { name: "messages", run: replay::messages, samples: replay::message_samples },
     Target { name: "entries", run: replay::entries, samples: replay::entry_samples },
     Target { name: "acceptor_snapshot", run: state::acceptor, samples: state::acceptors },

@@ -1,9 +1,14 @@
-//! `cargo xtask interop`: programs of other languages read a real log, served by a real ledger, over HTTP and from its directory.
+//! `cargo xtask interop`: programs of other languages read a real log, served by a real ledger, over HTTP and from its directory, and
+//! verify a result bundle of a real execution.
 //!
-//! Go has the packages of its checksum database (`golang.org/x/mod/sumdb`, from Debian); Python has pymerkle and python-ecdsa (from
-//! pip, pinned by hash, in an environment of their own under the target directory). The readers are in `crates/xtask/interop`.
+//! The log: Go has the packages of its checksum database (`golang.org/x/mod/sumdb`, from Debian); Python has pymerkle and python-ecdsa (from
+//! pip, pinned by hash, in an environment of their own under the target directory). Bundles: Python's
+//! securesystemslib, and npm's @sigstore/verify (pinned by integrity, under the target directory too). The readers are in
+//! `crates/xtask/interop`.
 //! Left out: what the readers check; each says so itself. Invariant: a reader that could not be had is an error of its own kind,
 //! never a pass.
+
+mod bundles;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -39,14 +44,28 @@ impl From<Trouble> for String {
     }
 }
 
-/// A program that reads the log: its name, and how to get the command that is given the kit and the log.
-type Reader = (&'static str, fn(&Path, &Path) -> Result<Command, Trouble>);
+/// What a reader reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// The log: it is given the kit and the log.
+    Log,
+    /// A result bundle: it is given the kit.
+    Bundle,
+}
 
-const READERS: [Reader; 2] = [("go", go), ("python", python)];
+/// A program that reads: its name, what, and how to get the command.
+type Reader = (&'static str, Subject, fn(&Path, &Path) -> Result<Command, Trouble>);
 
-/// `cargo xtask interop [go] [python]`.
+const READERS: [Reader; 4] = [
+    ("go", Subject::Log, go),
+    ("python", Subject::Log, |root, work| python(root, work, "reader.py")),
+    ("securesystemslib", Subject::Bundle, |root, work| python(root, work, "bundle.py")),
+    ("sigstore", Subject::Bundle, sigstore),
+];
+
+/// `cargo xtask interop [READER...]`.
 pub(crate) fn run(root: &Path, wanted: &[String]) -> Result<(), Trouble> {
-    let names = READERS.map(|(name, _)| name);
+    let names = READERS.map(|(name, _, _)| name);
     if let Some(unknown) = wanted.iter().find(|want| !names.contains(&want.as_str())) {
         return Err(Trouble::Failed(format!("no reader `{unknown}`; the readers are: {}", names.join(" "))));
     }
@@ -55,18 +74,32 @@ pub(crate) fn run(root: &Path, wanted: &[String]) -> Result<(), Trouble> {
     // Every reader that can be had is run, whatever becomes of the others.
     let mut troubles = Vec::new();
     let mut ready = Vec::new();
-    for (name, get) in READERS {
+    for (name, subject, get) in READERS {
         if wanted.is_empty() || wanted.iter().any(|want| want == name) {
             match get(root, &work) {
-                Ok(command) => ready.push(command),
+                Ok(command) => ready.push((subject, command)),
                 Err(trouble) => troubles.push((name, trouble)),
             }
         }
     }
-    if !ready.is_empty() {
-        read_all(root, &work, ready).map_err(Trouble::Failed)?;
+    let (logs, bundles): (Vec<_>, Vec<_>) =
+        ready.into_iter().partition(|(subject, _)| *subject == Subject::Log);
+    if !logs.is_empty() {
+        read_all(root, &work, commands(logs)).map_err(Trouble::Failed)?;
+    }
+    if !bundles.is_empty() {
+        verify_all(root, &work, commands(bundles)).map_err(Trouble::Failed)?;
     }
     worst(troubles)
+}
+
+fn commands(readers: Vec<(Subject, Command)>) -> Vec<Command> {
+    readers.into_iter().map(|(_, command)| command).collect()
+}
+
+fn verify_all(root: &Path, work: &Path, readers: Vec<Command>) -> Result<(), String> {
+    let kit = bundles::Kit::make(root, work)?;
+    readers.into_iter().try_for_each(|mut reader| invoke::run(reader.arg(&kit.dir)))
 }
 
 /// The readers' troubles as one; a failure outweighs what did not run.
@@ -166,7 +199,7 @@ fn go(root: &Path, work: &Path) -> Result<Command, Trouble> {
     Ok(Command::new(program))
 }
 
-fn python(root: &Path, work: &Path) -> Result<Command, Trouble> {
+fn python(root: &Path, work: &Path, program: &str) -> Result<Command, Trouble> {
     let unavailable = |reason| Trouble::NotRun(format!("the Python packages could not be had: {reason}"));
     let folder = root.join("crates/xtask/interop");
     let venv = work.join("venv");
@@ -186,7 +219,31 @@ fn python(root: &Path, work: &Path) -> Result<Command, Trouble> {
     )
     .map_err(unavailable)?;
     let mut command = Command::new(interpreter);
-    command.arg(folder.join("reader.py"));
+    command.arg(folder.join(program));
+    Ok(command)
+}
+
+fn sigstore(root: &Path, work: &Path) -> Result<Command, Trouble> {
+    if on_path("node").is_none() || on_path("npm").is_none() {
+        install(&["nodejs", "npm"])?;
+    }
+    let unavailable = |reason| Trouble::NotRun(format!("the npm packages could not be had: {reason}"));
+    let folder = root.join("crates/xtask/interop");
+    let modules = work.join("npm");
+    let failed = |error: std::io::Error| Trouble::Failed(format!("{}: {error}", modules.display()));
+    fs::create_dir_all(&modules).map_err(failed)?;
+    for name in ["package.json", "package-lock.json"] {
+        fs::copy(folder.join(name), modules.join(name)).map_err(failed)?;
+    }
+    // `ci` takes what the lock file pins and nothing else; none of it runs a script.
+    capture(
+        Command::new("npm")
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"])
+            .current_dir(&modules),
+    )
+    .map_err(unavailable)?;
+    let mut command = Command::new("node");
+    command.arg(folder.join("bundle.cjs")).arg(modules);
     Ok(command)
 }
 
@@ -232,16 +289,26 @@ mod tests {
     #[test]
     fn an_unknown_reader_is_refused() {
         let refused = run(Path::new("/nowhere"), &["cobol".to_owned()]);
-        assert_eq!(refused, Err(Trouble::Failed("no reader `cobol`; the readers are: go python".to_owned())));
+        let names = "no reader `cobol`; the readers are: go python securesystemslib sigstore";
+        assert_eq!(refused, Err(Trouble::Failed(names.to_owned())));
     }
 
     #[test]
     fn every_python_package_is_pinned_by_hash() {
         let list = include_str!("../interop/requirements.txt");
         let lines: Vec<_> = list.lines().filter(|line| !line.starts_with('#')).collect();
-        assert!(lines.len() >= 3, "{list}");
+        assert!(lines.len() >= 8, "{list}");
         for line in lines {
             assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
         }
+    }
+
+    #[test]
+    fn every_npm_package_is_pinned_by_integrity_and_from_no_named_host() {
+        let lock = include_str!("../interop/package-lock.json");
+        let packages = lock.matches("\"node_modules/").count();
+        assert!(packages >= 4, "{lock}");
+        assert_eq!(lock.matches("\"integrity\": \"sha512-").count(), packages);
+        assert!(!lock.contains("\"resolved\""), "{lock}");
     }
 }

@@ -29,9 +29,10 @@ cargo xtask COMMAND
   ci [STEP...]         everything that has to hold before a change lands; steps in order:
                          fmt tidy deny buf clippy doc test interop fuzz demo
   tidy                 the house rules that no other tool checks
-  interop [go] [python]
-                       programs of other languages read a real log over HTTP and from its directory; installs what
-                       they need (Debian packages as root, pip packages under the target directory)
+  interop [go] [python] [securesystemslib] [sigstore]
+                       programs of other languages read a real log over HTTP and from its directory, and verify a
+                       result bundle; installs what they need (Debian packages as root, pip and npm packages under
+                       the target directory)
   fuzz [--seconds N] [TARGET...]
                        coverage-guided fuzzing of every decoder, N seconds each (3); needs a C++ compiler
   tools                find or fetch nats-server and buf, and say where they are
