@@ -22,8 +22,8 @@ use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 pub use content::{ContentDigests, ContentHasher, input_digest};
 pub use dsse::{Envelope, PAYLOAD_TYPE, Signature, pae};
 pub use execution::{
-    Agent, Amount, Control, Execution, ExecutionResult, File, Hold, Inputs, Limits, Position, Profile,
-    Recorded, SIGNED, Stream, UNSIGNED, Usage,
+    Agent, Amount, Control, EgressTarget, Execution, ExecutionResult, File, Hold, Inputs, Limits, Position,
+    Profile, Recorded, SIGNED, Stream, UNSIGNED, Usage,
 };
 pub use key::{key_id, public_key_from_pem, public_key_pem};
 pub use of_records::BundleParts;

@@ -7,7 +7,7 @@ use anyhow::bail;
 use ed25519_dalek::VerifyingKey;
 use exchequer_event::{
     accept::KeyState,
-    bundle::{BundleParts, ContentDigests, Execution, File, Hex, SIGNED, Statement, Stream},
+    bundle::{BundleParts, ContentDigests, EgressTarget, Execution, File, Hex, SIGNED, Statement, Stream},
     seal,
     v1::{self, KeyRole, event::Kind},
 };
@@ -219,6 +219,14 @@ fn conceal(said: &Execution, admitted: &mut v1::ExecutionAdmitted, finished: &mu
         let (digest, stream) = (digest?, stream?);
         Some(v1::Output { digest: digest.0.to_vec().into(), size: stream.size })
     };
+    let target = |target: &EgressTarget| v1::EgressTarget {
+        host: target.host.clone(),
+        port: target.port,
+        connections: target.connections,
+        sent: target.sent,
+        received: target.received,
+        refused: target.refused,
+    };
     admitted.caller.clone_from(&said.caller);
     admitted.program.clone_from(&said.inputs.program);
     admitted.arguments_redacted.clone_from(&said.inputs.arguments_redacted);
@@ -227,6 +235,7 @@ fn conceal(said: &Execution, admitted: &mut v1::ExecutionAdmitted, finished: &mu
     finished.detail.clone_from(&said.detail);
     finished.result_digest = said.recorded.result_digest.0.to_vec().into();
     finished.artifacts = said.result.artifacts.iter().map(file).collect();
+    finished.egress = said.egress.iter().map(target).collect();
     finished.stdout = output(said.recorded.stdout_digest, said.result.stdout.as_ref());
     finished.stderr = output(said.recorded.stderr_digest, said.result.stderr.as_ref());
 }
@@ -253,9 +262,156 @@ fn name_differences(path: &str, said: &Json, recorded: &Json, differences: &mut 
 
 #[cfg(test)]
 mod tests {
+    use ed25519_dalek::SigningKey;
+    use exchequer_event::payload::{self, Once};
+    use prost::Message as _;
     use serde_json::json;
 
     use super::*;
+
+    const ID: &str = "0190b2a4-0000-7000-8000-000000000001";
+
+    fn logged(seq: u64, kind: Kind, key: Option<&payload::PayloadKey>) -> LoggedEvent {
+        let event = v1::Event {
+            agent_id: "a1".into(),
+            epoch: 1,
+            seq,
+            time_unix_ms: 10 + seq,
+            tenant: "acme".into(),
+            execution_id: ID.into(),
+            kind: Some(kind),
+            ..v1::Event::default()
+        };
+        let once = Once { nonce: [2; payload::NONCE_LEN], salt: [3; payload::SALT_LEN] };
+        let event = key.map_or(event.clone(), |key| key.conceal(event, &once));
+        let bytes = event.encode_to_vec().into();
+        LoggedEvent { entry: v1::LogEntry { index: seq, ..Default::default() }, bytes, event }
+    }
+
+    /// The log's events, and the bundle of what was executed.
+    fn recorded(key: Option<&payload::PayloadKey>) -> ([LoggedEvent; 2], Execution) {
+        let admitted = v1::ExecutionAdmitted {
+            program: "/bin/true".into(),
+            input_digest: vec![1; 32].into(),
+            hold_id: "h".into(),
+            scope: "acme".into(),
+            limits: Some(v1::Limits { cpu_ms: 5, ..v1::Limits::default() }),
+            ..v1::ExecutionAdmitted::default()
+        };
+        let output = |size| Some(v1::Output { digest: vec![2; 32].into(), size });
+        let finished = v1::ExecutionFinished {
+            cause: 1,
+            exit_code: 3,
+            stdout: output(1),
+            stderr: output(0),
+            hold_id: "h".into(),
+            result_digest: vec![4; 32].into(),
+            egress: vec![v1::EgressTarget { host: "h".into(), ..v1::EgressTarget::default() }],
+            ..v1::ExecutionFinished::default()
+        };
+        let events = [
+            logged(1, Kind::ExecutionAdmitted(admitted.clone()), key),
+            logged(2, Kind::ExecutionFinished(finished.clone()), key),
+        ];
+        let head = |event: &LoggedEvent| v1::AgentHead {
+            agent_id: "a1".into(),
+            epoch: 1,
+            seq: event.event.seq,
+            hash: seal::event_digest(&event.bytes).into(),
+        };
+        let parts = BundleParts {
+            tenant: "acme",
+            execution_id: ID,
+            skill: "",
+            admitted: &admitted,
+            admitted_at: &head(&events[0]),
+            admitted_unix_ms: 11,
+            finished: &finished,
+            finished_at: &head(&events[1]),
+            finished_unix_ms: 12,
+            stdout: Some(ContentDigests::of(b"x")),
+            stderr: Some(ContentDigests::of(b"")),
+        };
+        let key = SigningKey::from_bytes(&[7; 32]).verifying_key();
+        let said = Execution::of(&parts, &key, SIGNED).unwrap();
+        (events, said)
+    }
+
+    fn compared(said: &Execution, events: &[LoggedEvent; 2]) -> Report {
+        let mut report = Report::default();
+        compare_records(&Opener::default(), said, [&events[0], &events[1]], &mut report).unwrap();
+        report
+    }
+
+    #[test]
+    fn what_the_bundle_says_and_the_log_does_not_is_named() {
+        let (events, said) = recorded(None);
+        assert_eq!(compared(&said, &events).differences, Vec::<String>::new());
+        type Change = fn(&mut Execution);
+        let changes: [(Change, &str); 6] = [
+            (|said| said.result.exit_code = 0, "predicate.result.exit_code is 0, the log says 3"),
+            (|said| said.hold.id = "x".into(), "predicate.hold.id is \"x\", the log says \"h\""),
+            (|said| said.limits.cpu_ms = 6, "predicate.limits.cpu_ms is 6, the log says 5"),
+            (
+                |said| said.admission.time_unix_ms = 1,
+                "predicate.admission.time_unix_ms is 1, the log says 11",
+            ),
+            (|said| said.egress[0].host.clear(), "predicate.egress[0].host is \"\", the log says \"h\""),
+            (
+                |said| said.result.stdout.as_mut().unwrap().size = 2,
+                "predicate.result.stdout.size is 2, the log says 1",
+            ),
+        ];
+        for (change, expected) in changes {
+            let mut said = said.clone();
+            change(&mut said);
+            assert_eq!(compared(&said, &events).differences, [expected]);
+        }
+        let other = Execution { execution_id: ID.replace('1', "2"), ..said.clone() };
+        assert!(compared(&other, &events).differences[0].contains("the event is of execution"));
+        let [admission, _] = events;
+        let report = compared(&said, &[admission.clone(), admission]);
+        assert_eq!(report.differences, ["the log's events are no admission and outcome of an execution"]);
+    }
+
+    #[test]
+    fn of_a_confidential_record_the_public_fields_are_compared_and_the_note_says_so() {
+        let key = payload::PayloadKey::new(&[9; payload::KEY_LEN]);
+        let (events, said) = recorded(Some(&key));
+        let report = compared(&said, &events);
+        assert_eq!(report.differences, Vec::<String>::new());
+        assert!(report.notes[0].contains("confidential"), "{:?}", report.notes);
+        let mut other = said.clone();
+        other.result.exit_code = 0;
+        assert_eq!(compared(&other, &events).differences.len(), 1);
+    }
+
+    #[test]
+    fn the_key_has_to_have_been_the_agents_from_the_admission_to_the_outcome() {
+        let (_, said) = recorded(None);
+        let key = VerifyingKey::from_bytes(&said.agent.public_key.0).unwrap();
+        let state = |enrolled_at, revoked_at: Option<u64>| KeyState {
+            role: KeyRole::Agent,
+            holder: "a1".into(),
+            key,
+            revoked: revoked_at.is_some(),
+            enrolled_at,
+            revoked_at,
+        };
+        let check = |keys: &[KeyState]| {
+            let mut report = Report::default();
+            check_key(keys, &said, "a1", [5, 9], &mut report);
+            (report.differences.concat(), report.notes.len())
+        };
+        assert_eq!(check(&[state(4, None)]), (String::new(), 0));
+        assert!(check(&[]).0.contains("was never enrolled for agent a1"));
+        let other = KeyState { holder: "a2".into(), ..state(4, None) };
+        let metering = KeyState { role: KeyRole::Metering, ..state(4, None) };
+        assert!(check(&[other, metering]).0.contains("was never enrolled for agent a1"));
+        assert!(check(&[state(6, None)]).0.contains("enrolled by entry 6, after the admission"));
+        assert!(check(&[state(4, Some(8))]).0.contains("revoked by entry 8, before the outcome"));
+        assert_eq!(check(&[state(4, Some(10))]), (String::new(), 1));
+    }
 
     #[test]
     fn members_that_differ_are_named_by_their_paths() {

@@ -40,32 +40,31 @@ fn agent_key(up: &Up) -> String {
 fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     let up = Up::start();
     up.run("budget set", &["--scope", "acme", "invocations=9"]).ok();
+    let given = up.path("given.txt");
+    fs::write(&given, "given\n").unwrap();
+    let input = format!("in/a.txt={}", given.display());
+    let script = "echo out; echo err >&2; cp in/a.txt out.txt; : > empty; exit 0";
     let script = [
-        "--skill",
-        "sum-up",
-        "--env",
-        "A=b",
-        "--",
-        "sh",
-        "-c",
-        "echo out; echo err >&2; exit 0",
-        "--token=hunter2",
-    ];
+        &["--skill", "sum-up", "--env", "A=b", "--input", &input, "--output", "out.txt", "--output", "empty"]
+            [..],
+        &["--output", "missing", "--", "sh", "-c", script, "--token=hunter2"],
+    ]
+    .concat();
     let kept = kept(&up, "kept", &script);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&kept), mode(&kept.join("inputs.json"))), (0o700, 0o600));
-    assert_eq!(fs::read_to_string(kept.join("stdout")).unwrap(), "out\n");
+    for (name, content) in [("stdout", "out\n"), ("artifacts/out.txt", "given\n"), ("artifacts/empty", "")] {
+        assert_eq!(fs::read_to_string(kept.join(name)).unwrap(), content, "{name}");
+    }
+    assert!(!kept.join("artifacts/missing").exists());
     let again = up.run("run", &["--tenant", "acme", "--bundle", kept.to_str().unwrap(), "--", "true"]);
     again.fails(2, &["is not empty"]);
 
     let key = agent_key(&up);
     let hex = hex_of(&key);
     let said = verify(&kept, &["--key", &hex]).ok();
-    for part in ["HOLDS", "by agent local", "given by you", "4 files", "inputs.json"] {
-        assert!(
-            said.contains(part) || part == "4 files" && said.contains("3 files"),
-            "`{part}` is missing in: {said}"
-        );
+    for part in ["HOLDS", "by agent local", "given by you", "5 files", "inputs.json"] {
+        assert!(said.contains(part), "`{part}` is missing in: {said}");
     }
     assert!(verify(&kept, &[]).ok().contains("not whose it is"));
     let pem = up.path("agent.pem");
@@ -78,9 +77,17 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     assert_eq!(verify(&kept, &["--key", "zz"]).status, 2);
 
     let shown = exchequer(["bundle", "show", kept.to_str().unwrap()]).ok();
-    for part in
-        ["acme", "--token=[redacted]", "sum-up", "exited 0", "subject       result sha256:", "not checked"]
-    {
+    for part in [
+        "acme",
+        "--token=[redacted]",
+        "sum-up",
+        "exited 0",
+        "input         in/a.txt, 6 B",
+        "no artifact   missing: ",
+        "subject       artifacts/out.txt sha256:",
+        "subject       result sha256:",
+        "not checked",
+    ] {
         assert!(shown.contains(part), "`{part}` is missing in:\n{shown}");
     }
     assert!(!shown.contains("hunter2"));
@@ -110,21 +117,26 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
         change(&target);
         target
     };
-    for name in ["stdout", "stderr", "result"] {
-        let path = changed(name, &|dir| fs::write(dir.join(name), "other").unwrap());
+    for name in ["stdout", "stderr", "result", "artifacts/out.txt", "artifacts/empty"] {
+        let path = changed(&name.replace('/', "-"), &|dir| fs::write(dir.join(name), "other").unwrap());
         refused(&path, &[], &format!("differs: {name} has SHA-256"));
     }
     refused(&changed("gone", &|dir| fs::remove_file(dir.join("stderr")).unwrap()), &[], "stderr is missing");
     let more = changed("more", &|dir| {
-        fs::create_dir(dir.join("artifacts")).unwrap();
         fs::write(dir.join("artifacts/x"), "x").unwrap();
     });
     refused(&more, &[], "artifacts/x is in the directory and not in the bundle");
-    let inputs = changed("inputs", &|dir| {
-        let text = fs::read_to_string(dir.join("inputs.json")).unwrap();
-        fs::write(dir.join("inputs.json"), text.replace("exit 0", "exit 1")).unwrap();
-    });
-    refused(&inputs, &[], "inputs.json: program, arguments, environment and stdin have digest");
+    let inputs = |what: &str, from: &str, to: &str, expected: &str| {
+        let path = changed(what, &|dir| {
+            let text = fs::read_to_string(dir.join("inputs.json")).unwrap();
+            assert!(text.contains(from), "{text}");
+            fs::write(dir.join("inputs.json"), text.replace(from, to)).unwrap();
+        });
+        refused(&path, &[], expected);
+    };
+    inputs("script", "exit 0", "exit 1", "stdin and files have digest");
+    inputs("content", "Z2l2ZW4K", "Z2l2ZW5K", "file in/a.txt is not the one that was given");
+    inputs("asked", "\"missing\"", "\"another\"", "asks for other files than were signed");
     let envelope = |change: &dyn Fn(&mut Json)| {
         changed(&format!("envelope-{:p}", &raw const *change), &|dir| {
             let file = dir.join("bundle.dsse.json");
@@ -168,13 +180,16 @@ fn a_replay_says_whether_the_same_comes_out_and_where_it_first_differs() {
     up.run("budget set", &["--scope", "acme", "invocations=30"]).ok();
     let replay =
         |directory: &Path, rest: &[&str]| up.run("replay", &[&[directory.to_str().unwrap()], rest].concat());
-    let stable =
-        kept(&up, "stable", &["--scope", "skills/sh", "--env", "A=b", "--", "sh", "-c", "echo $A; exit 0"]);
+    let given = up.path("given.txt");
+    fs::write(&given, "given").unwrap();
+    let input = format!("a={}", given.display());
+    let files = ["--scope", "skills/sh", "--env", "A=b", "--input", &input, "--output", "b"];
+    let stable = kept(&up, "stable", &[&files[..], &["--", "sh", "-c", "echo $A; cp a b; exit 0"]].concat());
     let said = replay(&stable, &["--runs", "3"]).ok();
     assert!(said.starts_with("EQUAL: 3 of 3 runs") && said.contains("3 × "), "{said}");
 
     // Process ids are the same inside each time; the clock is not.
-    let clock = kept(&up, "clock", &["--", "sh", "-c", "printf same; date +%N"]);
+    let clock = kept(&up, "clock", &["--output", "o", "--", "sh", "-c", "printf same; date +%N | tee o"]);
     let said = replay(&clock, &["--runs", "2", "--format", "json"]);
     let report: Json = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!((said.status, &report["deterministic"]), (1, &Json::from(false)), "{}", said.stdout);
@@ -183,6 +198,8 @@ fn a_replay_says_whether_the_same_comes_out_and_where_it_first_differs() {
     let (_, at) = difference.split_once("stdout first differs at byte ").unwrap();
     let at: u64 = at.split(':').next().unwrap().parse().unwrap();
     assert!((4..13).contains(&at), "{difference}");
+    let difference = report["results"][0]["differences"][1].as_str().unwrap();
+    assert!(difference.starts_with("artifacts/o first differs at byte "), "{difference}");
     assert!(replay(&clock, &[]).stdout.starts_with("DIFFERS: 0 of 1 runs"));
 
     // Nothing runs with other inputs than were signed, or under a bundle that was changed.

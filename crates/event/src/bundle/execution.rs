@@ -26,6 +26,8 @@ pub struct Execution {
     pub controls: Vec<Control>,
     /// Why it could not be started, or nobody saw its end; empty otherwise.
     pub detail: String,
+    /// What went through the egress proxy, target by target.
+    pub egress: Vec<EgressTarget>,
     /// Its id (a UUID, version 7).
     pub execution_id: String,
     /// What paid for it.
@@ -119,7 +121,7 @@ pub struct Amount {
 pub struct Inputs {
     /// Arguments with secrets removed by rule.
     pub arguments_redacted: Vec<String>,
-    /// BLAKE3 input digest over program, arguments, environment and standard input as they really were.
+    /// BLAKE3 input digest over program, arguments, environment, standard input and files as they really were.
     pub digest: Hex<32>,
     /// Files that were put into the work area.
     pub files: Vec<File>,
@@ -214,6 +216,24 @@ pub struct Stream {
     pub sha256: Hex<32>,
     /// Bytes.
     pub size: u64,
+}
+
+/// A target of an execution's egress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressTarget {
+    /// Connections that were made.
+    pub connections: u64,
+    /// Name or address as the program asked for it, in lower case; empty for the sum of what is not told apart.
+    pub host: String,
+    /// Port; 0 where the host is empty.
+    pub port: u32,
+    /// Bytes that came in from it.
+    pub received: u64,
+    /// Requests for it that were refused.
+    pub refused: u64,
+    /// Bytes sent out to it.
+    pub sent: u64,
 }
 
 /// What was used. Sources are those of `Usage` in `event.proto`.

@@ -6,8 +6,8 @@
 use ed25519_dalek::VerifyingKey;
 
 use super::{
-    Agent, Amount, BundleError, ContentDigests, Control, Execution, ExecutionResult, File, Hex, Hold, Inputs,
-    Limits, Position, Profile, Recorded, Stream, Usage,
+    Agent, Amount, BundleError, ContentDigests, Control, EgressTarget, Execution, ExecutionResult, File, Hex,
+    Hold, Inputs, Limits, Position, Profile, Recorded, Stream, Usage,
     execution::{cause_name, status_name},
 };
 use crate::v1;
@@ -73,6 +73,17 @@ fn control(control: &v1::Control) -> Control {
     }
 }
 
+fn egress(target: &v1::EgressTarget) -> EgressTarget {
+    EgressTarget {
+        connections: target.connections,
+        host: target.host.clone(),
+        port: target.port,
+        received: target.received,
+        refused: target.refused,
+        sent: target.sent,
+    }
+}
+
 fn usage(usage: &v1::Usage) -> Usage {
     Usage {
         cpu_system_us: usage.cpu_system_us,
@@ -127,6 +138,7 @@ impl Execution {
             caller: admitted.caller.clone(),
             controls: admitted.controls.iter().map(control).collect(),
             detail: finished.detail.clone(),
+            egress: finished.egress.iter().map(egress).collect(),
             execution_id: parts.execution_id.to_owned(),
             hold: Hold {
                 id: admitted.hold_id.clone(),

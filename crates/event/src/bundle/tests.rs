@@ -61,6 +61,7 @@ fn finished() -> v1::ExecutionFinished {
         hold_id: admitted().hold_id,
         result_digest: vec![5; 32].into(),
         artifacts: vec![file("out.txt", b"out"), missing],
+        egress: vec![v1::EgressTarget { host: "a.example".into(), port: 443, sent: 7, ..Default::default() }],
         ..v1::ExecutionFinished::default()
     }
 }
@@ -132,6 +133,7 @@ fn a_bundle_says_what_was_recorded_and_names_each_subject_by_plain_digests() {
     assert_eq!((predicate.outcome.epoch, predicate.outcome.seq), (2, 5));
     assert_eq!(predicate.hold.reserved[0].amount, u64::MAX);
     assert_eq!(predicate.controls[0].status, "enforced");
+    assert_eq!((predicate.egress[0].host.as_str(), predicate.egress[0].sent), ("a.example", 7));
     assert_eq!(predicate.signing_status, SIGNED);
 }
 

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(50);
 
 /// What the run executes: both streams, and text that JSON has to escape.
-const SCRIPT: &str = "printf 'out\\001\\303\\251\\n'; echo err >&2";
+const SCRIPT: &str = "printf 'out\\001\\303\\251\\n' | tee made.txt; echo err >&2";
 
 /// A bundle and what it takes to verify it.
 pub(super) struct Kit {
@@ -69,7 +69,7 @@ impl Kit {
         capture(data(&["budget", "set"]).args(["--scope", "acme", "invocations=2"]))?;
         let kept = self.dir.join("kept");
         let mut run = data(&["run"]);
-        run.args(["--tenant", "acme", "--skill", "interop", "--bundle"]).arg(&kept);
+        run.args(["--tenant", "acme", "--skill", "interop", "--output", "made.txt", "--bundle"]).arg(&kept);
         capture(run.args(["--", "sh", "-c", SCRIPT, "--token=hunter2", "\u{1}\"é\\"]))?;
         capture(exchequer(&["bundle", "verify"]).arg(&kept))?;
         let keys = [("agent", self.dir.join("agent/agent.key")), ("other", self.dir.join("other.key"))];
