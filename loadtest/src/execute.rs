@@ -1,9 +1,9 @@
 //! `execute`: `/bin/true` behind every layer of the sandbox, against bubblewrap in the same run; then many at a time, and what is left
 //! of them.
 //!
-//! First single executions, warm, from request to result without a record on disk, in turns with bubblewrap over the same paths. Then
+//! First single executions, warm, from request to sealed result without the disk, in turns with bubblewrap over the same paths. Then
 //! many at a time, after which processes, descriptors, mounts, cgroups, network namespaces and directories have to be as many as before.
-//! Then both again through the RPC of an agent in a process of its own beside ledger and metering: hold, two durable records. Left out:
+//! Then both again through the RPC of an agent in a process of its own beside ledger and metering: hold, two durable records, bundle. Left out:
 //! programs that do something. Invariant: nothing counts that did not exit with 0, and a leak is a failed run.
 
 use std::time::Duration;
@@ -17,6 +17,7 @@ mod audited;
 mod bwrap;
 mod census;
 mod engine;
+mod seal;
 
 use self::{audited::World, census::Census, engine::Engine};
 use crate::{rate, say};
@@ -47,7 +48,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     scenario: &'static str,
-    /// Single executions, one after the other.
+    /// Single executions, one after the other, from the request to the signed bundle.
     p50_ms: f64,
     p99_ms: f64,
     /// Of the concurrent phase.

@@ -1,6 +1,6 @@
-//! The sandbox itself, as the agent uses it: prepared, its controls read back, released, followed to its end.
+//! The sandbox itself, as the agent uses it: prepared, its controls read back, released, followed to its end, its result sealed.
 //!
-//! Left out: holds and records (`audited`). Invariant: every execution's controls were looked at, and it counts if it exited with 0.
+//! Left out: holds and the disk (`audited`). Invariant: every execution's controls were looked at, and it counts if it exited with 0.
 
 use std::{
     collections::BTreeSet,
@@ -9,16 +9,20 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use sandbox_agent::sandbox::{ControlStatus, ExitCause, Sandbox, Spec, StartOptions};
+use sandbox_agent::{
+    record::Outputs,
+    sandbox::{ControlStatus, ExitCause, Sandbox, Spec, StartOptions},
+};
 use tokio::sync::mpsc;
 
-use super::{Layers, Many, PROGRAM, at_once};
+use super::{Layers, Many, PROGRAM, at_once, seal::Sealer};
 
 /// A sandbox and what was seen of its layers.
 #[derive(Clone)]
 pub(super) struct Engine {
     sandbox: Sandbox,
     spec: Arc<Spec>,
+    sealer: Arc<Sealer>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -32,20 +36,26 @@ impl Engine {
     pub(super) fn start() -> anyhow::Result<Self> {
         let sandbox = Sandbox::start(StartOptions::default()).context("the sandbox's helper")?;
         let spec = Arc::new(Spec::new(PROGRAM, [""; 0]));
-        Ok(Self { sandbox, spec, seen: Arc::default() })
+        Ok(Self { sandbox, spec, sealer: Arc::new(Sealer::new()), seen: Arc::default() })
     }
 
-    /// How long one took, from the request to its outcome with all its output.
+    /// How long one took, from the request to its sealed result.
     pub(super) async fn execute(&self) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let (output, mut chunks) = mpsc::channel(16);
         let prepared = self.sandbox.prepare(&self.spec, None, output).await?;
         let controls = prepared.controls().to_vec();
+        let admission = self.sealer.admit(&self.spec, &controls);
         let mut running = prepared.release().await?;
         let outcome = running.outcome().await?;
+        let mut outputs = Outputs::default();
+        while let Some(chunk) = chunks.recv().await {
+            outputs.update(chunk.stream, &chunk.bytes);
+        }
+        let bundle = self.sealer.seal(&admission, &outcome, &outputs)?;
         let time = started.elapsed();
         ensure!(outcome.cause == ExitCause::Exited { code: 0 }, "{PROGRAM} ended with {:?}", outcome.cause);
-        ensure!(chunks.recv().await.is_none(), "{PROGRAM} said something");
+        self.sealer.check(&bundle, controls.len())?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for control in controls {
             let holds = control.status == ControlStatus::Enforced;
