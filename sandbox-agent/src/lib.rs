@@ -5,6 +5,7 @@
 //!
 //! - [`agent`]: start, readiness and stop of the whole.
 //! - [`options`]: section `[agent]` of the configuration.
+//! - [`profiles`]: what executions may see and do, as files; the configuration's ceiling over them.
 //! - [`request`], [`redact`]: the gate of requests, and what may be written down. [`throttle`]: how often refusals are.
 //! - [`queue`], [`slots`]: who runs next. [`workspace`]: files of the host that go in and come out.
 //! - [`execute`]: one execution, gate by gate. [`record`]: what is recorded of it. [`bundle`]: what is
@@ -23,6 +24,7 @@ pub mod grpc;
 pub mod holds;
 pub mod leases;
 pub mod options;
+pub mod profiles;
 pub mod publish;
 pub mod queue;
 pub mod record;

@@ -16,6 +16,7 @@ use exchequer_tlog::VerifierKey;
 use crate::{
     audit_log::AuditLogOptions,
     leases::LeaseOptions,
+    profiles::Profiles,
     sandbox,
     spool::{self, PayloadKeys},
 };
@@ -70,6 +71,8 @@ pub struct Options {
     pub spool_limit: u64,
     /// Host paths that executions see read-only beside those of the profile: tools that are installed elsewhere.
     pub read_only: Vec<PathBuf>,
+    /// What executions may see and do.
+    pub profiles: Profiles,
     /// Executions at one time.
     pub max_concurrent: usize,
     /// Requests that may wait for one of them to end.
@@ -121,6 +124,7 @@ impl Options {
         if read_only.iter().any(|path| !path.is_absolute()) {
             reader.fault("agent.read_only", "has to be a list of absolute paths");
         }
+        let profiles = Profiles::read(reader, &read_only);
         let max_concurrent = reader.in_range("agent.max_concurrent", 64, 1..=MAX_CONCURRENT);
         let max_waiting = reader.in_range("agent.max_waiting", 256, 0..=MAX_WAITING);
         let max_wait = reader.duration(
@@ -199,6 +203,7 @@ impl Options {
             not_required,
             spool_limit,
             read_only,
+            profiles,
             max_concurrent,
             max_waiting,
             max_wait,

@@ -28,6 +28,7 @@ pub mod outcome;
 pub mod probe;
 pub mod profile;
 pub mod spec;
+pub mod syscalls;
 
 mod channel;
 mod files;
@@ -40,7 +41,6 @@ mod root;
 mod seccomp;
 mod supervisor;
 mod sys;
-mod syscalls;
 mod tree;
 mod wire;
 

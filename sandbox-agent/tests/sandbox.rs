@@ -18,6 +18,8 @@ mod limits;
 mod network;
 #[path = "sandbox/omitted.rs"]
 mod omitted;
+#[path = "sandbox/profiles.rs"]
+mod profiles;
 #[path = "sandbox/programs.rs"]
 mod programs;
 #[path = "sandbox/rig.rs"]

@@ -29,6 +29,7 @@ use exchequer_event::{
 };
 use exchequer_serve::StreamOptions;
 use exchequer_tlog::TlogProof;
+use sandbox_agent::profiles::Profiles;
 use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -109,6 +110,7 @@ fn options(data: &Path, nats: Option<&str>, attacker: &Path) -> anyhow::Result<A
     let mut options = AssemblyOptions::local(data)?;
     options.agent.allow_degraded = true;
     options.agent.read_only = vec![attacker.to_owned()];
+    options.agent.profiles = Profiles::built_in(&options.agent.read_only);
     if let Some(url) = nats {
         let mut stream = exchequer_stream::jetstream::Options::new(url);
         // A stream of this log's own: the server may have others.

@@ -23,6 +23,7 @@ mod fsck;
 mod log;
 mod payload;
 mod print;
+mod profile;
 mod progress;
 mod replay;
 mod run;
@@ -91,6 +92,9 @@ enum Verb {
     /// Check the file that an agent writes of its events on its own host
     #[command(subcommand)]
     AuditLog(audit_log::AuditLog),
+    /// Check, list and show sandbox profiles
+    #[command(subcommand)]
+    Profile(profile::Profile),
     /// Cosign the checkpoints of other logs, so that they can't show different people different logs
     Witness(witness::Arguments),
     /// Mint a token with the data directory's own issuer
@@ -129,6 +133,7 @@ pub fn main() -> ExitCode {
             Verb::Agent(agents) => agents.run().await,
             Verb::Spool(spools) => spools.run().await,
             Verb::AuditLog(log) => log.run(),
+            Verb::Profile(profile) => profile.run(),
             Verb::Witness(arguments) => witness::run(arguments).await,
             Verb::Token(token) => token.run(),
             Verb::Key(key) => key.run().await,

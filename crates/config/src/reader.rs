@@ -43,6 +43,7 @@ pub struct Reader {
     allowed_env: BTreeSet<String>,
     foreign: BTreeSet<String>,
     faults: Vec<Fault>,
+    file_only: bool,
 }
 
 /// The winning source's value of one key.
@@ -85,7 +86,14 @@ impl Reader {
             allowed_env: BTreeSet::new(),
             foreign: BTreeSet::new(),
             faults,
+            file_only: false,
         }
+    }
+
+    /// A reader over one file that neither variables nor flags have a part in: not the process's configuration, but
+    /// something that is written like it.
+    pub fn of_file(path: &str, text: &str) -> Self {
+        Self { file_only: true, ..Self::new(Some((path, text)), std::iter::empty(), Vec::new()) }
     }
 
     /// Names `EXCHEQUER_*` variables that something else reads, so that they are not reported as unknown.
@@ -188,6 +196,15 @@ impl Reader {
         values
     }
 
+    /// Whether any source gives `key`: tells a list that is empty from one that is not there.
+    pub fn is_given(&self, key: &str) -> bool {
+        let from_env = !key.contains('[') && self.env.contains_key(&env_name(key));
+        from_env
+            || self.flags.contains_key(key)
+            || self.file.contains_key(key)
+            || self.defaults.contains_key(key)
+    }
+
     /// The tables of an array such as `[[ledger.enroll]]`, each as the prefix of its keys (`ledger.enroll[0]`): read
     /// them with `format!("{prefix}.agent")`. Only the file can hold these. Not given: empty.
     pub fn tables(&mut self, key: &str) -> Vec<String> {
@@ -204,12 +221,26 @@ impl Reader {
         }
     }
 
+    /// The keys of a table whose keys are the user's own, such as `[environment]`, in their order. Only the file can hold
+    /// these. Not given: empty.
+    pub fn keys_of(&mut self, table: &str) -> Vec<String> {
+        self.known.insert(table.to_owned());
+        if let Some(entry) = self.file.get(table).filter(|entry| entry.content != Content::EmptyTable) {
+            let origin = Origin::File { path: self.path.clone(), line: entry.line };
+            self.record(table, origin, format!("expected a table, written as `[{table}]`"));
+        }
+        let keys = self.file.iter().filter(|(key, _)| is_below(key, table));
+        let mut keys = keys.map(|(key, entry)| (entry.line, key.clone())).collect::<Vec<_>>();
+        keys.sort();
+        keys.into_iter().map(|(_, key)| key).collect()
+    }
+
     /// Records a fault that only the component can see (two keys that contradict each other, say), with the place
     /// where `key` was given.
     pub fn fault(&mut self, key: &str, reason: impl Into<String>) {
         let origin = self.lookup(key).map_or(Origin::Absent, |found| found.origin);
         let mut reason = reason.into();
-        if origin == Origin::Absent && !key.contains('[') {
+        if origin == Origin::Absent && !key.contains('[') && !self.file_only {
             reason = format!("{reason} (or set {})", env_name(key));
         }
         self.record(key, origin, reason);

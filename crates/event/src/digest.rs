@@ -81,9 +81,11 @@ pub enum Purpose {
     PayloadCommitment,
     /// Which message was put back where, and after which loss: the mark on it, as signed.
     RefillMark,
+    /// A sandbox profile in its canonical form.
+    Profile,
 }
 
-const CONTEXTS: [(Purpose, &str); 16] = [
+const CONTEXTS: [(Purpose, &str); 17] = [
     (Purpose::Event, "exchequer.v1 event"),
     (Purpose::DecisionRun, "exchequer.v1 decision run"),
     (Purpose::TreeNode, "exchequer.v1 tree node"),
@@ -100,10 +102,11 @@ const CONTEXTS: [(Purpose, &str); 16] = [
     (Purpose::PayloadPlace, "exchequer.v1 payload place"),
     (Purpose::PayloadCommitment, "exchequer.v1 payload commitment"),
     (Purpose::RefillMark, "exchequer.v1 refill mark"),
+    (Purpose::Profile, "exchequer.v1 sandbox profile"),
 ];
 
 // Deriving the context key costs as much as hashing a short event, so it is done once.
-static KEYS: LazyLock<[ContextKey; 16]> =
+static KEYS: LazyLock<[ContextKey; 17]> =
     LazyLock::new(|| CONTEXTS.map(|(_, context)| hash_derive_key_context(context)));
 
 impl Purpose {

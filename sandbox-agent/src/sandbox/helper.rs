@@ -25,6 +25,9 @@ use super::{channel, tree};
 /// that allow no private root.
 pub(super) const ARGUMENT: &str = "__sandbox-helper";
 
+/// Said by a helper that was built for an architecture without a list of system calls.
+const NO_LIST: &str = "there is no list of system calls for this architecture";
+
 /// Becomes the helper, never to return, if the first argument asks for it. To be called first in `main`, before any
 /// thread exists.
 pub fn run_if_requested() {
@@ -66,7 +69,7 @@ fn serve(user: (u32, u32), scratch: &Path) -> io::Result<()> {
     let _ = sys::join_session_keyring().and_then(|()| sys::add_key());
     let host = Host {
         baseline: Baseline::of_this_process()?,
-        filters: Filters::strict().map_err(io::Error::other)?,
+        filters: Filters::compile().ok_or_else(|| io::Error::other(NO_LIST))?,
         user,
         single,
     };

@@ -19,6 +19,7 @@ use rustix::process::{
 use super::channel;
 use super::control::Layer;
 use super::files;
+use super::landlock_rules::Reach;
 use super::payload::{self, Payload};
 use super::profile::{EGRESS_PORT, Network};
 use super::root::{self, OwnFiles};
@@ -79,7 +80,7 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
         refusals.push(Refusal::new(Layer::UtsNamespace, "sethostname", &error.into()));
     }
     let mut own = OwnFiles::default();
-    let listener = open_network(&init, &namespaces, &mut refusals);
+    let (reach, listener) = open_network(&init, &namespaces, &mut refusals);
     if namespaces.contains(&Layer::MountNamespace) && !init.spec.omit.contains(&Layer::PrivateRoot) {
         match root::enter(init.spec, init.id, init.own_pid_namespace) {
             Ok(proc) => {
@@ -111,7 +112,6 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
     let listening = listener.as_ref().map(AsFd::as_fd);
     channel::send_files(&init.link, &InitReport::Built { refusals }, listening.as_slice())
         .map_err(at("reporting to the supervisor"))?;
-    let port = listener.as_ref().map(|_| EGRESS_PORT);
 
     let me = rustix::process::getpid();
     let Init {
@@ -132,7 +132,7 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
         cwd,
         work,
         own,
-        port,
+        reach,
         link: payload_link,
         stdio,
         filters,
@@ -146,23 +146,27 @@ fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
 }
 
 /// Takes the loopback up and listens on it, as the profile's network asks. Never on the host's.
-fn open_network(init: &Init<'_>, namespaces: &[Layer], refusals: &mut Vec<Refusal>) -> Option<OwnedFd> {
+fn open_network(
+    init: &Init<'_>,
+    namespaces: &[Layer],
+    refusals: &mut Vec<Refusal>,
+) -> (Reach, Option<OwnedFd>) {
     let network = init.spec.profile.network;
     if network == Network::None || !namespaces.contains(&Layer::NetNamespace) {
-        return None;
+        return (Reach::Nothing, None);
     }
     if let Err(error) = sys::bring_loopback_up() {
         refusals.push(Refusal::new(Layer::NetNamespace, "taking the loopback up", &error));
-        return None;
+        return (Reach::Nothing, None);
     }
     if network == Network::Loopback {
-        return None;
+        return (Reach::Loopback, None);
     }
     match listen() {
-        Ok(listener) => Some(listener),
+        Ok(listener) => (Reach::Proxy, Some(listener)),
         Err(error) => {
             refusals.push(Refusal::new(Layer::NetNamespace, "listening on 127.0.0.1", &error));
-            None
+            (Reach::Nothing, None)
         }
     }
 }

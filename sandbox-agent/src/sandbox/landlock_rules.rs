@@ -1,4 +1,4 @@
-//! Landlock: the same paths as the mounts, no TCP, no signals or abstract sockets to the outside.
+//! Landlock: the same paths as the mounts, TCP as the profile says, no signals or abstract sockets to the outside.
 //!
 //! Leaves out what Landlock has no right for (metadata, UDP): mounts and the network namespace cover those. Invariant:
 //! handles every right that the running kernel's ABI knows, so a right that no rule grants is denied.
@@ -10,20 +10,31 @@ use landlock::{
     RulesetCreatedAttr, RulesetError, Scope, path_beneath_rules,
 };
 
-use super::profile::Profile;
+use super::profile::{EGRESS_PORT, Profile};
 use super::root::{ACCOUNT_FILES, OwnFiles};
 
 /// The newest ABI there are names for; an older kernel gets what it knows.
 const NEWEST: ABI = ABI::V9;
 
+/// What TCP reaches from inside. Decided when the network namespace is there: a profile's word alone opens nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Nothing.
+    Nothing,
+    /// Any port of the loopback of the sandbox's own network namespace.
+    Loopback,
+    /// [`EGRESS_PORT`] of it, where the agent's proxy listens.
+    Proxy,
+}
+
 /// Restricts this process and its descendants for good. `work` is where the work area really is; files that the engine
-/// made itself (accounts, `/proc`) are granted only where they are its own and not the host's. `port` is where the agent
-/// listens inside. Without `no_new_privs` the kernel asks for a capability instead.
+/// made itself (accounts, `/proc`) are granted only where they are its own and not the host's. `reach` is what
+/// TCP there is. Without `no_new_privs` the kernel asks for a capability instead.
 pub(super) fn restrict(
     profile: &Profile,
     work: &Path,
     own: OwnFiles,
-    port: Option<u16>,
+    reach: Reach,
     no_new_privs: bool,
 ) -> Result<(), RulesetError> {
     let read_and_run = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
@@ -37,18 +48,23 @@ pub(super) fn restrict(
     let devices = profile.devices.iter().map(|name| Path::new("/dev").join(name)).collect::<Vec<PathBuf>>();
     let proc = if own.proc { &["/proc"][..] } else { &[] };
     let accounts = if own.root { &ACCOUNT_FILES[..] } else { &[] };
-    Ruleset::default()
+    let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?;
+    // On a loopback of its own any port may be bound and connected to.
+    if reach != Reach::Loopback {
+        ruleset = ruleset.handle_access(AccessNet::from_all(NEWEST))?;
+    }
+    let proxy = (reach == Reach::Proxy).then_some(EGRESS_PORT);
+    ruleset
         .create()?
         .add_rules(path_beneath_rules(&profile.read_only, read_and_run))?
         .add_rules(path_beneath_rules(accounts, read))?
         .add_rules(path_beneath_rules(proc, read))?
         .add_rules(path_beneath_rules(&devices, device))?
         .add_rules(path_beneath_rules([work], work_rights))?
-        .add_rules(port.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp))))?
+        .add_rules(proxy.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp))))?
         .no_new_privs(no_new_privs)
         .restrict_self()
         .map(drop)

@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, Ipv4Addr, SocketAddrV4, SocketType};
 use rustix::process::{DumpableBehavior, Pid, Signal};
 
 use super::control::Layer;
+use super::landlock_rules::Reach;
 use super::root::OwnFiles;
 use super::spec::Spec;
 use super::sys::{self, CStrings};
@@ -40,7 +41,7 @@ pub(super) struct Payload<'a> {
     pub(super) work: PathBuf,
     pub(super) own: OwnFiles,
     /// Where the agent listens inside, if it does.
-    pub(super) port: Option<u16>,
+    pub(super) reach: Reach,
     pub(super) link: OwnedFd,
     pub(super) stdio: [OwnedFd; 3],
     pub(super) filters: &'a seccomp::Filters,
@@ -50,12 +51,12 @@ pub(super) struct Payload<'a> {
 
 /// The payload's life until it becomes the program; returns only if it does not.
 pub(super) fn run(payload: Payload<'_>) -> i32 {
-    let Payload { spec, environment, cwd, work, own, port, link, stdio, filters, rlimits, parent } = payload;
+    let Payload { spec, environment, cwd, work, own, reach, link, stdio, filters, rlimits, parent } = payload;
     // Without its link it can't say why it ends; the supervisor sees it end before it was ready.
     if take_streams(&link, stdio, spec.omit.contains(&Layer::ClosedFds)).is_err() {
         return EXIT_NOT_EXECUTED;
     }
-    let confined = Confined { spec, environment, port, cwd, work, own, filters, rlimits, parent };
+    let confined = Confined { spec, environment, reach, cwd, work, own, filters, rlimits, parent };
     if let Err((stage, error)) = become_program(&link, &confined) {
         let mut packet = vec![FAILED];
         packet.extend(error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes());
@@ -80,7 +81,7 @@ fn take_streams(link: &OwnedFd, stdio: [OwnedFd; 3], leak: bool) -> io::Result<(
 struct Confined<'a> {
     spec: &'a Spec,
     environment: &'a [(String, String)],
-    port: Option<u16>,
+    reach: Reach,
     cwd: PathBuf,
     work: PathBuf,
     own: OwnFiles,
@@ -92,7 +93,7 @@ struct Confined<'a> {
 type Failed = (&'static str, io::Error);
 
 fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed> {
-    let &Confined { spec, environment, port, ref cwd, ref work, own, filters, rlimits, parent } = confined;
+    let &Confined { spec, environment, reach, ref cwd, ref work, own, filters, rlimits, parent } = confined;
     let on = |layer| !spec.omit.contains(&layer);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| ("death signal", e.into()))?;
@@ -126,7 +127,7 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
     // The mode that execve gives any readable program: the supervisor reads this process's state through it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| ("dumpable", e.into()))?;
     if on(Layer::Landlock)
-        && let Err(error) = landlock_rules::restrict(&spec.profile, work, own, port, on(Layer::NoNewPrivs))
+        && let Err(error) = landlock_rules::restrict(&spec.profile, work, own, reach, on(Layer::NoNewPrivs))
     {
         let error = io::Error::other(error.to_string());
         refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
@@ -159,7 +160,8 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
     if on(Layer::Rlimits) {
         let _ = rlimits::apply(rlimits);
     }
-    let installed = if on(Layer::Seccomp) { filters.install().err().unwrap_or(0) } else { 0 };
+    let installed =
+        if on(Layer::Seccomp) { filters.of(&spec.profile, reach).install().err().unwrap_or(0) } else { 0 };
     packet[1..5].copy_from_slice(&installed.to_le_bytes());
     let mut word = [0];
     if rustix::io::write(link, &packet).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]

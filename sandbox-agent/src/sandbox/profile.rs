@@ -1,11 +1,16 @@
-//! What an execution can see: paths, devices, the work area. Plain data, so that profiles can become files.
+//! What an execution can see and which calls it can make: paths, devices, the work area, the network. Plain data.
 //!
-//! Leaves out limits (the hold's business, [`super::spec::Limits`]). Invariant: nothing that a profile does not name is
+//! Leaves out profiles as files and what an agent's configuration allows of them ([`crate::profiles`]), and limits
+//! ([`super::spec::Limits`]). Invariant: nothing that a profile does not name is
 //! visible inside, beyond the empty directories that lead to what it names.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use super::syscalls::Group;
+use crate::profiles;
 
 /// The one writable directory inside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +43,9 @@ pub enum Network {
 }
 
 impl Network {
+    /// Every mode, the narrowest first.
+    pub const ALL: [Self; 3] = [Self::None, Self::Loopback, Self::Egress];
+
     /// The mode's name, as recorded and as written in a profile.
     pub fn name(self) -> &'static str {
         match self {
@@ -64,42 +72,38 @@ pub struct Profile {
     /// The network.
     #[serde(default)]
     pub network: Network,
+    /// Groups of system calls beside the base, of [`Group::NAMED`]; a network brings its own.
+    #[serde(default)]
+    pub seccomp: Vec<Group>,
 }
 
 impl Profile {
-    /// System programs and libraries read-only, a small work area, five harmless devices, no network.
+    /// The built-in `strict`: system programs and libraries read-only, a small work area, five harmless devices, no network.
     pub fn strict() -> Self {
-        let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect();
-        Self {
-            name: "strict".to_owned(),
-            hostname: "sandbox".to_owned(),
-            read_only: paths(&[
-                "/usr",
-                "/bin",
-                "/sbin",
-                "/lib",
-                "/lib32",
-                "/lib64",
-                "/etc/alternatives",
-                "/etc/ld.so.cache",
-                "/etc/ld.so.conf",
-                "/etc/ld.so.conf.d",
-                "/etc/localtime",
-            ]),
-            devices: ["null", "zero", "full", "random", "urandom"].map(str::to_owned).to_vec(),
-            work: WorkArea {
-                path: PathBuf::from("/tmp"),
-                size_bytes: 64 << 20,
-                max_files: 16_384,
-                executable: false,
-            },
-            network: Network::None,
-        }
+        profiles::built_in("strict").expect("it is built in").sandbox.clone()
+    }
+
+    /// The groups of system calls beside the base.
+    pub fn groups(&self) -> Vec<Group> {
+        let network = (self.network != Network::None).then_some(Group::Network);
+        self.seccomp.iter().copied().chain(network).collect()
     }
 
     /// Adds a host path to what is visible read-only.
     pub fn with_read_only(mut self, path: impl AsRef<Path>) -> Self {
         self.read_only.push(path.as_ref().to_owned());
         self
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or_else(|| format!("has to be one of {all}"))
     }
 }

@@ -1,126 +1,188 @@
-//! The strict profile's filters, compiled from the lists in [`super::syscalls`].
+//! A profile's system-call filter, made from the lists in [`super::syscalls`].
 //!
-//! Four filters, of whose answers the kernel takes the severest: foreign entry points kill; hostile calls kill; `clone3`
-//! (whose flags a filter can't see) answers ENOSYS; everything outside the allow-list answers EPERM. The allow-list is
-//! installed last, since it also forbids installing filters.
+//! One program per set of groups: it checks the architecture, then looks the number up by halving the list, so that neither a
+//! call nor the kernel's pass over all numbers when the filter is installed walks a chain of comparisons. Each call has one
+//! answer in one place; foreign entries (32-bit, x32) kill.
 //!
-//! Leaves out profiles with other lists. Invariant: [`Filters::install`] allocates nothing, so it can run under a
-//! memory limit smaller than the installing process.
+//! Invariant: [`Filter::install`] allocates nothing, so it can run under a memory limit smaller than the installing process.
 
 use std::collections::BTreeMap;
-use std::env::consts::ARCH;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
+use seccompiler::sock_filter;
 
+use super::landlock_rules::Reach;
+use super::profile::Profile;
 use super::sys;
-use super::syscalls::{ALLOWED, ALLOWED_LEGACY, HOSTILE, IOCTLS, NAMESPACE_FLAGS, PRCTLS};
+use super::syscalls::{Answer, Arch, Call, Case, Group, Verdict, hostile};
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// How many filters the kernel must show for a process in addition to those it had.
+pub(super) const INSTALLED: usize = 1;
 
-/// The compiled filters, in the order of installation.
-pub(super) struct Filters(Vec<BpfProgram>);
+/// A compiled filter.
+pub(super) struct Filter(Vec<sock_filter>);
+
+impl Filter {
+    /// Installs it on this process, for good; it has `no_new_privs` or the capability instead.
+    pub(super) fn install(&self) -> Result<(), i32> {
+        sys::install_filter(&self.0)
+    }
+}
+
+/// The filters of all profiles there can be: one for each set of groups beside the base.
+pub(super) struct Filters([Filter; 1 << BESIDE_BASE.len()]);
+
+/// Each group's bit is its place.
+const BESIDE_BASE: [Group; 3] = [Group::Threads, Group::Network, Group::Build];
 
 impl Filters {
-    pub(super) fn strict() -> Result<Self, seccompiler::BackendError> {
-        let kill = SeccompAction::KillProcess;
-        let not_implemented = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-        let not_permitted = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-        Ok(Self(vec![
-            foreign_entries(),
-            compile(hostile()?, SeccompAction::Allow, kill)?,
-            compile(Rules::from([(libc::SYS_clone3, vec![])]), SeccompAction::Allow, not_implemented)?,
-            compile(allowed()?, not_permitted, SeccompAction::Allow)?,
-        ]))
+    /// For this machine; `None`: there are no numbers for its architecture.
+    pub(super) fn compile() -> Option<Self> {
+        let arch = Arch::HOST?;
+        Some(Self(std::array::from_fn(|set| {
+            let chosen = BESIDE_BASE.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1);
+            Filter(program(arch, &chosen.map(|(_, group)| *group).collect::<Vec<_>>()))
+        })))
     }
 
-    /// How many filters the kernel must show for a process in addition to those it had.
-    pub(super) fn count(&self) -> usize {
-        self.0.len()
+    /// The one that this profile asks for, if the network it asks for is there: without one there are no calls for it.
+    pub(super) fn of(&self, profile: &Profile, reach: Reach) -> &Filter {
+        let mut groups = profile.groups();
+        groups.retain(|group| *group != Group::Network || reach != Reach::Nothing);
+        let bits = BESIDE_BASE.iter().enumerate().filter(|(_, group)| groups.contains(group));
+        &self.0[bits.map(|(bit, _)| 1 << bit).sum::<usize>()]
     }
+}
 
-    /// Installs all of them on this process, for good; it has `no_new_privs` or the capability instead.
-    pub(super) fn install(&self) -> Result<(), i32> {
-        for program in &self.0 {
-            sys::install_filter(program)?;
+/// How each call is answered where these groups are on: a group overrules the base, and both the hostile list.
+fn answers(arch: Arch, groups: &[Group]) -> BTreeMap<u32, &'static Answer> {
+    let lists = [hostile(), Group::Base.calls()];
+    let lists = lists.into_iter().chain(groups.iter().map(|group| group.calls()));
+    lists.flatten().filter_map(|call: &Call| Some((call.number(arch)?, &call.answer))).collect()
+}
+
+const LOAD_WORD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP: u16 = 0x05;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_AT_LEAST: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+/// Places in the kernel's `seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+/// Calls of the x32 table, which shares the architecture mark of x86-64, have this bit.
+const X32_BIT: u32 = 0x4000_0000;
+
+/// The kernel's mark of an architecture (`AUDIT_ARCH_*`).
+const fn mark(arch: Arch) -> u32 {
+    match arch {
+        Arch::X86_64 => 0xc000_003e,
+        Arch::Aarch64 => 0xc000_00b7,
+    }
+}
+
+fn program(arch: Arch, groups: &[Group]) -> Vec<sock_filter> {
+    let mut code = vec![
+        step(LOAD_WORD, ARCHITECTURE),
+        jump(JUMP_IF_EQUAL, mark(arch), 1, 0),
+        step(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
+        step(LOAD_WORD, NUMBER),
+    ];
+    if arch == Arch::X86_64 {
+        code.extend([jump(JUMP_IF_AT_LEAST, X32_BIT, 0, 1), step(RETURN, libc::SECCOMP_RET_KILL_PROCESS)]);
+    }
+    code.extend(look_up(&intervals(&answers(arch, groups))));
+    code
+}
+
+/// From this number on (until the next interval) calls are answered so.
+struct Interval {
+    from: u32,
+    code: Vec<sock_filter>,
+}
+
+/// All numbers, in order, neighbours with the same answer in one interval. What is in no list is refused with EPERM.
+fn intervals(answers: &BTreeMap<u32, &Answer>) -> Vec<Interval> {
+    let unlisted = || vec![step(RETURN, returned(Verdict::Refuse(libc::EPERM.unsigned_abs())))];
+    let mut found: Vec<Interval> = vec![];
+    let mut push = |from, code| match found.last() {
+        Some(last) if last.code == code => {}
+        _ => found.push(Interval { from, code }),
+    };
+    let mut next = 0;
+    for (&number, answer) in answers {
+        if number > next {
+            push(next, unlisted());
         }
-        Ok(())
+        push(number, answered(answer));
+        next = number + 1;
+    }
+    push(next, unlisted());
+    found
+}
+
+/// Halves the intervals until one is left. Jumps reach 255 instructions; a longer way takes one more.
+fn look_up(intervals: &[Interval]) -> Vec<sock_filter> {
+    if let [only] = intervals {
+        return only.code.clone();
+    }
+    let (below, above) = intervals.split_at(intervals.len() / 2);
+    let from = above[0].from;
+    let (below, above) = (look_up(below), look_up(above));
+    let mut code = match u8::try_from(below.len()) {
+        Ok(over) => vec![jump(JUMP_IF_AT_LEAST, from, over, 0)],
+        Err(_) => vec![
+            jump(JUMP_IF_AT_LEAST, from, 0, 1),
+            step(JUMP, u32::try_from(below.len()).unwrap_or(u32::MAX)),
+        ],
+    };
+    code.extend(below);
+    code.extend(above);
+    code
+}
+
+fn answered(answer: &Answer) -> Vec<sock_filter> {
+    match *answer {
+        Answer::Allow => vec![step(RETURN, libc::SECCOMP_RET_ALLOW)],
+        Answer::Refuse(error) => vec![step(RETURN, returned(Verdict::Refuse(error)))],
+        Answer::Kill => vec![step(RETURN, returned(Verdict::Kill))],
+        Answer::When { cases, otherwise } => {
+            cases.iter().flat_map(allowed_if).chain([step(RETURN, returned(otherwise))]).collect()
+        }
     }
 }
 
-fn compile(
-    rules: Rules,
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
-    SeccompFilter::new(rules, otherwise, matched, TargetArch::try_from(ARCH)?)?.try_into()
+/// Allows if all conditions of the case hold; else goes on behind its own code.
+fn allowed_if(case: &Case) -> Vec<sock_filter> {
+    let mut code = vec![step(RETURN, libc::SECCOMP_RET_ALLOW)];
+    // From the last to the first: each knows how far the end is.
+    for condition in case.0.iter().rev() {
+        let over = u8::try_from(code.len()).expect("a case has few conditions");
+        let masked = (condition.mask != u32::MAX).then(|| step(AND, condition.mask));
+        // Both architectures are little-endian: the low word of an argument comes first.
+        let load = step(LOAD_WORD, ARGUMENTS + 8 * condition.argument);
+        let check = jump(JUMP_IF_EQUAL, condition.value, 0, over);
+        code.splice(0..0, [load].into_iter().chain(masked).chain([check]));
+    }
+    code
 }
 
-/// Kills whoever enters by the x32 table, which shares the architecture mark of x86-64 and renumbers the calls. Other
-/// architectures' entries are killed by the first instructions of the compiled filters.
-fn foreign_entries() -> BpfProgram {
-    const LOAD_WORD: u16 = 0x20;
-    const JUMP_IF_AT_LEAST: u16 = 0x35;
-    const RETURN: u16 = 0x06;
-    const OFFSET_OF_NUMBER: u32 = 0;
-    const X32_BIT: u32 = 0x4000_0000;
-    let step = |code, jt, jf, k| sock_filter { code, jt, jf, k };
-    vec![
-        step(LOAD_WORD, 0, 0, OFFSET_OF_NUMBER),
-        step(JUMP_IF_AT_LEAST, 0, 1, X32_BIT),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ]
+fn returned(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Refuse(error) => libc::SECCOMP_RET_ERRNO | error,
+        Verdict::Kill => libc::SECCOMP_RET_KILL_PROCESS,
+    }
 }
 
-fn when(
-    argument: u8,
-    length: SeccompCmpArgLen,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])
+const fn step(code: u16, k: u32) -> sock_filter {
+    jump(code, k, 0, 0)
 }
 
-fn hostile() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules = HOSTILE.iter().map(|(number, _)| (*number, vec![])).collect::<Rules>();
-    let namespaces = NAMESPACE_FLAGS
-        .iter()
-        .map(|flag| {
-            let bit = u64::from(flag.unsigned_abs());
-            when(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bit), bit)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    rules.insert(libc::SYS_clone, namespaces);
-    Ok(rules)
+const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code, jt, jf, k }
 }
 
-fn allowed() -> Result<Rules, seccompiler::BackendError> {
-    use SeccompCmpArgLen::{Dword, Qword};
-    use SeccompCmpOp::{Eq, MaskedEq};
-    let mut rules =
-        ALLOWED.iter().chain(ALLOWED_LEGACY).map(|(number, _)| (*number, vec![])).collect::<Rules>();
-    let namespaces = NAMESPACE_FLAGS.iter().fold(0, |mask, flag| mask | u64::from(flag.unsigned_abs()));
-    rules.insert(libc::SYS_clone, vec![when(0, Qword, MaskedEq(namespaces), 0)?]);
-    // The kernel reads the request and the operation as 32 bits: comparing more would let a high bit through.
-    let requests =
-        IOCTLS.iter().map(|(request, _)| when(1, Dword, Eq, *request)).collect::<Result<_, _>>()?;
-    rules.insert(libc::SYS_ioctl, requests);
-    let operations = PRCTLS
-        .iter()
-        .map(|(operation, _)| when(0, Dword, Eq, u64::from(operation.unsigned_abs())))
-        .collect::<Result<_, _>>()?;
-    rules.insert(libc::SYS_prctl, operations);
-    // Pairs of local sockets between own processes; nothing with an address.
-    rules.insert(libc::SYS_socketpair, vec![when(0, Dword, Eq, u64::from(libc::AF_UNIX.unsigned_abs()))?]);
-    // Own limits only: init shares the user id, and its limits must stay.
-    rules.insert(libc::SYS_prlimit64, vec![when(0, Dword, Eq, 0)?]);
-    // Fifos, no devices and no sockets with an address.
-    let fifo = |argument| when(argument, Dword, MaskedEq(u64::from(libc::S_IFMT)), u64::from(libc::S_IFIFO));
-    rules.insert(libc::SYS_mknodat, vec![fifo(2)?]);
-    #[cfg(target_arch = "x86_64")]
-    rules.insert(libc::SYS_mknod, vec![fifo(1)?]);
-    Ok(rules)
-}
+#[cfg(test)]
+mod tests;

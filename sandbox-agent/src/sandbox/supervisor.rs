@@ -21,7 +21,7 @@ use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
 use super::payload;
 use super::readback::{self, Baseline};
 use super::rlimits;
-use super::seccomp::Filters;
+use super::seccomp::{self, Filters};
 use super::spec::Spec;
 use super::sys::{self, SingleThreaded};
 use super::tree;
@@ -459,7 +459,7 @@ impl<'a> Execution<'a> {
             spec: self.spec,
             rlimits: &self.rlimits,
             rlimits_are_own: self.own_user_namespace,
-            filters: self.host.filters.count(),
+            filters: seccomp::INSTALLED,
             seccomp_errno,
             refusals: &self.refusals,
             report,

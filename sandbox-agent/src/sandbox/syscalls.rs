@@ -1,308 +1,213 @@
-//! The system calls of the strict profile: those allowed, with the reason for each; those that kill.
+//! The system calls that a profile's programs may make, in groups, each with the reason; and those that kill.
 //!
-//! Leaves out how they become filters ([`super::seccomp`]). Invariant: what is in neither list answers EPERM, so a new
-//! kernel's new calls are out until somebody writes down why they should be in.
+//! The lists: [`base`], [`groups`], [`hostile`]. Leaves out how they become a filter ([`super::seccomp`]).
+//!
+//! Invariant: what is in no list answers EPERM, so a new kernel's new calls are out until somebody writes down why they should
+//! be in. The numbers are the kernel's for both architectures (a test compares them with its headers).
 
-/// A system call and why it is in its list.
-pub(super) type Entry = (i64, &'static str);
+use std::fmt;
+use std::str::FromStr;
 
-/// Allowed whatever the arguments.
-pub(super) const ALLOWED: &[Entry] = &[
-    // Reading, writing, positions.
-    (libc::SYS_read, "input"),
-    (libc::SYS_write, "output"),
-    (libc::SYS_readv, "input, scattered"),
-    (libc::SYS_writev, "output, gathered"),
-    (libc::SYS_pread64, "the dynamic loader reads headers with it"),
-    (libc::SYS_pwrite64, "positioned output"),
-    (libc::SYS_preadv, "positioned input, scattered"),
-    (libc::SYS_pwritev, "positioned output, gathered"),
-    (libc::SYS_preadv2, "newer form of preadv"),
-    (libc::SYS_pwritev2, "newer form of pwritev"),
-    (libc::SYS_lseek, "file positions"),
-    (libc::SYS_sendfile, "copying between descriptors (cat, cp)"),
-    (libc::SYS_copy_file_range, "copying between files (cat, cp)"),
-    (libc::SYS_splice, "copying between pipes and files (cat)"),
-    (libc::SYS_tee, "duplicating pipe contents (tee)"),
-    (libc::SYS_readahead, "hint, reads only what can be read"),
-    (libc::SYS_fadvise64, "hint (cat, sort)"),
-    (libc::SYS_fallocate, "reserving space in the work area"),
-    (libc::SYS_fsync, "durability of own files"),
-    (libc::SYS_fdatasync, "durability of own files"),
-    (libc::SYS_sync_file_range, "durability of own files"),
-    (libc::SYS_ftruncate, "own files"),
-    (libc::SYS_truncate, "own files; confined by mounts and Landlock"),
-    // Descriptors.
-    (libc::SYS_close, "own descriptors"),
-    (libc::SYS_close_range, "own descriptors"),
-    (libc::SYS_dup, "shell redirection"),
-    (libc::SYS_dup3, "shell redirection"),
-    (libc::SYS_fcntl, "flags, duplication, locks of own descriptors"),
-    (libc::SYS_flock, "locks of own files"),
-    (libc::SYS_pipe2, "pipelines"),
-    (libc::SYS_eventfd2, "event loops"),
-    (libc::SYS_epoll_create1, "event loops"),
-    (libc::SYS_epoll_ctl, "event loops"),
-    (libc::SYS_epoll_pwait, "event loops"),
-    (libc::SYS_epoll_pwait2, "event loops"),
-    (libc::SYS_ppoll, "waiting on descriptors"),
-    (libc::SYS_pselect6, "waiting on descriptors"),
-    (libc::SYS_signalfd4, "event loops"),
-    (libc::SYS_timerfd_create, "event loops"),
-    (libc::SYS_timerfd_settime, "event loops"),
-    (libc::SYS_timerfd_gettime, "event loops"),
-    (libc::SYS_inotify_init1, "watching own files"),
-    (libc::SYS_inotify_add_watch, "watching own files"),
-    (libc::SYS_inotify_rm_watch, "watching own files"),
-    // The file tree: what is visible is the business of mounts and Landlock.
-    (libc::SYS_openat, "opening what mounts and Landlock let through"),
-    (libc::SYS_openat2, "newer form of openat"),
-    (libc::SYS_newfstatat, "file metadata"),
-    (libc::SYS_fstat, "file metadata"),
-    (libc::SYS_statx, "file metadata"),
-    (libc::SYS_statfs, "file system metadata (df, sort)"),
-    (libc::SYS_fstatfs, "file system metadata"),
-    (libc::SYS_faccessat, "access checks"),
-    (libc::SYS_faccessat2, "access checks"),
-    (libc::SYS_readlinkat, "symbolic links"),
-    (libc::SYS_getdents64, "listing directories"),
-    (libc::SYS_getcwd, "working directory"),
-    (libc::SYS_chdir, "working directory"),
-    (libc::SYS_fchdir, "working directory"),
-    (libc::SYS_mkdirat, "work area"),
-    (libc::SYS_unlinkat, "work area"),
-    (libc::SYS_renameat2, "work area"),
-    (libc::SYS_linkat, "work area"),
-    (libc::SYS_symlinkat, "work area"),
-    (libc::SYS_fchmod, "work area; its mount honours no setuid bit"),
-    (libc::SYS_fchmodat, "work area; its mount honours no setuid bit"),
-    (libc::SYS_fchown, "to the own id only, the kernel refuses others (cp -p, tar)"),
-    (libc::SYS_fchownat, "to the own id only, the kernel refuses others"),
-    (libc::SYS_utimensat, "work area (touch, cp -p, tar)"),
-    (libc::SYS_umask, "modes of new files"),
-    (libc::SYS_getxattr, "reading attributes (ls, cp)"),
-    (libc::SYS_lgetxattr, "reading attributes (ls, cp)"),
-    (libc::SYS_fgetxattr, "reading attributes (ls, cp)"),
-    (libc::SYS_listxattr, "reading attributes (cp)"),
-    (libc::SYS_llistxattr, "reading attributes (cp)"),
-    (libc::SYS_flistxattr, "reading attributes (cp)"),
-    // Memory.
-    (libc::SYS_brk, "heap"),
-    (libc::SYS_mmap, "memory, loading libraries"),
-    (libc::SYS_munmap, "memory"),
-    (libc::SYS_mremap, "memory"),
-    (libc::SYS_mprotect, "relocation protection, thread stacks"),
-    (libc::SYS_madvise, "allocators"),
-    (libc::SYS_msync, "own mappings"),
-    (libc::SYS_mincore, "own mappings"),
-    (libc::SYS_membarrier, "language runtimes"),
-    // Processes and threads, inside the pid namespace.
-    (libc::SYS_execve, "becoming the program; running other programs inside"),
-    (libc::SYS_exit, "ending a thread"),
-    (libc::SYS_exit_group, "ending"),
-    (libc::SYS_wait4, "own children"),
-    (libc::SYS_waitid, "own children"),
-    (libc::SYS_clone3, "answered ENOSYS by a filter of its own, so that libc falls back to clone"),
-    (libc::SYS_kill, "job control; reaches only the tree"),
-    (libc::SYS_tkill, "raise, abort"),
-    (libc::SYS_tgkill, "raise, abort"),
-    (libc::SYS_pidfd_open, "waiting for own children in event loops"),
-    (libc::SYS_pidfd_send_signal, "job control; reaches only the tree"),
-    (libc::SYS_getpid, "own ids"),
-    (libc::SYS_getppid, "own ids"),
-    (libc::SYS_gettid, "own ids"),
-    (libc::SYS_getuid, "own ids"),
-    (libc::SYS_geteuid, "own ids"),
-    (libc::SYS_getgid, "own ids"),
-    (libc::SYS_getegid, "own ids"),
-    (libc::SYS_getresuid, "own ids"),
-    (libc::SYS_getresgid, "own ids"),
-    (libc::SYS_getgroups, "own ids"),
-    (libc::SYS_getpgid, "job control"),
-    (libc::SYS_setpgid, "job control"),
-    (libc::SYS_getsid, "job control"),
-    (libc::SYS_setsid, "job control; the tree is killed by namespace, not by session"),
-    (libc::SYS_capget, "reading own (empty) capabilities"),
-    (libc::SYS_set_tid_address, "thread start"),
-    (libc::SYS_set_robust_list, "thread start"),
-    (libc::SYS_get_robust_list, "thread libraries"),
-    (libc::SYS_rseq, "thread start"),
-    (libc::SYS_futex, "locks"),
-    (libc::SYS_sched_yield, "spinning locks"),
-    (libc::SYS_sched_getaffinity, "counting processors"),
-    (libc::SYS_sched_getparam, "thread libraries read their own policy"),
-    (libc::SYS_sched_getscheduler, "thread libraries read their own policy"),
-    (libc::SYS_sched_get_priority_max, "thread libraries"),
-    (libc::SYS_sched_get_priority_min, "thread libraries"),
-    (libc::SYS_getpriority, "reading own priority"),
-    (libc::SYS_getcpu, "allocators"),
-    (libc::SYS_getrusage, "own usage"),
-    (libc::SYS_times, "own usage (shells)"),
-    (libc::SYS_setrlimit, "lowering own limits (ulimit); the hard limits are set"),
-    (libc::SYS_getrlimit, "reading own limits"),
-    // Signals.
-    (libc::SYS_rt_sigaction, "signal handlers"),
-    (libc::SYS_rt_sigprocmask, "signal masks"),
-    (libc::SYS_rt_sigreturn, "returning from handlers"),
-    (libc::SYS_rt_sigpending, "pending signals"),
-    (libc::SYS_rt_sigsuspend, "waiting for signals (shells)"),
-    (libc::SYS_rt_sigtimedwait, "waiting for signals"),
-    (libc::SYS_sigaltstack, "handlers' own stack"),
-    (libc::SYS_restart_syscall, "the kernel resumes interrupted sleeps with it"),
-    // Time.
-    (libc::SYS_clock_gettime, "reading clocks"),
-    (libc::SYS_clock_getres, "reading clocks"),
-    (libc::SYS_clock_nanosleep, "sleeping"),
-    (libc::SYS_nanosleep, "sleeping"),
-    (libc::SYS_gettimeofday, "reading clocks"),
-    (libc::SYS_setitimer, "own timers (timeout)"),
-    (libc::SYS_getitimer, "own timers"),
-    (libc::SYS_timer_create, "own timers (timeout)"),
-    (libc::SYS_timer_settime, "own timers (timeout)"),
-    (libc::SYS_timer_gettime, "own timers"),
-    (libc::SYS_timer_getoverrun, "own timers"),
-    (libc::SYS_timer_delete, "own timers"),
-    // The machine, read-only.
-    (libc::SYS_uname, "kernel and host name of the namespace"),
-    (libc::SYS_sysinfo, "memory size (sort)"),
-    (libc::SYS_getrandom, "randomness"),
-    // Socket pairs between own processes; making any other socket is out.
-    (libc::SYS_sendto, "socket pairs"),
-    (libc::SYS_recvfrom, "socket pairs"),
-    (libc::SYS_sendmsg, "socket pairs"),
-    (libc::SYS_recvmsg, "socket pairs"),
-    (libc::SYS_shutdown, "socket pairs"),
-    (libc::SYS_getsockname, "telling what a descriptor is (runtimes at start)"),
-    (libc::SYS_getpeername, "telling what a descriptor is"),
-    (libc::SYS_getsockopt, "telling what a descriptor is"),
-];
+use serde::{Deserialize, Serialize};
 
-/// Allowed whatever the arguments: older forms that only x86-64 has.
-#[cfg(target_arch = "x86_64")]
-pub(super) const ALLOWED_LEGACY: &[Entry] = &[
-    (libc::SYS_arch_prctl, "thread-local storage at start"),
-    (libc::SYS_open, "older form of openat"),
-    (libc::SYS_creat, "older form of openat"),
-    (libc::SYS_stat, "older form of newfstatat"),
-    (libc::SYS_lstat, "older form of newfstatat"),
-    (libc::SYS_access, "older form of faccessat"),
-    (libc::SYS_readlink, "older form of readlinkat"),
-    (libc::SYS_getdents, "older form of getdents64"),
-    (libc::SYS_mkdir, "older form of mkdirat"),
-    (libc::SYS_rmdir, "older form of unlinkat"),
-    (libc::SYS_unlink, "older form of unlinkat"),
-    (libc::SYS_rename, "older form of renameat2"),
-    (libc::SYS_renameat, "older form of renameat2"),
-    (libc::SYS_link, "older form of linkat"),
-    (libc::SYS_symlink, "older form of symlinkat"),
-    (libc::SYS_chmod, "older form of fchmodat"),
-    (libc::SYS_chown, "older form of fchownat"),
-    (libc::SYS_lchown, "older form of fchownat"),
-    (libc::SYS_utime, "older form of utimensat"),
-    (libc::SYS_utimes, "older form of utimensat"),
-    (libc::SYS_futimesat, "older form of utimensat"),
-    (libc::SYS_dup2, "older form of dup3"),
-    (libc::SYS_pipe, "older form of pipe2"),
-    (libc::SYS_poll, "older form of ppoll"),
-    (libc::SYS_select, "older form of pselect6"),
-    (libc::SYS_epoll_create, "older form of epoll_create1"),
-    (libc::SYS_epoll_wait, "older form of epoll_pwait"),
-    (libc::SYS_eventfd, "older form of eventfd2"),
-    (libc::SYS_signalfd, "older form of signalfd4"),
-    (libc::SYS_inotify_init, "older form of inotify_init1"),
-    (libc::SYS_fork, "older form of clone"),
-    (libc::SYS_vfork, "older form of clone"),
-    (libc::SYS_getpgrp, "older form of getpgid"),
-    (libc::SYS_time, "older form of clock_gettime"),
-    (libc::SYS_alarm, "older form of setitimer"),
-    (libc::SYS_pause, "older form of rt_sigsuspend"),
-];
+mod base;
+mod groups;
+mod hostile;
 
-/// Allowed whatever the arguments: older forms that only x86-64 has (none on other architectures).
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) const ALLOWED_LEGACY: &[Entry] = &[];
+/// An architecture that the lists have numbers for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// x86-64 by its own table; x32 and 32-bit entries are foreign.
+    X86_64,
+    /// 64-bit ARM.
+    Aarch64,
+}
 
-/// Killing the process: no program that belongs here asks for these, an attack does.
-pub(super) const HOSTILE: &[Entry] = &[
-    (libc::SYS_ptrace, "takes over other processes"),
-    (libc::SYS_process_vm_readv, "reads other processes' memory"),
-    (libc::SYS_process_vm_writev, "writes other processes' memory"),
-    (libc::SYS_pidfd_getfd, "takes other processes' descriptors"),
-    (libc::SYS_mount, "changes the file tree"),
-    (libc::SYS_umount2, "uncovers what mounts hide"),
-    (libc::SYS_pivot_root, "leaves the private root"),
-    (libc::SYS_chroot, "leaves the private root"),
-    (libc::SYS_fsopen, "mounts, newer form"),
-    (libc::SYS_fsconfig, "mounts, newer form"),
-    (libc::SYS_fsmount, "mounts, newer form"),
-    (libc::SYS_fspick, "mounts, newer form"),
-    (libc::SYS_open_tree, "mounts, newer form"),
-    (libc::SYS_move_mount, "mounts, newer form"),
-    (libc::SYS_mount_setattr, "mounts, newer form"),
-    (libc::SYS_unshare, "regains capabilities in new namespaces"),
-    (libc::SYS_setns, "enters other namespaces"),
-    (libc::SYS_bpf, "loads code into the kernel"),
-    (libc::SYS_perf_event_open, "wide kernel attack surface, side channels"),
-    (libc::SYS_io_uring_setup, "system calls that no filter sees"),
-    (libc::SYS_io_uring_enter, "system calls that no filter sees"),
-    (libc::SYS_io_uring_register, "system calls that no filter sees"),
-    (libc::SYS_userfaultfd, "stretches kernel races"),
-    (libc::SYS_keyctl, "the kernel's key store is not namespaced"),
-    (libc::SYS_add_key, "the kernel's key store is not namespaced"),
-    (libc::SYS_request_key, "the kernel's key store is not namespaced"),
-    (libc::SYS_kexec_load, "replaces the kernel"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_kexec_file_load, "replaces the kernel"),
-    (libc::SYS_init_module, "loads code into the kernel"),
-    (libc::SYS_finit_module, "loads code into the kernel"),
-    (libc::SYS_delete_module, "removes code from the kernel"),
-    (libc::SYS_open_by_handle_at, "opens files beside all path checks"),
-    (libc::SYS_reboot, "the machine"),
-    (libc::SYS_swapon, "the machine"),
-    (libc::SYS_swapoff, "the machine"),
-    (libc::SYS_settimeofday, "the machine's clock"),
-    (libc::SYS_clock_settime, "the machine's clock"),
-    (libc::SYS_sethostname, "names"),
-    (libc::SYS_setdomainname, "names"),
-    (libc::SYS_acct, "process accounting"),
-    (libc::SYS_syslog, "the kernel's log"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_iopl, "raw hardware"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_ioperm, "raw hardware"),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_modify_ldt, "segment tricks"),
-];
+impl Arch {
+    /// What this program was compiled for; `None`: the lists have no numbers for it.
+    pub const HOST: Option<Self> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64")) {
+        Some(Self::X86_64)
+    } else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
+        Some(Self::Aarch64)
+    } else {
+        None
+    };
+}
 
-/// Flags that make `clone` create a namespace: kill, as for `unshare`.
-pub(super) const NAMESPACE_FLAGS: &[i32] = &[
-    libc::CLONE_NEWNS,
-    libc::CLONE_NEWCGROUP,
-    libc::CLONE_NEWUTS,
-    libc::CLONE_NEWIPC,
-    libc::CLONE_NEWUSER,
-    libc::CLONE_NEWPID,
-    libc::CLONE_NEWNET,
-];
+/// A group of system calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// What every profile allows.
+    Base,
+    /// Runtimes that place and prioritise their own threads.
+    Threads,
+    /// TCP; comes with a network, and only with it.
+    Network,
+    /// Compilers and the programs that drive them.
+    Build,
+}
 
-/// `ioctl` requests that are allowed. Input injection (`TIOCSTI`, `TIOCLINUX`) is out like all others.
-pub(super) const IOCTLS: &[(u64, &str)] = &[
-    (libc::TCGETS, "isatty"),
-    (libc::TCGETS2, "isatty, newer form"),
-    (libc::TIOCGWINSZ, "terminal size"),
-    (libc::FIONREAD, "bytes waiting in a pipe"),
-    (libc::FIONBIO, "non-blocking mode"),
-    (libc::FIOCLEX, "close-on-exec"),
-    (libc::FIONCLEX, "close-on-exec"),
-];
+impl Group {
+    /// Every group.
+    pub const ALL: [Self; 4] = [Self::Base, Self::Threads, Self::Network, Self::Build];
+    /// Those that a profile names.
+    pub const NAMED: [Self; 2] = [Self::Threads, Self::Build];
 
-/// `prctl` operations that are allowed. Undoing what was set (death signal, dumpable, subreaper) is out.
-pub(super) const PRCTLS: &[(i32, &str)] = &[
-    (libc::PR_SET_NAME, "thread names"),
-    (libc::PR_GET_NAME, "thread names"),
-    (libc::PR_GET_DUMPABLE, "reading own state"),
-    (libc::PR_GET_NO_NEW_PRIVS, "reading own state"),
-    (libc::PR_GET_SECCOMP, "reading own state"),
-    (libc::PR_CAPBSET_READ, "reading own state"),
-    (libc::PR_SET_VMA, "allocators name their mappings"),
-];
+    /// The name, as written in a profile.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Threads => "threads",
+            Self::Network => "network",
+            Self::Build => "build",
+        }
+    }
+
+    /// Its calls. A call that is in `base` or among the hostile ones too is answered as here where the group is on.
+    pub fn calls(self) -> &'static [Call] {
+        match self {
+            Self::Base => base::CALLS,
+            Self::Threads => groups::THREADS,
+            Self::Network => groups::NETWORK,
+            Self::Build => groups::BUILD,
+        }
+    }
+}
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = Self::NAMED.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|group| group.name() == text);
+        found.ok_or_else(|| format!("has to be one of {named}"))
+    }
+}
+
+/// The calls that kill.
+pub fn hostile() -> &'static [Call] {
+    hostile::CALLS
+}
+
+/// A system call, how it is answered and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// The kernel's name for it.
+    pub name: &'static str,
+    /// Its number on x86-64, if it is there.
+    pub x86_64: Option<u32>,
+    /// Its number on aarch64, if it is there.
+    pub aarch64: Option<u32>,
+    /// How it is answered.
+    pub answer: Answer,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Call {
+    /// Its number, if the architecture has it.
+    pub fn number(&self, arch: Arch) -> Option<u32> {
+        match arch {
+            Arch::X86_64 => self.x86_64,
+            Arch::Aarch64 => self.aarch64,
+        }
+    }
+
+    const fn answers(mut self, answer: Answer) -> Self {
+        self.answer = answer;
+        self
+    }
+
+    const fn when(self, cases: &'static [Case], otherwise: Verdict) -> Self {
+        self.answers(Answer::When { cases, otherwise })
+    }
+}
+
+/// How a call is answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer {
+    /// It is let through.
+    Allow,
+    /// It fails with this error number.
+    Refuse(u32),
+    /// It kills the process.
+    Kill,
+    /// It is let through in one of these cases.
+    When {
+        /// The cases.
+        cases: &'static [Case],
+        /// The answer in all others.
+        otherwise: Verdict,
+    },
+}
+
+/// The answer where no case holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It fails with this error number.
+    Refuse(u32),
+    /// It kills the process.
+    Kill,
+}
+
+/// A case in which a call is let through: conditions that all hold, and what they say.
+#[derive(Clone, Copy, Debug)]
+pub struct Case(pub &'static [Condition], pub &'static str);
+
+/// A condition on one argument: its low 32 bits, which are all that the kernel reads of any argument compared here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Which argument, from 0.
+    pub argument: u32,
+    /// The bits that count.
+    pub mask: u32,
+    /// What they are.
+    pub value: u32,
+}
+
+impl Condition {
+    const fn equal(argument: u32, value: u32) -> Self {
+        Self::masked(argument, u32::MAX, value)
+    }
+
+    const fn masked(argument: u32, mask: u32, value: u32) -> Self {
+        Self { argument, mask, value }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow => f.write_str("allow"),
+            Self::Refuse(error) => Verdict::Refuse(*error).fmt(f),
+            Self::Kill => Verdict::Kill.fmt(f),
+            Self::When { otherwise, .. } => write!(f, "by argument, else {otherwise}"),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refuse(error) if *error == libc::EPERM.unsigned_abs() => f.write_str("EPERM"),
+            Self::Refuse(error) if *error == libc::ENOSYS.unsigned_abs() => f.write_str("ENOSYS"),
+            Self::Refuse(error) => write!(f, "error {error}"),
+            Self::Kill => f.write_str("kill"),
+        }
+    }
+}
+
+const EPERM: Verdict = Verdict::Refuse(libc::EPERM.unsigned_abs());
+
+const fn call(name: &'static str, x86_64: u32, aarch64: u32, reason: &'static str) -> Call {
+    Call { name, x86_64: Some(x86_64), aarch64: Some(aarch64), answer: Answer::Allow, reason }
+}
+
+/// A call that only x86-64 has.
+const fn x86_64(name: &'static str, number: u32, reason: &'static str) -> Call {
+    Call { name, x86_64: Some(number), aarch64: None, answer: Answer::Allow, reason }
+}
+
+#[cfg(test)]
+mod tests;

@@ -516,6 +516,7 @@ fn options(dir: &Path) -> Options {
         not_required: Vec::new(),
         spool_limit: 8 << 20,
         read_only: Vec::new(),
+        profiles: sandbox_agent::profiles::Profiles::default(),
         max_concurrent: 8,
         max_waiting: 16,
         max_wait: Duration::from_secs(60),

@@ -1,0 +1,104 @@
+//! What profiles may have at most: `[agent.ceiling]`.
+//!
+//! Invariant: a profile without excess has nothing that the ceiling does not name.
+
+use std::path::PathBuf;
+
+use exchequer_config::{Reader, format_bytes};
+
+use super::definition::{BUILT_IN, Definition};
+use crate::egress::Rule;
+use crate::sandbox::{Network, syscalls::Group};
+
+/// The ceiling over all profiles of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ceiling {
+    networks: Vec<Network>,
+    egress: Vec<Rule>,
+    read_only: Vec<PathBuf>,
+    devices: Vec<String>,
+    executable_work: bool,
+    work_size: u64,
+    seccomp: Vec<Group>,
+}
+
+impl Ceiling {
+    /// What the built-in profiles have, and these paths; no egress rule.
+    pub fn of_built_in(read_only: &[PathBuf]) -> Self {
+        let strict = &BUILT_IN[0].sandbox;
+        let sandboxes = || BUILT_IN.iter().map(|profile| &profile.sandbox);
+        Self {
+            networks: Network::ALL.to_vec(),
+            egress: Vec::new(),
+            read_only: strict.read_only.iter().chain(read_only).cloned().collect(),
+            devices: strict.devices.clone(),
+            executable_work: sandboxes().any(|sandbox| sandbox.work.executable),
+            work_size: sandboxes().map(|sandbox| sandbox.work.size_bytes).max().unwrap_or(0),
+            seccomp: Group::NAMED.to_vec(),
+        }
+    }
+
+    /// Takes it from `[agent.ceiling]`; faults stay with the reader. What is not given is as in [`Self::of_built_in`].
+    pub fn read(reader: &mut Reader, read_only: &[PathBuf]) -> Self {
+        let default = Self::of_built_in(read_only);
+        let networks = reader.list::<Network>("agent.ceiling.networks");
+        let egress = reader.list::<Rule>("agent.ceiling.egress");
+        let paths = reader.list::<PathBuf>("agent.ceiling.read_only");
+        if paths.iter().any(|path| !path.is_absolute()) {
+            reader.fault("agent.ceiling.read_only", "has to be a list of absolute paths");
+        }
+        let devices = reader.list::<String>("agent.ceiling.devices");
+        let executable_work = reader.get("agent.ceiling.executable_work", default.executable_work);
+        let work_size = reader.bytes("agent.ceiling.work_size", default.work_size, 4096..=(1 << 40));
+        let seccomp = reader.list::<Group>("agent.ceiling.seccomp");
+        Self {
+            networks: given(reader, "agent.ceiling.networks", networks, default.networks),
+            egress,
+            read_only: given(reader, "agent.ceiling.read_only", paths, default.read_only),
+            devices: given(reader, "agent.ceiling.devices", devices, default.devices),
+            executable_work,
+            work_size,
+            seccomp: given(reader, "agent.ceiling.seccomp", seccomp, default.seccomp),
+        }
+    }
+
+    /// Everything that the profile has beyond the ceiling; nothing, if it is within.
+    pub fn excess(&self, profile: &Definition) -> Vec<String> {
+        let sandbox = &profile.sandbox;
+        let mut excess = Vec::new();
+        let mut beyond = |field: &str, what: String, key: &str| {
+            excess.push(format!("`{field}`: {what} is beyond agent.ceiling.{key}"));
+        };
+        if !self.networks.contains(&sandbox.network) {
+            beyond("network", format!("{:?}", sandbox.network.name()), "networks");
+        }
+        for rule in
+            profile.egress.iter().filter(|rule| !self.egress.iter().any(|allowed| allowed.covers(rule)))
+        {
+            beyond("egress", format!("{:?}", rule.to_string()), "egress");
+        }
+        for path in
+            sandbox.read_only.iter().filter(|path| !self.read_only.iter().any(|own| path.starts_with(own)))
+        {
+            beyond("read_only", format!("{:?}", path.display().to_string()), "read_only");
+        }
+        for device in sandbox.devices.iter().filter(|device| !self.devices.contains(device)) {
+            beyond("devices", format!("{device:?}"), "devices");
+        }
+        for group in sandbox.seccomp.iter().filter(|group| !self.seccomp.contains(group)) {
+            beyond("seccomp", format!("{:?}", group.name()), "seccomp");
+        }
+        if sandbox.work.executable && !self.executable_work {
+            beyond("work.executable", "true".to_owned(), "executable_work");
+        }
+        if sandbox.work.size_bytes > self.work_size {
+            beyond("work.size", format_bytes(sandbox.work.size_bytes), "work_size");
+        }
+        excess
+    }
+}
+
+/// A list that was given, even if it is empty, instead of the default.
+fn given<T>(reader: &Reader, key: &str, list: Vec<T>, default: Vec<T>) -> Vec<T> {
+    if reader.is_given(key) { list } else { default }
+}
