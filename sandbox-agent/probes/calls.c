@@ -5,16 +5,13 @@
 #include <linux/io_uring.h>
 #include <linux/keyctl.h>
 #include <linux/perf_event.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,11 +50,19 @@ static long i386(char **args) {
 }
 #endif
 
-/* clone_namespace FLAG: a process in new namespaces. */
-static long clone_namespace(char **args) {
+static long clone_into(char **args) {
     long child = syscall(SYS_clone, number(args) | SIGCHLD, 0, 0, 0, 0);
     if (child == 0) _exit(0);
     return child;
+}
+
+/* clone_namespace FLAG...: a process in new namespaces, for each of them, "FLAG RESULT" a line. */
+static long clone_namespace(char **args) {
+    for (; *args; args++) {
+        char *one[] = {*args, NULL};
+        if (in_child(*args, clone_into, one) == -1) return -1;
+    }
+    return SAID;
 }
 
 static long clone3(char **args) {
@@ -99,14 +104,6 @@ static long add_key(char **args) {
 /* key NAME: the session keyring's key of that name. */
 static long key(char **args) {
     return syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", *args, 0);
-}
-
-/* with_key NAME ARGUMENT...: in a new session keyring that holds such a key, runs this program again. */
-static long with_key(char **args) {
-    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0) return -1;
-    if (syscall(SYS_add_key, "user", *args, "x", 1, KEY_SPEC_SESSION_KEYRING) < 0) return -1;
-    execv("/proc/self/exe", args);
-    return -1;
 }
 
 static long bpf_map(char **args) {
@@ -196,7 +193,6 @@ const struct attack CALLS[] = {
     {"memfd", memfd},
     {"add_key", add_key},
     {"key", key},
-    {"with_key", with_key},
     {"bpf_map", bpf_map},
     {"perf_event", perf_event},
     {"kernel_log", kernel_log},

@@ -2,7 +2,6 @@
 #include "attack.h"
 
 #include <arpa/inet.h>
-#include <linux/if_packet.h>
 #include <net/ethernet.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,14 +35,6 @@ static long udp(char **args) {
     struct sockaddr_in to = loopback(args);
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
     return fd < 0 ? -1 : sendto(fd, "x", 1, 0, (struct sockaddr *)&to, sizeof to);
-}
-
-/* tcp6 PORT: the same over IPv6. */
-static long tcp6(char **args) {
-    struct sockaddr_in6 to = {.sin6_family = AF_INET6, .sin6_port = htons((unsigned short)number(args))};
-    to.sin6_addr = in6addr_loopback;
-    int fd = socket(AF_INET6, SOCK_STREAM, 0);
-    return fd < 0 ? -1 : connect(fd, (struct sockaddr *)&to, sizeof to);
 }
 
 static long unix_to(const char *name, size_t length) {
@@ -84,8 +75,15 @@ static long raw(char **args) {
     return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
 }
 
+/* No attack: what programs need of sockets. */
+static long pair(char **args) {
+    (void)args;
+    int ends[2];
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, ends);
+}
+
 const struct attack NETWORK[] = {
-    {"tcp", tcp},         {"tcp6", tcp6},         {"listen", listen_tcp}, {"udp", udp},       {"unix", unix_path},
-    {"abstract", unix_abstract}, {"netlink", netlink}, {"vsock", vsock},   {"packet", packet}, {"raw", raw},
+    {"tcp", tcp},         {"listen", listen_tcp},      {"udp", udp},     {"unix", unix_path}, {"abstract", unix_abstract},
+    {"netlink", netlink}, {"vsock", vsock},            {"packet", packet}, {"raw", raw},      {"pair", pair},
     {NULL, NULL},
 };

@@ -4,7 +4,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <sys/ipc.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -76,8 +75,9 @@ static long against_sibling(attack_fn *run, char **args) {
 static long trace_sibling(char **args) { return against_sibling(trace_other, args); }
 static long read_sibling(char **args) { return against_sibling(read_other, args); }
 
-/* orphan MARKER: a process of another session, without a parent, that sleeps on; the marker is among its arguments. */
+/* orphan MARKER: a process of another session, without a parent, that sleeps on; the marker is among its arguments, as among this one's. */
 static long orphan(char **args) {
+    (void)args;
     int ready[2];
     if (pipe(ready) < 0) return -1;
     pid_t child = fork();
@@ -86,8 +86,8 @@ static long orphan(char **args) {
         if (setsid() < 0 || fork() != 0) _exit(0);
         (void)!write(ready[1], "x", 1);
         close(0), close(1), close(2), close(ready[0]), close(ready[1]);
-        execl("/bin/sleep", "sleep", *args, NULL);
-        _exit(1);
+        sleep(60);
+        _exit(0);
     }
     waitpid(child, NULL, 0);
     char byte;
@@ -117,26 +117,26 @@ static long pin_processor(char **args) {
     return size < 0 ? -1 : syscall(SYS_sched_setaffinity, 0, (size_t)size, mask);
 }
 
-/* limits_of PID: another process's limits set to what they are. */
-static long limits_of(char **args) {
+/* The limits of what started this one: inside, the sandbox's init. */
+static long limits_of_parent(char **args) {
+    (void)args;
     struct rlimit limit;
-    pid_t pid = number(args) ? (pid_t)number(args) : getppid();
-    return prlimit(pid, RLIMIT_NOFILE, NULL, &limit);
+    return prlimit(getppid(), RLIMIT_NOFILE, NULL, &limit);
 }
 
 /* shared_memory ID: a segment that another process made. */
 static long shared_memory(char **args) { return shmat((int)number(args), NULL, SHM_RDONLY) == (void *)-1 ? -1 : 0; }
 
-/* make_shared_memory: says the id, waits for the end of its input, removes it. */
+/* make_shared_memory: says the id and waits for the end of its input; the segment ends with it, however it ends. */
 static long make_shared_memory(char **args) {
     (void)args;
     int id = shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0666);
-    if (id < 0) return -1;
+    if (id < 0 || shmat(id, NULL, 0) == (void *)-1 || shmctl(id, IPC_RMID, NULL) < 0) return -1;
     char byte;
     printf("%d\n", id);
     fflush(stdout);
     while (read(0, &byte, 1) > 0) {}
-    return shmctl(id, IPC_RMID, NULL);
+    return 0;
 }
 
 const struct attack PROCESSES[] = {
@@ -150,7 +150,7 @@ const struct attack PROCESSES[] = {
     {"io_priority", io_priority},
     {"batch_scheduling", batch_scheduling},
     {"pin_processor", pin_processor},
-    {"limits_of", limits_of},
+    {"limits_of_parent", limits_of_parent},
     {"shared_memory", shared_memory},
     {"make_shared_memory", make_shared_memory},
     {NULL, NULL},

@@ -9,14 +9,17 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-/* forks COUNT: that many children at once. */
+/* forks COUNT: that many children at once; says how many there were. */
 static long forks(char **args) {
     pid_t parent = getpid();
-    for (long long made = 0; made < number(args); made++) {
-        pid_t child = fork();
-        if (child < 0) return -1;
+    long long made = 0;
+    pid_t child = 0;
+    for (; made < number(args); made++) {
+        child = fork();
+        if (child < 0) break;
         if (child == 0) {
             /* Not to outlive a control outside; inside, the call is refused and the sandbox kills the tree. */
             prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -25,7 +28,10 @@ static long forks(char **args) {
             _exit(0);
         }
     }
-    return 0;
+    int error = errno;
+    printf("made %lld\n", made);
+    errno = error;
+    return child < 0 ? -1 : 0;
 }
 
 static volatile char *touched(size_t size) {
@@ -155,10 +161,10 @@ static long flood(char **args) {
     return 0;
 }
 
-/* spin: processor time for ever. */
+/* spin MS: that much processor time. */
 static long spin(char **args) {
-    (void)args;
-    for (volatile unsigned long turn = 0;; turn++) {}
+    clock_t end = clock() + (clock_t)(number(args) * (CLOCKS_PER_SEC / 1000));
+    while (clock() < end) {}
     return 0;
 }
 

@@ -40,9 +40,10 @@ use crate::{
     leases::{Leases, Share},
     metrics,
     options::Options,
+    probes,
     record::{self, Outputs},
     request::{self, Checked},
-    sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream, probe},
+    sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream},
     slots::{Slot, Slots},
     spool::Spool,
     throttle::Throttle,
@@ -167,13 +168,12 @@ impl Executor {
         })
     }
 
-    /// Starts a child for the controls' sake and reads them back.
-    pub async fn probe(&self) -> Result<Vec<v1::Control>, Status> {
+    /// What the sandbox enforces, from attacks that are made now.
+    pub async fn capabilities(&self) -> Result<(Vec<v1::Control>, Vec<v1::ProbeResult>), Status> {
         let busy = |_| Status::resource_exhausted(format!("{MAX_PROBES} probes are running"));
         let _slot = self.probes.try_acquire().map_err(busy)?;
-        let controls = probe(&self.sandbox).await;
-        let failed = |error| Status::unavailable(format!("the probe could not run: {error}"));
-        Ok(record::controls(&controls.map_err(failed)?))
+        let failed = |error| Status::unavailable(format!("the probes could not run: {error}"));
+        probes::wire::capabilities(&self.sandbox).await.map_err(failed)
     }
 
     /// The slices of budgets that are held now.

@@ -62,8 +62,10 @@ impl AgentService for Service {
         if caller.roles.is_empty() {
             return Err(Status::permission_denied("the token names no role"));
         }
+        let (controls, probes) = self.executor.capabilities().await?;
         Ok(Response::new(v1::GetCapabilitiesResponse {
-            controls: self.executor.probe().await?,
+            controls,
+            probes,
             allow_degraded: self.executor.options.allow_degraded,
             max_limits: Some(self.executor.options.max_limits),
             not_required: self.executor.options.not_required.clone(),

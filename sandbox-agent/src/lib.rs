@@ -12,8 +12,9 @@
 //!   signed of it for the caller.
 //! - [`holds`]: the calls to metering. [`leases`], [`mod@slice`]: slices of budgets, against which most executions are admitted without one.
 //! - [`egress`]: the allow-listed way out of a sandbox.
-//! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records.
+//! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records. [`probes`]: attacks on it, and what they show of each layer.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream. [`audit_log`]: the same record as a file on the host.
+//! - [`spool`], [`publish`]: the durable record, and its way into the stream.
 
 pub mod agent;
 pub mod audit_log;
@@ -24,6 +25,7 @@ pub mod grpc;
 pub mod holds;
 pub mod leases;
 pub mod options;
+pub mod probes;
 pub mod profiles;
 pub mod publish;
 pub mod queue;

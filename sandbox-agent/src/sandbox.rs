@@ -51,4 +51,5 @@ pub use control::{Control, ControlStatus, Layer};
 pub use outcome::{ExitCause, FileProblem, MemorySource, Outcome, Usage};
 pub use probe::probe;
 pub use profile::{EGRESS_PORT, Network, Profile, WorkArea};
+pub use seccomp::{RefusedCalls, refused_calls};
 pub use spec::{Limits, Spec, SpecFault};

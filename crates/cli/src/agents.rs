@@ -12,6 +12,7 @@ use exchequer_event::{
 use prost::bytes::Bytes;
 
 use crate::{
+    capabilities,
     client::Connection,
     describe,
     print::{self, Format},
@@ -35,7 +36,7 @@ pub enum Agents {
     Revoke(Revoke),
     /// Every key that was ever enrolled
     List(List),
-    /// What the agent's sandbox enforces, from a probe that runs for this call
+    /// What the agent's sandbox enforces, from attacks that are made for this call; `exchequer capabilities` asks this host
     Capabilities(Capabilities),
 }
 
@@ -151,7 +152,7 @@ impl Agents {
             Self::Capabilities(asked) => {
                 let request = v1::GetCapabilitiesRequest {};
                 let answer = asked.connection.agent().await?.get_capabilities(request).await?.into_inner();
-                show_capabilities(&answer, asked.format)?;
+                capabilities::show(&answer, asked.format)?;
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -171,35 +172,6 @@ fn show_keys(keys: Vec<v1::EnrolledKey>, format: Format) -> std::io::Result<()> 
         })
         .collect();
     print::table(["ROLE", "HOLDER", "STATE", "PUBLIC KEY"], &rows)
-}
-
-fn show_capabilities(answer: &v1::GetCapabilitiesResponse, format: Format) -> std::io::Result<()> {
-    if format == Format::Json {
-        return print::json(&describe::to_json("GetCapabilitiesResponse", answer));
-    }
-    let name = |control: &v1::Control| {
-        control.status().as_str_name().trim_start_matches("CONTROL_STATUS_").to_lowercase()
-    };
-    let rows: Vec<_> = answer
-        .controls
-        .iter()
-        .map(|control| [control.name.clone(), name(control), control.evidence.clone()])
-        .collect();
-    print::table(["CONTROL", "STATUS", "EVIDENCE"], &rows)?;
-    for control in answer.controls.iter().filter(|control| !control.remedy.is_empty()) {
-        print::text(&format!("to get {}: {}", control.name, control.remedy))?;
-    }
-    if let Some(limits) = &answer.max_limits {
-        print::text(&format!(
-            "most that may be asked for: cpu {} ms, wall {} ms, memory {}, output {}",
-            limits.cpu_ms,
-            limits.wall_ms,
-            describe::bytes_text(limits.memory_bytes),
-            describe::bytes_text(limits.output_bytes)
-        ))?;
-    }
-    let degraded = if answer.allow_degraded { "run, and are recorded so" } else { "are refused" };
-    print::text(&format!("executions with missing controls {degraded}"))
 }
 
 /// A public key given as hex or as a file with hex.

@@ -10,9 +10,11 @@ use clap::{Parser, Subcommand};
 
 mod agents;
 mod assembly;
+mod audit;
 mod audit_log;
 mod budget;
 mod bundle;
+mod capabilities;
 mod check;
 mod client;
 mod demo;
@@ -95,6 +97,10 @@ enum Verb {
     /// Check, list and show sandbox profiles
     #[command(subcommand)]
     Profile(profile::Profile),
+    /// Try what is claimed on this host: attack the sandbox
+    Audit(audit::Audit),
+    /// Show what the sandbox enforces on this host or on an agent's, from attacks that are made just now
+    Capabilities(capabilities::Capabilities),
     /// Cosign the checkpoints of other logs, so that they can't show different people different logs
     Witness(witness::Arguments),
     /// Mint a token with the data directory's own issuer
@@ -134,6 +140,8 @@ pub fn main() -> ExitCode {
             Verb::Spool(spools) => spools.run().await,
             Verb::AuditLog(log) => log.run(),
             Verb::Profile(profile) => profile.run(),
+            Verb::Audit(audit) => Box::pin(audit.run()).await,
+            Verb::Capabilities(asked) => Box::pin(asked.run()).await,
             Verb::Witness(arguments) => witness::run(arguments).await,
             Verb::Token(token) => token.run(),
             Verb::Key(key) => key.run().await,

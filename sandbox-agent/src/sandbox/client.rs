@@ -188,6 +188,11 @@ impl Sandbox {
         Ok(Self { options: Arc::new(options), helper: Arc::new(Mutex::new(helper)) })
     }
 
+    /// How it was started.
+    pub fn options(&self) -> &StartOptions {
+        &self.options
+    }
+
     /// The helper's process id, if it has not been found dead.
     pub async fn helper_pid(&self) -> Option<u32> {
         self.helper.lock().await.process.id()

@@ -60,6 +60,39 @@ fn answers(arch: Arch, groups: &[Group]) -> BTreeMap<u32, &'static Answer> {
     lists.flatten().filter_map(|call: &Call| Some((call.number(arch)?, &call.answer))).collect()
 }
 
+/// Numbers of system calls that a profile refuses whatever their arguments.
+pub struct RefusedCalls {
+    /// Those that kill.
+    pub hostile: Vec<i64>,
+    /// Those that are in no list, up to [`LAST_NUMBER`]. Without `sync`, which does no harm but takes its time, and those
+    /// that the kernel lets past every filter.
+    pub unlisted: Vec<i64>,
+}
+
+/// Higher than any number that a kernel has.
+const LAST_NUMBER: i64 = 600;
+
+/// `uretprobe` and `uprobe`: the kernel, which plants them in traced programs itself, exempts them from seccomp (Linux 6.14
+/// and 6.18). Called by anybody else they end the process or answer ENXIO.
+#[cfg(target_arch = "x86_64")]
+const EXEMPT: [i64; 2] = [335, 336];
+#[cfg(not(target_arch = "x86_64"))]
+const EXEMPT: [i64; 0] = [];
+
+/// What the filter of a profile refuses, for probes.
+pub fn refused_calls(profile: &Profile) -> RefusedCalls {
+    let answers = Arch::HOST.map(|arch| answers(arch, &profile.groups())).unwrap_or_default();
+    let killed = answers.iter().filter(|(_, answer)| matches!(answer, Answer::Kill));
+    let out = |number: &i64| {
+        let listed = u32::try_from(*number).is_ok_and(|number| answers.contains_key(&number));
+        !listed && *number != libc::SYS_sync && !EXEMPT.contains(number)
+    };
+    RefusedCalls {
+        hostile: killed.map(|(number, _)| i64::from(*number)).collect(),
+        unlisted: (0..=LAST_NUMBER).filter(out).collect(),
+    }
+}
+
 const LOAD_WORD: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;

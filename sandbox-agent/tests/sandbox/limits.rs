@@ -78,9 +78,9 @@ async fn short_lived_children_count_against_processor_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_beyond_the_limit_is_not_given() {
     let size = (200 << 20).to_string();
-    assert!(attack_outside(&["allocate", &size]).status.success());
+    assert!(attack_outside(&["memory", &size]).status.success());
     for host in HOSTS {
-        let mut spec = attack(&["allocate", &size]);
+        let mut spec = attack(&["memory", &size]);
         spec.limits.memory_bytes = 64 << 20;
         let ran = run(host, &spec).await;
         assert_eq!(ran.stdout, "errno 12\n", "{host:?}");
@@ -93,12 +93,12 @@ async fn memory_beyond_the_limit_is_not_given() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_beyond_the_limit_are_not_made() {
-    assert_eq!(attack_outside(&["forks", "60"]).stdout, b"60\n");
+    assert_eq!(attack_outside(&["forks", "60"]).stdout, b"made 60\ndone\n");
     for host in HOSTS.into_iter().filter(|host| host.allows_namespaces()) {
         let mut spec = attack(&["forks", "60"]);
         spec.limits.pids = 20;
         // Nineteen and the program itself.
-        assert_eq!(run(host, &spec).await.stdout, "19\n", "{host:?}");
+        assert_eq!(run(host, &spec).await.stdout, "made 19\nerrno 11\n", "{host:?}");
     }
 }
 
@@ -126,7 +126,7 @@ async fn the_work_area_can_not_grow_beyond_its_size() {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_files_are_bounded_and_the_bound_can_not_be_raised() {
     for host in HOSTS {
-        let ran = run(host, &attack(&["raise_limit"])).await;
+        let ran = run(host, &attack(&["raise_limit", "1048576"])).await;
         assert_eq!(ran.stdout, "errno 1\n", "{host:?}");
         assert_eq!(run(host, &shell("ulimit -n")).await.stdout, "256\n", "{host:?}");
     }

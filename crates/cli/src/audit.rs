@@ -1,0 +1,199 @@
+//! `exchequer audit`: what is claimed here is tried. One subject so far: the sandbox of this host.
+//!
+//! Left out: the attacks and their judgement (`sandbox_agent::probes`). Invariant: exit status 0 says that every probe that can be run here
+//! held and every layer is on; what could not be run is listed, and what could not be tried at all is status 2.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use sandbox_agent::{
+    probes::{Guard, Mutation, Report, Suite, Verdict},
+    sandbox::{Control, ControlStatus, Sandbox, StartOptions},
+};
+use serde_json::{Value as Json, json};
+
+use crate::print::{self, Format};
+
+/// Try what is claimed on this host: attack the sandbox
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  exchequer audit --sandbox
+  exchequer audit --sandbox --mutations
+  exchequer audit --sandbox --format json
+
+Each probe is an attack that is made inside, where it has to be stopped with exactly the expected error or signal, and once more where it
+has to succeed (outside as the same user, or inside without the layers that stop it): a probe whose control fails has failed. With
+--mutations, each layer is switched off in turn, and it is shown which probes notice, and which attacks each layer stops alone.
+
+held            stopped as it had to be
+broken          not stopped, or otherwise than it had to be
+control_failed  nothing can be said: the attack did not succeed where it had to, or could not be made
+open            no layer that stops it is to be had on this host
+not_covered     what it aims at can't be made by this user
+
+Exit status: 0 clean, 1 findings, 2 it could not be checked.")]
+pub struct Audit {
+    #[command(flatten)]
+    subjects: Subjects,
+    /// Switch each layer off in turn and see which probes notice
+    #[arg(long, requires = "sandbox")]
+    mutations: bool,
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// What is tried: at least one.
+#[derive(clap::Args)]
+#[group(required = true, multiple = true)]
+struct Subjects {
+    /// The sandbox of this host, with this user
+    #[arg(long)]
+    sandbox: bool,
+}
+
+impl Audit {
+    /// Runs it.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let Subjects { sandbox: true } = self.subjects else {
+            anyhow::bail!("nothing to audit was named");
+        };
+        let sandbox = Sandbox::start(StartOptions::default()).context("starting the sandbox")?;
+        let suite = Suite::start(sandbox).await?;
+        let controls = suite.read_back().await?;
+        let reports = suite.audit().await;
+        let mutations = if self.mutations { Some(suite.mutations(&reports).await) } else { None };
+        let audited = Audited { controls, reports, mutations };
+        let findings = audited.findings();
+        match self.format {
+            Format::Json => print::json(&json!({ "sandbox": audited.to_json(), "findings": findings }))?,
+            Format::Text => audited.show(&findings)?,
+        }
+        Ok(ExitCode::from(u8::from(!findings.is_empty())))
+    }
+}
+
+struct Audited {
+    controls: Vec<Control>,
+    reports: Vec<Report>,
+    mutations: Option<Vec<Mutation>>,
+}
+
+impl Audited {
+    fn findings(&self) -> Vec<String> {
+        let missing = self.controls.iter().filter(|control| control.status != ControlStatus::Enforced);
+        let missing = missing.map(|control| {
+            format!("{} is {}: {}; {}", control.layer, status(control), control.evidence, control.remedy)
+        });
+        let failed = self.reports.iter().filter_map(|report| match report.verdict {
+            Verdict::Held | Verdict::NotCovered => None,
+            verdict => Some(format!(
+                "{} is {}: {}; expected {}, seen {}; {}",
+                report.probe.name,
+                verdict.name(),
+                report.probe.what,
+                report.expected,
+                report.observed,
+                report.control
+            )),
+        });
+        let unnoticed = self.mutations.iter().flatten().filter(|mutation| !mutation.is_covered());
+        let unnoticed = unnoticed.map(|mutation| {
+            let alone = mutation.not_alone.iter().map(|(name, saw)| format!("; alone it lets {name} pass: {saw}"));
+            let unseen = mutation.noticed.is_empty() && mutation.alone.is_empty();
+            let noticed = if unseen { "no probe notices that it is off" } else { "noticed" };
+            let read_back = if mutation.read_back { "" } else { "; the read-back does not say that it is off" };
+            format!("{}: {noticed}{}{read_back}", mutation.layer, alone.collect::<String>())
+        });
+        missing.chain(failed).chain(unnoticed).collect()
+    }
+
+    fn show(&self, findings: &[String]) -> std::io::Result<()> {
+        let rows: Vec<_> = self
+            .reports
+            .iter()
+            .map(|report| {
+                let verdict = report.verdict.name().to_owned();
+                [report.probe.name.to_owned(), verdict, guard(report), report.observed.clone(), report.control.clone()]
+            })
+            .collect();
+        print::table(["PROBE", "VERDICT", "STOPPED BY", "SEEN", "CONTROL"], &rows)?;
+        if let Some(mutations) = &self.mutations {
+            print::text("")?;
+            let rows: Vec<_> = mutations.iter().map(mutation_row).collect();
+            print::table(["LAYER OFF", "NOTICED BY", "ALONE IT STOPS"], &rows)?;
+        }
+        print::text("")?;
+        let count = |verdict| self.reports.iter().filter(|report| report.verdict == verdict).count();
+        let verdicts =
+            [Verdict::Held, Verdict::Broken, Verdict::ControlFailed, Verdict::Open, Verdict::NotCovered];
+        let counted = verdicts.map(|verdict| format!("{} {}", count(verdict), verdict.name())).join(", ");
+        print::text(&format!("{} probes as {}: {counted}", self.reports.len(), user()))?;
+        for finding in findings {
+            print::text(&format!("finding: {finding}"))?;
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> Json {
+        json!({
+            "user": user(),
+            "controls": self.controls.iter().map(|control| json!({
+                "name": control.layer.name(),
+                "status": status(control),
+                "evidence": control.evidence,
+            })).collect::<Vec<_>>(),
+            "probes": self.reports.iter().map(|report| json!({
+                "name": report.probe.name,
+                "what": report.probe.what,
+                "verdict": report.verdict.name(),
+                "stopped_by": guard(report),
+                "expected": report.expected,
+                "observed": report.observed,
+                "control": report.control,
+            })).collect::<Vec<_>>(),
+            "mutations": self.mutations.as_ref().map(|mutations| mutations.iter().map(|mutation| json!({
+                "layer": mutation.layer.name(),
+                "available": mutation.available,
+                "noticed": mutation.noticed.iter()
+                    .map(|(name, seen)| json!({ "probe": name, "saw": seen.to_string() })).collect::<Vec<_>>(),
+                "alone": mutation.alone,
+                "not_alone": mutation.not_alone.iter()
+                    .map(|(name, saw)| json!({ "probe": name, "saw": saw })).collect::<Vec<_>>(),
+                "read_back": mutation.read_back,
+            })).collect::<Vec<_>>()),
+        })
+    }
+}
+
+fn mutation_row(mutation: &Mutation) -> [String; 3] {
+    let noticed = match (mutation.available, mutation.noticed.is_empty()) {
+        (false, _) => "can't be had here".to_owned(),
+        (true, true) => "none: others stop the same".to_owned(),
+        (true, false) => {
+            mutation.noticed.iter().map(|(name, seen)| format!("{name}: {seen}")).collect::<Vec<_>>().join("; ")
+        }
+    };
+    [mutation.layer.name().to_owned(), noticed, mutation.alone.join(", ")]
+}
+
+fn guard(report: &Report) -> String {
+    match report.guard {
+        Some(Guard::Layer(layer)) => layer.name().to_owned(),
+        Some(Guard::Engine) => "engine".to_owned(),
+        None => String::new(),
+    }
+}
+
+fn status(control: &Control) -> &'static str {
+    match control.status {
+        ControlStatus::Enforced => "enforced",
+        ControlStatus::Degraded => "degraded",
+        ControlStatus::Unavailable => "unavailable",
+    }
+}
+
+fn user() -> String {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() { "root".to_owned() } else { format!("user {}", uid.as_raw()) }
+}
