@@ -31,8 +31,11 @@ fn compile(program: &PathBuf) -> Result<(), String> {
         .map_err(|error| format!("probes: {error}"))?;
     sources.retain(|path| path.extension().is_some_and(|extension| extension == "c"));
     sources.sort();
-    let compiler =
-        cc::Build::new().warnings(false).cargo_metadata(false).try_get_compiler().map_err(|error| error.to_string())?;
+    let compiler = cc::Build::new()
+        .warnings(false)
+        .cargo_metadata(false)
+        .try_get_compiler()
+        .map_err(|error| error.to_string())?;
     let built = compiler
         .to_command()
         .args(["-static", "-O1", "-s", "-Wall", "-Wextra", "-o"])

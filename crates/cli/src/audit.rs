@@ -99,10 +99,12 @@ impl Audited {
         });
         let unnoticed = self.mutations.iter().flatten().filter(|mutation| !mutation.is_covered());
         let unnoticed = unnoticed.map(|mutation| {
-            let alone = mutation.not_alone.iter().map(|(name, saw)| format!("; alone it lets {name} pass: {saw}"));
+            let alone =
+                mutation.not_alone.iter().map(|(name, saw)| format!("; alone it lets {name} pass: {saw}"));
             let unseen = mutation.noticed.is_empty() && mutation.alone.is_empty();
             let noticed = if unseen { "no probe notices that it is off" } else { "noticed" };
-            let read_back = if mutation.read_back { "" } else { "; the read-back does not say that it is off" };
+            let read_back =
+                if mutation.read_back { "" } else { "; the read-back does not say that it is off" };
             format!("{}: {noticed}{}{read_back}", mutation.layer, alone.collect::<String>())
         });
         missing.chain(failed).chain(unnoticed).collect()
@@ -114,7 +116,13 @@ impl Audited {
             .iter()
             .map(|report| {
                 let verdict = report.verdict.name().to_owned();
-                [report.probe.name.to_owned(), verdict, guard(report), report.observed.clone(), report.control.clone()]
+                [
+                    report.probe.name.to_owned(),
+                    verdict,
+                    guard(report),
+                    report.observed.clone(),
+                    report.control.clone(),
+                ]
             })
             .collect();
         print::table(["PROBE", "VERDICT", "STOPPED BY", "SEEN", "CONTROL"], &rows)?;
@@ -170,9 +178,12 @@ fn mutation_row(mutation: &Mutation) -> [String; 3] {
     let noticed = match (mutation.available, mutation.noticed.is_empty()) {
         (false, _) => "can't be had here".to_owned(),
         (true, true) => "none: others stop the same".to_owned(),
-        (true, false) => {
-            mutation.noticed.iter().map(|(name, seen)| format!("{name}: {seen}")).collect::<Vec<_>>().join("; ")
-        }
+        (true, false) => mutation
+            .noticed
+            .iter()
+            .map(|(name, seen)| format!("{name}: {seen}"))
+            .collect::<Vec<_>>()
+            .join("; "),
     };
     [mutation.layer.name().to_owned(), noticed, mutation.alone.join(", ")]
 }

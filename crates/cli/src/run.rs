@@ -206,7 +206,7 @@ impl Run {
 
 /// Whether the request was refused for its program, which then can't be there.
 fn names_the_program(status: &Status) -> bool {
-    let faults = status.get_details_bad_request().unwrap_or_default().field_violations;
+    let faults = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
     faults.iter().any(|fault| fault.field == "program")
 }
 

@@ -50,8 +50,10 @@ impl Suite {
     /// One for each layer, from the quick probes.
     pub async fn capabilities(&self) -> Result<Vec<Capability>, ProbeError> {
         let controls = self.read_back().await?;
-        let proofs =
-            table::PROOFS.iter().filter_map(|(layer, name)| Some((*layer, table::named(name)?))).collect::<Vec<_>>();
+        let proofs = table::PROOFS
+            .iter()
+            .filter_map(|(layer, name)| Some((*layer, table::named(name)?)))
+            .collect::<Vec<_>>();
         let reports = self.proofs(&proofs).await;
         let of = |((layer, _), report): (&(Layer, &'static Probe), Report)| {
             let control = controls.iter().find(|control| control.layer == *layer)?.clone();

@@ -41,7 +41,9 @@ const SETUID_PROGRAMS: [&str; 7] = ["su", "passwd", "newgrp", "gpasswd", "chsh",
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The attacks are not in this build.
-    #[error("this build has no probes: the attacks could not be built ({PROBLEM}); a C compiler and a static C library are needed")]
+    #[error(
+        "this build has no probes: the attacks could not be built ({PROBLEM}); a C compiler and a static C library are needed"
+    )]
     NotBuilt,
     /// The stage could not be set.
     #[error("setting the probes' stage: {0}: {1}")]
@@ -138,7 +140,8 @@ impl Stage {
             ("setuid", made(setuid)),
             ("capable", made(capable)),
         ]);
-        let shown = ["attack", "shared", "setuid", "capable"].map(place).into_iter().filter(|path| path.exists());
+        let shown =
+            ["attack", "shared", "setuid", "capable"].map(place).into_iter().filter(|path| path.exists());
         let shown = shown.collect();
         Ok(Self { user, values, shown, _held: held, _children: [duck.0, memory.0], dir })
     }
@@ -224,10 +227,13 @@ fn setuid_program(own: &Path) -> io::Result<PathBuf> {
         write(own, PROGRAM, 0o4755)?;
         return Ok(own.to_owned());
     }
-    let found = SETUID_PROGRAMS.iter().map(|name| Path::new("/usr/bin").join(name)).find(|path| {
-        fs::metadata(path).is_ok_and(|data| data.uid() == 0 && data.mode() & 0o4001 == 0o4001)
-    });
-    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no program in /usr/bin has root's setuid bit"))
+    let found = SETUID_PROGRAMS
+        .iter()
+        .map(|name| Path::new("/usr/bin").join(name))
+        .find(|path| fs::metadata(path).is_ok_and(|data| data.uid() == 0 && data.mode() & 0o4001 == 0o4001));
+    found.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "no program in /usr/bin has root's setuid bit")
+    })
 }
 
 /// One that is given CAP_NET_BIND_SERVICE by its file.
@@ -261,7 +267,11 @@ fn devices(profile: &Profile) -> Value {
     });
     let mut nodes = nodes.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>();
     nodes.sort();
-    if nodes.is_empty() { Err("the host has no device that the profile does not name".to_owned()) } else { Ok(nodes) }
+    if nodes.is_empty() {
+        Err("the host has no device that the profile does not name".to_owned())
+    } else {
+        Ok(nodes)
+    }
 }
 
 /// Numbers as `N` and `N-M`.

@@ -5,7 +5,6 @@
 
 use std::{
     fs,
-
     os::unix::fs::FileExt as _,
     process::Stdio,
     time::{Duration, Instant},
@@ -20,7 +19,8 @@ use super::{
     table::{self, Contrast, Guard, Probe, Watch},
 };
 use crate::sandbox::{
-    Control, ControlStatus, ExitCause, Layer, Outcome, Sandbox, SandboxError, Spec, Stream, probe as read_back,
+    Control, ControlStatus, ExitCause, Layer, Outcome, Sandbox, SandboxError, Spec, Stream,
+    probe as read_back,
 };
 
 /// How long an attack may take outside.
@@ -225,7 +225,9 @@ impl Suite {
         let seen = match probe.watch {
             Watch::Result => said,
             Watch::Survivors if said == Seen::Done => self.survivors(),
-            Watch::Outputs(_) if said == Seen::Done || outcome.cause == ExitCause::Timeout => handed_out(&outcome),
+            Watch::Outputs(_) if said == Seen::Done || outcome.cause == ExitCause::Timeout => {
+                handed_out(&outcome)
+            }
             // It did not come to what is looked for.
             Watch::Survivors | Watch::Outputs(_) => Seen::Nothing(said.to_string()),
         };

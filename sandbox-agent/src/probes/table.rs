@@ -177,7 +177,9 @@ mod tests {
     fn names_are_there_once() {
         let names = all().map(|probe| probe.name).collect::<Vec<_>>();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
-        assert!(all().all(|probe| !probe.name.is_empty() && !probe.what.is_empty() && !probe.stops.is_empty()));
+        assert!(
+            all().all(|probe| !probe.name.is_empty() && !probe.what.is_empty() && !probe.stops.is_empty())
+        );
     }
 
     #[test]

@@ -5,7 +5,6 @@
 use exchequer_event::v1;
 
 use super::{
-
     capability::{Capability, Status},
     stage::ProbeError,
     suite::{Suite, Verdict},

@@ -15,7 +15,8 @@ async fn every_attack_is_stopped_as_the_table_says_and_succeeds_in_its_control()
         let suite = Suite::start(host.sandbox()).await.unwrap();
         let controls = suite.read_back().await.unwrap();
         for report in suite.audit().await {
-            let lost = |layer| controls.iter().any(|control| control.layer == layer && !control.remedy.is_empty());
+            let lost =
+                |layer| controls.iter().any(|control| control.layer == layer && !control.remedy.is_empty());
             let open = report.verdict == Verdict::Open && report.probe.layers().all(lost);
             assert!(report.verdict == Verdict::Held || open, "{host:?}: {report:#?}");
         }
@@ -51,7 +52,13 @@ async fn what_programs_need_of_filtered_calls_still_works() {
     for host in HOSTS {
         for spec in [attack(&["pair"]), shell("mkfifo fifo")] {
             let ran = run(host, &spec).await;
-            assert_eq!(ran.outcome.cause, ExitCause::Exited { code: 0 }, "{host:?}: {} {:?}", ran.stderr, spec.args);
+            assert_eq!(
+                ran.outcome.cause,
+                ExitCause::Exited { code: 0 },
+                "{host:?}: {} {:?}",
+                ran.stderr,
+                spec.args
+            );
         }
     }
 }

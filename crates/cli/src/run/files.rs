@@ -110,7 +110,10 @@ impl Writing {
                 writing.files.push(None);
                 continue;
             };
-            let mut name = target.file_name().with_context(|| format!("{}: names no file", target.display()))?.to_owned();
+            let mut name = target
+                .file_name()
+                .with_context(|| format!("{}: names no file", target.display()))?
+                .to_owned();
             name.push(format!(".{}.partial", std::process::id()));
             let partial = target.with_file_name(name);
             let file = File::create_new(&partial).with_context(|| partial.display().to_string())?;
@@ -136,7 +139,9 @@ impl Writing {
                 problems.push(format!("output {}: {}", artifact.path, artifact.problem));
                 continue;
             }
-            let Some((target, partial, file)) = self.files.get_mut(place).and_then(Option::take) else { continue };
+            let Some((target, partial, file)) = self.files.get_mut(place).and_then(Option::take) else {
+                continue;
+            };
             let size = file.metadata().with_context(|| partial.display().to_string())?.len();
             if size == artifact.size {
                 fs::rename(&partial, &target).with_context(|| target.display().to_string())?;
@@ -169,7 +174,10 @@ mod tests {
         assert_eq!(of(input("a=b=c").unwrap()), ("a".to_owned(), At::Here("b=c".into())));
         assert_eq!(of(input("a=workspace:b").unwrap()), ("a".to_owned(), At::Workspace("b".to_owned())));
         assert_eq!(of(output("a").unwrap()), ("a".to_owned(), At::Answer));
-        assert_eq!(of(output("a=./workspace:b").unwrap()), ("a".to_owned(), At::Here("./workspace:b".into())));
+        assert_eq!(
+            of(output("a=./workspace:b").unwrap()),
+            ("a".to_owned(), At::Here("./workspace:b".into()))
+        );
     }
 
     #[test]
@@ -178,7 +186,8 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         fs::write(at("whole"), "old").unwrap();
         fs::write(at("short"), "old").unwrap();
-        let places = ["whole", "short", "none"].map(|name| Place { path: name.into(), at: At::Here(at(name)) });
+        let places =
+            ["whole", "short", "none"].map(|name| Place { path: name.into(), at: At::Here(at(name)) });
         let mut writing = Writing::begin(&places).unwrap();
         for output in 0..2 {
             writing.chunk(&v1::ArtifactChunk { output, data: "new".into() }).unwrap();
@@ -189,8 +198,9 @@ mod tests {
             problem: problem.into(),
             ..v1::File::default()
         };
-        let problems =
-            writing.finish(&[file("whole", 3, ""), file("short", 4, ""), file("none", 0, "is a fifo")]).unwrap();
+        let problems = writing
+            .finish(&[file("whole", 3, ""), file("short", 4, ""), file("none", 0, "is a fifo")])
+            .unwrap();
         assert_eq!(problems, ["output short: 3 of 4 bytes came", "output none: is a fifo"]);
         assert_eq!(fs::read_to_string(at("whole")).unwrap(), "new");
         assert_eq!(fs::read_to_string(at("short")).unwrap(), "old");

@@ -41,7 +41,16 @@ pub(super) const PROBES: &[Probe] = &[
     Probe {
         name: "new_namespaces",
         what: "makes a process in new namespaces with clone, for each kind",
-        attack: &["clone_namespace", "0x20000", "0x2000000", "0x4000000", "0x8000000", "0x10000000", "0x20000000", "0x40000000"],
+        attack: &[
+            "clone_namespace",
+            "0x20000",
+            "0x2000000",
+            "0x4000000",
+            "0x8000000",
+            "0x10000000",
+            "0x20000000",
+            "0x40000000",
+        ],
         stops: &[by(Layer::Seccomp, SIGSYS)],
         contrast: Contrast::Answers,
         ..PROBE

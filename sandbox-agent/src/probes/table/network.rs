@@ -10,7 +10,11 @@ pub(super) const PROBES: &[Probe] = &[
         name: "tcp",
         what: "connects to a TCP port of the host",
         attack: &["tcp", "{tcp}"],
-        stops: &[by(Layer::Seccomp, EPERM), by(Layer::Landlock, EACCES), by(Layer::NetNamespace, UNREACHABLE)],
+        stops: &[
+            by(Layer::Seccomp, EPERM),
+            by(Layer::Landlock, EACCES),
+            by(Layer::NetNamespace, UNREACHABLE),
+        ],
         ..PROBE
     },
     Probe {
