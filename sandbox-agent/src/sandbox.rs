@@ -6,10 +6,14 @@
 //! | process | code | life |
 //! |---|---|---|
 //! | agent (tokio) | [`client`] | asks for executions, streams their output; never forks one |
-//! | helper | [`helper`] | re-exec of the agent's binary, one thread; forks a supervisor per execution |
-//! | supervisor | `supervisor` | one execution: namespaces, read-back, clock, cpu budget, kill, outcome |
-//! | init | `init` | pid 1 inside: builds the root, reaps, kills what is left |
-//! | payload | `payload` | takes the remaining layers on itself, stops, then becomes the program |
+//! | helper | [`helper`] | re-exec of the agent's binary, one thread; forks a supervisor per execution, some of them ahead |
+//! | supervisor | `supervisor`, `execution` | one execution: namespaces, read-back, clock, cpu budget, kill, outcome |
+//! | init | `init` | pid 1 inside: builds the root, places inputs, reaps, kills what is left, opens outputs |
+//! | payload | `payload` | takes the remaining layers on itself, waits for its program, stops, then becomes it |
+//!
+//! All that depends on the profile alone (namespaces, root, loopback, Landlock, capabilities) can be built before anybody
+//! asks: the helper keeps a few such surroundings, each for one execution. What depends on the request (inputs, limits,
+//! streams, filter) and the read-back follow when it comes.
 //!
 //! Data: [`spec`] (what to run), [`profile`] (what is visible), [`control`] (which layers hold), [`outcome`] (how it
 //! ended), `wire` (messages between the processes). Layers: `root`, `landlock_rules`, `seccomp` over
@@ -31,6 +35,7 @@ pub mod spec;
 pub mod syscalls;
 
 mod channel;
+mod execution;
 mod files;
 mod init;
 mod landlock_rules;

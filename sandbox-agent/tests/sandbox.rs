@@ -22,5 +22,7 @@ mod omitted;
 mod profiles;
 #[path = "sandbox/programs.rs"]
 mod programs;
+#[path = "sandbox/ready.rs"]
+mod ready;
 #[path = "sandbox/rig.rs"]
 mod rig;

@@ -12,7 +12,7 @@ use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, sendmsg, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -43,7 +43,8 @@ pub(super) struct Packet {
 
 /// Receives one packet, waiting for it unless the socket is non-blocking.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
-    let mut bytes = vec![0; MAX_PACKET_BYTES];
+    // Asked for first: a buffer for the largest packet would cost more to make than all the rest of a small one.
+    let mut bytes = vec![0; next_length(socket)?];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS), ScmCredentials(1))];
     let (received, mut packet) = loop {
         let mut attached = RecvAncillaryBuffer::new(&mut space);
@@ -74,6 +75,19 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
     bytes.truncate(received);
     packet.bytes = bytes;
     Ok(packet)
+}
+
+/// The length of the next packet, waiting for it; 0 at the end.
+fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    loop {
+        match recv(socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC) {
+            Ok((_, length)) if length > MAX_PACKET_BYTES => return Err(io::Error::from(Errno::MSGSIZE)),
+            Ok((_, length)) => return Ok(length),
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(0),
+            Err(other) => return Err(other.into()),
+        }
+    }
 }
 
 /// Sends one packet with descriptors.

@@ -25,14 +25,14 @@ use super::control::{Control, Layer};
 use super::helper;
 use super::outcome::{ExitCause, FileProblem, Outcome};
 use super::spec::{Spec, SpecFault};
-use super::wire::{Ended, Report, Request};
+use super::wire::{EXECUTE, EXECUTE_ONCE, Ended, Report, Request, Surroundings};
 
 pub use super::wire::KillReason;
 
 /// Largest piece of output handed on at once.
 const CHUNK_BYTES: usize = 16 << 10;
-/// What a request to the helper consists of besides the descriptors.
-const EXECUTE: &[u8] = b"X";
+/// Executions that are built ahead of being asked for, unless told otherwise.
+const READY: usize = 2;
 
 /// How a sandbox is started.
 #[derive(Clone, Debug)]
@@ -45,6 +45,9 @@ pub struct StartOptions {
     pub gid: u32,
     /// Where hosts that allow no private root get their work areas.
     pub scratch: PathBuf,
+    /// How many executions' surroundings are built ahead, for the profile asked for last; each serves one execution. Each
+    /// takes three sleeping processes and a few MiB.
+    pub ready: usize,
 }
 
 impl Default for StartOptions {
@@ -56,6 +59,7 @@ impl Default for StartOptions {
             uid: NOBODY,
             gid: NOBODY,
             scratch: std::env::temp_dir(),
+            ready: READY,
         }
     }
 }
@@ -161,6 +165,7 @@ impl HelperProcess {
         let process = Command::new(&options.helper)
             .arg(helper::ARGUMENT)
             .args([options.uid, options.gid].map(|id| id.to_string()))
+            .arg(options.ready.to_string())
             .arg(&options.scratch)
             .env_clear()
             .stdin(Stdio::from(theirs))
@@ -216,7 +221,7 @@ impl Sandbox {
         let (stdin_end, stdin_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let (stdout_read, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let (stderr_read, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
-        self.ask_helper(&[control_end, stdin_end, stdout_end, stderr_end]).await?;
+        self.ask_helper(&ask(spec)?, &[control_end, stdin_end, stdout_end, stderr_end]).await?;
         let control = link(control)?;
         let request = Request::Prepare { spec: Box::new(spec.clone()), environment: environment_for(spec) };
         let sent = send_request(&control, &request, &files).await;
@@ -243,9 +248,9 @@ impl Sandbox {
         }
     }
 
-    async fn ask_helper(&self, fds: &[OwnedFd]) -> io::Result<()> {
+    async fn ask_helper(&self, ask: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
         let mut helper = self.helper.lock().await;
-        let Err(first) = send(&helper.link, EXECUTE, fds).await else {
+        let Err(first) = send(&helper.link, ask, fds).await else {
             return Ok(());
         };
         if !matches!(first.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
@@ -254,7 +259,7 @@ impl Sandbox {
         // Reaped here; its supervisors have seen its death themselves.
         let _ = helper.process.try_wait();
         *helper = HelperProcess::start(&self.options)?;
-        send(&helper.link, EXECUTE, fds).await
+        send(&helper.link, ask, fds).await
     }
 }
 
@@ -327,6 +332,13 @@ impl Prepared {
         }
         Ok(outcome)
     }
+}
+
+/// What the helper is asked. Surroundings with a layer left off are not for anybody else.
+fn ask(spec: &Spec) -> io::Result<Vec<u8>> {
+    let mut ask = vec![if spec.omit.is_empty() { EXECUTE } else { EXECUTE_ONCE }];
+    serde_json::to_writer(&mut ask, &Surroundings::of(spec))?;
+    Ok(ask)
 }
 
 /// The environment that a program gets when the layer against that is left off.

@@ -3,30 +3,37 @@
 //! Leaves out what an execution is: it never reads a specification. Invariant: it has one thread and no state but its
 //! children; when it ends, each supervisor sees its hang-up and kills its tree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::env;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::exit;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit};
 
 use super::readback::Baseline;
 use super::seccomp::Filters;
 use super::supervisor::{self, Host, Links};
 use super::sys::{self, SingleThreaded};
+use super::wire::EXECUTE;
 use super::{channel, tree};
 
-/// The first argument that makes a binary this helper. The rest: user id, group id, directory for work areas of hosts
-/// that allow no private root.
+/// The first argument that makes a binary this helper. The rest: user id, group id, how many surroundings to build
+/// ahead, directory for work areas of hosts that allow no private root.
 pub(super) const ARGUMENT: &str = "__sandbox-helper";
 
 /// Said by a helper that was built for an architecture without a list of system calls.
 const NO_LIST: &str = "there is no list of system calls for this architecture";
+
+/// How old surroundings get before newer ones take their place: files that were replaced on the host since are seen as
+/// they were.
+const READY_AGE: Duration = Duration::from_secs(60);
+/// What a supervisor is told; the descriptors beside it say the rest.
+const ORDER: &[u8] = b"X";
 
 /// Becomes the helper, never to return, if the first argument asks for it. To be called first in `main`, before any
 /// thread exists.
@@ -35,9 +42,9 @@ pub fn run_if_requested() {
     if args.get(1).is_none_or(|first| first != ARGUMENT) {
         return;
     }
-    let [_, _, uid, gid, scratch] = &args[..] else { exit(2) };
-    let (Ok(uid), Ok(gid)) = (uid.parse(), gid.parse()) else { exit(2) };
-    match serve((uid, gid), Path::new(scratch)) {
+    let [_, _, uid, gid, ready, scratch] = &args[..] else { exit(2) };
+    let (Ok(uid), Ok(gid), Ok(ready)) = (uid.parse(), gid.parse(), ready.parse()) else { exit(2) };
+    match serve((uid, gid), ready, Path::new(scratch)) {
         Ok(()) => exit(0),
         // The one way to be heard: the agent sees the socket close, its log shows this line.
         #[allow(clippy::print_stderr)]
@@ -48,7 +55,7 @@ pub fn run_if_requested() {
     }
 }
 
-fn serve(user: (u32, u32), scratch: &Path) -> io::Result<()> {
+fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
     let single = SingleThreaded::verify()?;
     // The agent's socket came as stdin; the low numbers must stay occupied for the payload's own streams.
     let agent = io::stdin().as_fd().try_clone_to_owned()?;
@@ -73,17 +80,25 @@ fn serve(user: (u32, u32), scratch: &Path) -> io::Result<()> {
         user,
         single,
     };
-    let (life_read, life_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (life_read, _life_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let born = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    let mut supervisors =
-        Supervisors { fallback: scratch.to_owned(), born, started: 0, running: HashMap::new() };
+    let mut supervisors = Supervisors {
+        fallback: scratch.to_owned(),
+        born,
+        started: 0,
+        running: HashMap::new(),
+        ready: VecDeque::new(),
+        life: life_read,
+    };
     loop {
         let mut fds = [PollFd::new(&agent, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
-        match poll(&mut fds, None) {
+        let timeout = supervisors.next_renewal().and_then(|wait| Timespec::try_from(wait).ok());
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let [of_agent, of_children] = fds.map(|fd| !fd.revents().is_empty());
+        supervisors.renew(&host);
         if of_children {
             let mut drained = [0; 1024];
             // Level-triggered and coalesced: what counts is that reaping follows.
@@ -95,20 +110,13 @@ fn serve(user: (u32, u32), scratch: &Path) -> io::Result<()> {
             if packet.bytes.is_empty() && packet.fds.is_empty() {
                 return Ok(());
             }
-            let Ok([control, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(packet.fds) else {
-                continue;
-            };
-            let links = Links { control, stdio: [stdin, stdout, stderr], helper: life_read.try_clone()? };
-            let work = supervisors.next_work_directory();
-            let ours = [&agent, &children, &life_write, &life_read].map(AsRawFd::as_raw_fd);
-            let forked = single.fork(|| {
-                // Held open here, these would hide the helper's death from agent and supervisors.
-                sys::close_inherited(&ours);
-                supervisor::run(&host, links, &work)
-            });
+            let Some((kind, surroundings)) = packet.bytes.split_first() else { continue };
+            let fds = packet.fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
             // Without a supervisor the agent sees its control socket close: the execution failed to launch.
-            if let Ok(pid) = forked {
-                supervisors.running.insert(pid, work);
+            let _ = supervisors.execute(&host, surroundings, &fds);
+            drop(packet.fds);
+            if *kind == EXECUTE {
+                supervisors.refill(&host, surroundings, ready);
             }
         }
     }
@@ -121,9 +129,76 @@ struct Supervisors {
     born: u128,
     started: u64,
     running: HashMap<i32, PathBuf>,
+    /// Those that wait for a request, oldest first.
+    ready: VecDeque<Ready>,
+    /// Hangs up when this process dies.
+    life: OwnedFd,
+}
+
+/// A supervisor whose surroundings are built and were never used.
+struct Ready {
+    pid: i32,
+    surroundings: Vec<u8>,
+    order: OwnedFd,
+    since: Instant,
 }
 
 impl Supervisors {
+    /// Hands the execution to a supervisor that waits in such surroundings, or else to a new one.
+    fn execute(&mut self, host: &Host, surroundings: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        while let Some(place) = self.ready.iter().position(|ready| ready.surroundings == surroundings) {
+            let Some(ready) = self.ready.remove(place) else { break };
+            // One that ended meanwhile hears nothing.
+            if channel::send_with(ready.order.as_fd(), ORDER, fds).is_ok() {
+                return Ok(());
+            }
+        }
+        let new = self.start(host, surroundings, false)?;
+        channel::send_with(new.order.as_fd(), ORDER, fds)
+    }
+
+    /// Builds surroundings like these ahead, in the place of those asked for longest ago.
+    fn refill(&mut self, host: &Host, surroundings: &[u8], wanted: usize) {
+        let there = self.ready.iter().filter(|ready| ready.surroundings == surroundings).count();
+        for _ in there..wanted {
+            if self.ready.len() >= wanted {
+                self.ready.pop_front();
+            }
+            match self.start(host, surroundings, true) {
+                Ok(ready) => self.ready.push_back(ready),
+                // No processes or descriptors to spare: the next execution tries again for itself.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn next_renewal(&self) -> Option<Duration> {
+        self.ready.front().map(|oldest| READY_AGE.saturating_sub(oldest.since.elapsed()))
+    }
+
+    /// Old ones end when their link is dropped. The new one is the youngest: at the back.
+    fn renew(&mut self, host: &Host) {
+        while let Some(old) = self.ready.pop_front_if(|oldest| oldest.since.elapsed() >= READY_AGE) {
+            let Ok(new) = self.start(host, &old.surroundings, true) else { return };
+            self.ready.push_back(new);
+        }
+    }
+
+    fn start(&mut self, host: &Host, surroundings: &[u8], is_ahead: bool) -> io::Result<Ready> {
+        let (order, theirs) = channel::pair()?;
+        let links = Links { order: theirs, helper: self.life.try_clone()? };
+        let work = self.next_work_directory();
+        let pid = host.single.fork(|| {
+            // Held open here, the others would hide the helper's death from the agent and from other supervisors.
+            match sys::keep_only(&[links.order.as_fd(), links.helper.as_fd()]) {
+                Ok(()) => supervisor::run(host, &links, surroundings, is_ahead, &work),
+                Err(_) => 1,
+            }
+        })?;
+        self.running.insert(pid, work);
+        Ok(Ready { pid, surroundings: surroundings.to_vec(), order, since: Instant::now() })
+    }
+
     fn next_work_directory(&mut self) -> PathBuf {
         self.started += 1;
         let (pid, born) = (std::process::id(), self.born);
@@ -133,6 +208,7 @@ impl Supervisors {
     fn reap(&mut self) {
         let mut lost = false;
         while let Ok(Some(ended)) = sys::wait(None, false) {
+            self.ready.retain(|ready| ready.pid != ended.pid);
             match self.running.remove(&ended.pid) {
                 Some(_) if ended.status == 0 => {}
                 // Killed or crashed: it could clean up nothing.

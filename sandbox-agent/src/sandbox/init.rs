@@ -23,40 +23,30 @@ use super::landlock_rules::Reach;
 use super::payload::{self, Payload};
 use super::profile::{EGRESS_PORT, Network};
 use super::root::{self, OwnFiles};
-use super::spec::Spec;
 use super::sys;
-use super::wire::{InitReport, Refusal};
+use super::wire::{InitReport, Order, Refusal, Surroundings};
 
 /// What the init process gets from the supervisor that forks it.
 pub(super) struct Init<'a> {
-    pub(super) spec: &'a Spec,
-    /// For the program, beside the specification's.
-    pub(super) environment: &'a [(String, String)],
-    /// The contents of the input files.
-    pub(super) inputs: Vec<OwnedFd>,
+    pub(super) surroundings: &'a Surroundings,
     /// The user and group id inside.
     pub(super) id: (u32, u32),
     pub(super) own_pid_namespace: bool,
     /// Where to make a private work directory if there can be no private root.
     pub(super) fallback_work: &'a Path,
-    pub(super) link: OwnedFd,
     pub(super) payload_link: OwnedFd,
-    pub(super) stdio: [OwnedFd; 3],
     pub(super) filters: &'a super::seccomp::Filters,
-    pub(super) rlimits: &'a [super::rlimits::Planned],
     pub(super) single: sys::SingleThreaded,
 }
 
 /// The init process's life; its exit status says nothing, its reports do.
-pub(super) fn run(init: Init<'_>) -> i32 {
-    let Init { link, .. } = &init;
-    let Ok(link) = link.try_clone() else { return 1 };
-    match build_and_reap(init) {
+pub(super) fn run(init: Init<'_>, link: &OwnedFd) -> i32 {
+    match build_and_reap(init, link) {
         Ok(()) => 0,
         Err((stage, error)) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             // Nobody left to tell is the supervisor's death, which the kernel answers with this process's.
-            let _ = channel::send(&link, &InitReport::Failed { stage, errno });
+            let _ = channel::send(link, &InitReport::Failed { stage, errno });
             1
         }
     }
@@ -69,89 +59,78 @@ fn at(stage: &str) -> impl Fn(io::Error) -> Failed {
     move |error| (stage.clone(), error)
 }
 
-fn build_and_reap(init: Init<'_>) -> Result<(), Failed> {
+fn build_and_reap(init: Init<'_>, link: &OwnedFd) -> Result<(), Failed> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| at("init death signal")(e.into()))?;
     umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let &Init { surroundings, own_pid_namespace, fallback_work, .. } = &init;
     let mut refusals = vec![];
-    let namespaces = join_namespaces(&init.spec.omit, &mut refusals);
+    let namespaces = join_namespaces(&surroundings.omit, &mut refusals);
     if namespaces.contains(&Layer::UtsNamespace)
-        && let Err(error) = rustix::system::sethostname(init.spec.profile.hostname.as_bytes())
+        && let Err(error) = rustix::system::sethostname(surroundings.profile.hostname.as_bytes())
     {
         refusals.push(Refusal::new(Layer::UtsNamespace, "sethostname", &error.into()));
     }
     let mut own = OwnFiles::default();
-    let (reach, listener) = open_network(&init, &namespaces, &mut refusals);
-    if namespaces.contains(&Layer::MountNamespace) && !init.spec.omit.contains(&Layer::PrivateRoot) {
-        match root::enter(init.spec, init.id, init.own_pid_namespace) {
+    let (reach, listener) = open_network(surroundings.profile.network, &namespaces, &mut refusals);
+    if namespaces.contains(&Layer::MountNamespace) && surroundings.has(Layer::PrivateRoot) {
+        match root::enter(surroundings, init.id, own_pid_namespace) {
             Ok(proc) => {
                 root::seal().map_err(|refused| (refused.step, refused.error))?;
-                own = OwnFiles { root: true, proc: init.own_pid_namespace && proc.is_none() };
+                own = OwnFiles { root: true, proc: own_pid_namespace && proc.is_none() };
                 refusals.extend(proc.map(|r| Refusal::new(Layer::MaskedProc, r.step, &r.error)));
             }
             Err(r) => refusals.push(Refusal::new(Layer::PrivateRoot, r.step, &r.error)),
         }
     }
-    let (cwd, work) = if own.root {
-        (init.spec.cwd.clone(), init.spec.profile.work.path.clone())
+    let work = if own.root {
+        surroundings.profile.work.path.clone()
     } else {
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(init.fallback_work)
-            .map_err(at("making a private work directory"))?;
-        (fallback_cwd(init.spec, init.fallback_work), init.fallback_work.to_owned())
+        let made = fs::DirBuilder::new().mode(0o700).create(fallback_work);
+        made.map_err(at("making a private work directory"))?;
+        fallback_work.to_owned()
     };
     let held = files::hold(&work).map_err(at("opening the work area"))?;
-    files::put(held.as_fd(), &init.spec.inputs, &init.inputs)
-        .map_err(|(place, error)| (format!("inputs[{place}]"), error))?;
-    if !init.own_pid_namespace {
+    if !own_pid_namespace {
         rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
             .map_err(|e| at("becoming the tree's reaper")(e.into()))?;
     }
     // Before the fork: a signal between fork and mask would be lost.
     sys::block_exactly(&WAKING);
     let listening = listener.as_ref().map(AsFd::as_fd);
-    channel::send_files(&init.link, &InitReport::Built { refusals }, listening.as_slice())
+    channel::send_files(link, &InitReport::Built { refusals, own_root: own.root }, listening.as_slice())
         .map_err(at("reporting to the supervisor"))?;
 
-    let me = rustix::process::getpid();
-    let Init {
-        spec,
-        environment,
-        own_pid_namespace,
-        link,
-        payload_link,
-        stdio,
-        filters,
-        rlimits,
-        single,
-        ..
-    } = init;
-    let payload = Payload {
-        spec,
-        environment,
-        cwd,
-        work,
-        own,
-        reach,
-        link: payload_link,
-        stdio,
-        filters,
-        rlimits,
-        parent: me,
-    };
-    let main = single.fork(move || payload::run(payload)).map_err(at("fork"))?;
-    lock_down(&link, &held).map_err(at("init lock-down"))?;
-    let status = reap(main, own_pid_namespace, &link).map_err(at("reaping"))?;
-    report_end(status, &link, &held, &spec.outputs).map_err(at("reporting the end"))
+    let Init { payload_link, filters, single, .. } = init;
+    let parent = rustix::process::getpid();
+    let payload = Payload { surroundings, work, own, reach, link: payload_link, filters, parent };
+    let main = single.fork(|| payload::run(&payload)).map_err(at("fork"))?;
+    lock_down(link, &held).map_err(at("init lock-down"))?;
+    // Its descriptors are closed by number.
+    std::mem::forget((payload, listener));
+    let outputs = follow_order(link, &held)?;
+    let status = reap(main, own_pid_namespace, link).map_err(at("reaping"))?;
+    report_end(status, link, &held, &outputs).map_err(at("reporting the end"))
+}
+
+/// Waits until it is known what the surroundings are for, and puts the inputs in their places. A killed payload, and the
+/// signal to kill it, wait meanwhile.
+fn follow_order(link: &OwnedFd, work: &OwnedFd) -> Result<Vec<PathBuf>, Failed> {
+    let packet = channel::receive(link.as_fd()).map_err(at("receiving the order"))?;
+    let Order { inputs, outputs } = channel::parse(&packet).map_err(at("receiving the order"))?;
+    if !inputs.is_empty() {
+        files::put(work.as_fd(), &inputs, &packet.fds)
+            .map_err(|(place, error)| (format!("inputs[{place}]"), error))?;
+        channel::send(link, &InitReport::Placed).map_err(at("reporting to the supervisor"))?;
+    }
+    Ok(outputs)
 }
 
 /// Takes the loopback up and listens on it, as the profile's network asks. Never on the host's.
 fn open_network(
-    init: &Init<'_>,
+    network: Network,
     namespaces: &[Layer],
     refusals: &mut Vec<Refusal>,
 ) -> (Reach, Option<OwnedFd>) {
-    let network = init.spec.profile.network;
     if network == Network::None || !namespaces.contains(&Layer::NetNamespace) {
         return (Reach::Nothing, None);
     }
@@ -178,14 +157,6 @@ fn listen() -> io::Result<OwnedFd> {
     rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, EGRESS_PORT))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
-}
-
-/// The work area's place in the host's tree when it has to be a directory there.
-fn fallback_cwd(spec: &Spec, work: &Path) -> PathBuf {
-    match spec.cwd.strip_prefix(&spec.profile.work.path) {
-        Ok(below) => work.join(below),
-        Err(_) => spec.cwd.clone(),
-    }
 }
 
 const NAMESPACES: [(Layer, i32, &str); 5] = [

@@ -1,12 +1,12 @@
-//! The process that becomes the program: takes the remaining layers on itself, tries what they must stop, reports, waits
-//! for the word, executes.
+//! The process that becomes the program: takes the remaining layers on itself and tries what they must stop, all before it
+//! knows its program; then takes limits and filter on, reports, waits for the word, executes.
 //!
 //! Leaves out reading back whether the layers hold: that is asked of the kernel from outside. Invariant: between the last
 //! layer and `execve` it allocates nothing and makes no system call that its own filter forbids.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,9 @@ use rustix::process::{DumpableBehavior, Pid, Signal};
 use super::control::Layer;
 use super::landlock_rules::Reach;
 use super::root::OwnFiles;
-use super::spec::Spec;
 use super::sys::{self, CStrings};
-use super::wire::{Attempt, EXEC_FAILED, GO, PayloadReport, Refusal};
-use super::{landlock_rules, rlimits, seccomp};
+use super::wire::{Attempt, EXEC_FAILED, GO, PayloadReport, Program, Refusal, Surroundings};
+use super::{channel, landlock_rules, rlimits, seccomp};
 
 /// First byte of the packet with the report; four bytes with the error number of seccomp's installation follow.
 pub(super) const REPORT: u8 = b'R';
@@ -34,74 +33,52 @@ const EXIT_NOT_EXECUTED: i32 = 127;
 
 /// What the payload gets from the init that forks it.
 pub(super) struct Payload<'a> {
-    pub(super) spec: &'a Spec,
-    /// For the program, beside the specification's.
-    pub(super) environment: &'a [(String, String)],
-    pub(super) cwd: PathBuf,
+    pub(super) surroundings: &'a Surroundings,
+    /// Where the work area really is.
     pub(super) work: PathBuf,
     pub(super) own: OwnFiles,
-    /// Where the agent listens inside, if it does.
+    /// What TCP reaches.
     pub(super) reach: Reach,
     pub(super) link: OwnedFd,
-    pub(super) stdio: [OwnedFd; 3],
     pub(super) filters: &'a seccomp::Filters,
-    pub(super) rlimits: &'a [rlimits::Planned],
     pub(super) parent: Pid,
 }
 
 /// The payload's life until it becomes the program; returns only if it does not.
-pub(super) fn run(payload: Payload<'_>) -> i32 {
-    let Payload { spec, environment, cwd, work, own, reach, link, stdio, filters, rlimits, parent } = payload;
-    // Without its link it can't say why it ends; the supervisor sees it end before it was ready.
-    if take_streams(&link, stdio, spec.omit.contains(&Layer::ClosedFds)).is_err() {
+pub(super) fn run(payload: &Payload<'_>) -> i32 {
+    let link = payload.link.as_fd();
+    let bound = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    if bound.is_err() || rustix::process::getppid() != Some(payload.parent) {
+        // Init ended meanwhile, and has said why.
         return EXIT_NOT_EXECUTED;
     }
-    let confined = Confined { spec, environment, reach, cwd, work, own, filters, rlimits, parent };
-    if let Err((stage, error)) = become_program(&link, &confined) {
+    if let Err((stage, error)) = become_program(link, payload) {
         let mut packet = vec![FAILED];
         packet.extend(error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes());
         packet.extend(stage.as_bytes());
         // Nobody left to tell: the kernel ends this process with its parents.
-        let _ = rustix::io::write(&link, &packet);
+        let _ = rustix::io::write(link, &packet);
     }
     EXIT_NOT_EXECUTED
 }
 
-/// Makes the streams 0, 1 and 2, and closes all else but the link.
-fn take_streams(link: &OwnedFd, stdio: [OwnedFd; 3], leak: bool) -> io::Result<()> {
-    for (number, fd) in (0..).zip(&stdio) {
-        sys::place_at(fd.as_fd(), number, false)?;
-    }
-    // Closed by number below; their owners must not close those numbers again.
-    stdio.into_iter().for_each(std::mem::forget);
-    if leak { sys::leak_all_but(link.as_fd()) } else { sys::keep_only(&[link.as_fd()]) }
-}
-
-/// What is left of a [`Payload`] once it has its streams.
-struct Confined<'a> {
-    spec: &'a Spec,
-    environment: &'a [(String, String)],
-    reach: Reach,
-    cwd: PathBuf,
-    work: PathBuf,
-    own: OwnFiles,
-    filters: &'a seccomp::Filters,
-    rlimits: &'a [rlimits::Planned],
-    parent: Pid,
-}
-
 type Failed = (&'static str, io::Error);
 
-fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed> {
-    let &Confined { spec, environment, reach, ref cwd, ref work, own, filters, rlimits, parent } = confined;
-    let on = |layer| !spec.omit.contains(&layer);
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| ("death signal", e.into()))?;
-    if rustix::process::getppid() != Some(parent) {
-        return Err(("parent", io::Error::from(Errno::SRCH)));
-    }
+/// What is known of the layers that the payload took on before it knew its program.
+struct Confined {
+    refusals: Vec<Refusal>,
+    before: Tries,
+    under: Tries,
+}
+
+/// Takes on every layer that does not depend on the program.
+fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
+    let &Payload { surroundings, ref work, own, reach, ref link, parent, .. } = payload;
+    let on = |layer| surroundings.has(layer);
+    let closed =
+        if on(Layer::ClosedFds) { sys::keep_only(&[link.as_fd()]) } else { sys::leak_all_but(link.as_fd()) };
+    closed.map_err(|e| ("closing descriptors", e))?;
     rustix::process::setsid().map_err(|e| ("setsid", e.into()))?;
-    rustix::process::chdir(cwd).map_err(|e| ("cwd", e.into()))?;
     sys::default_signals();
     sys::block_exactly(&[]);
 
@@ -127,17 +104,37 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
     // The mode that execve gives any readable program: the supervisor reads this process's state through it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| ("dumpable", e.into()))?;
     if on(Layer::Landlock)
-        && let Err(error) = landlock_rules::restrict(&spec.profile, work, own, reach, on(Layer::NoNewPrivs))
+        && let Err(error) =
+            landlock_rules::restrict(&surroundings.profile, work, own, reach, on(Layer::NoNewPrivs))
     {
         let error = io::Error::other(error.to_string());
         refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
     }
-    let under = Tries::make(parent);
+    Ok(Confined { refusals, before, under: Tries::make(parent) })
+}
 
-    let programs = candidates(spec).map_err(|e| ("program", e))?;
-    let args = strings([&spec.program].into_iter().chain(&spec.args).cloned()).map_err(|e| ("args", e))?;
-    let inherited = environment.iter().filter(|(key, _)| spec.env.iter().all(|(own, _)| own != key));
-    let env = spec.env.iter().chain(inherited).collect::<Vec<_>>();
+/// Waits for its program and takes its streams. `None`: there will be none.
+fn receive_program(link: BorrowedFd<'_>) -> Result<Option<Program>, Failed> {
+    let packet = channel::receive(link).map_err(|e| ("program", e))?;
+    if packet.bytes.is_empty() {
+        return Ok(None);
+    }
+    let program = channel::parse(&packet).map_err(|e| ("program", e))?;
+    for (number, fd) in (0..).zip(&packet.fds) {
+        sys::place_at(fd.as_fd(), number, false).map_err(|e| ("streams", e))?;
+    }
+    Ok(Some(program))
+}
+
+fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Failed> {
+    let &Payload { surroundings, filters, reach, .. } = payload;
+    let on = |layer| surroundings.has(layer);
+    let Confined { refusals, before, under } = confine(payload)?;
+    let Some(Program { program, args, env, cwd, rlimits }) = receive_program(link)? else { return Ok(()) };
+    rustix::process::chdir(&cwd).map_err(|e| ("cwd", e.into()))?;
+
+    let programs = candidates(&program, &env).map_err(|e| ("program", e))?;
+    let args = strings([program].into_iter().chain(args)).map_err(|e| ("args", e))?;
     let names = env.iter().map(|(key, _)| key.clone()).collect();
     let env = env.into_iter().map(|(key, value)| format!("{key}={value}"));
     let env = strings(env).map_err(|e| ("env", e))?;
@@ -155,13 +152,13 @@ fn become_program(link: &OwnedFd, confined: &Confined<'_>) -> Result<(), Failed>
     let mut packet = vec![REPORT, 0, 0, 0, 0];
     serde_json::to_writer(&mut packet, &report).map_err(|e| ("report", e.into()))?;
 
+    let filter = filters.of(&surroundings.profile, reach);
     // From here on: no allocation. The memory limit may be below what this image already has mapped.
     // A refused limit shows in the read-back of /proc/<pid>/limits.
     if on(Layer::Rlimits) {
-        let _ = rlimits::apply(rlimits);
+        let _ = rlimits::apply(&rlimits);
     }
-    let installed =
-        if on(Layer::Seccomp) { filters.of(&spec.profile, reach).install().err().unwrap_or(0) } else { 0 };
+    let installed = if on(Layer::Seccomp) { filter.install().err().unwrap_or(0) } else { 0 };
     packet[1..5].copy_from_slice(&installed.to_le_bytes());
     let mut word = [0];
     if rustix::io::write(link, &packet).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]
@@ -271,12 +268,12 @@ fn strings(of: impl Iterator<Item = String>) -> io::Result<CStrings> {
     Ok(CStrings::new(of.map(CString::new).collect::<Result<_, _>>()?))
 }
 
-fn candidates(spec: &Spec) -> io::Result<Vec<CString>> {
-    let name = Path::new(&spec.program);
-    let paths = if spec.program.contains('/') {
+fn candidates(program: &str, env: &[(String, String)]) -> io::Result<Vec<CString>> {
+    let name = Path::new(program);
+    let paths = if program.contains('/') {
         vec![name.to_owned()]
     } else {
-        let path = spec.env.iter().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
+        let path = env.iter().find(|(key, _)| key == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
         path.split(':').filter(|part| !part.is_empty()).map(|part| Path::new(part).join(name)).collect()
     };
     Ok(paths

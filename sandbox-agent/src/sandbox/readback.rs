@@ -3,6 +3,7 @@
 //! Leaves out applying anything. Invariant: a status is `Enforced` only if something read from `/proc` for that very
 //! process, or an attempt it made itself under the layer, says so; what can't be read is not enforced.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -12,6 +13,7 @@ use super::control::{Control, ControlStatus, Layer};
 use super::profile::Network;
 use super::rlimits::Planned;
 use super::spec::Spec;
+use super::sys;
 use super::wire::{Attempt, PayloadReport, Refusal};
 
 /// What the helper read about itself at its start, to compare payloads with.
@@ -62,6 +64,17 @@ pub(super) struct Payload<'a> {
     pub(super) seccomp_errno: i32,
     pub(super) refusals: &'a [Refusal],
     pub(super) report: &'a PayloadReport,
+    /// Read at most once.
+    pub(super) status: OnceCell<String>,
+    pub(super) mounts: OnceCell<Vec<Mount>>,
+}
+
+fn once<T>(cell: &OnceCell<T>, read: impl FnOnce() -> io::Result<T>) -> io::Result<&T> {
+    if cell.get().is_none() {
+        // It was empty a moment ago, and there is one thread.
+        let _ = cell.set(read()?);
+    }
+    cell.get().ok_or_else(|| io::ErrorKind::Other.into())
 }
 
 type Judged = (ControlStatus, String);
@@ -114,7 +127,16 @@ impl Payload<'_> {
 
     fn read(&self, file: &str) -> io::Result<String> {
         let path = format!("/proc/{}/{file}", self.pid);
-        fs::read_to_string(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+        sys::read_whole(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+    }
+
+    fn status(&self) -> io::Result<&str> {
+        once(&self.status, || self.read("status")).map(String::as_str)
+    }
+
+    fn mounts(&self) -> io::Result<&[Mount]> {
+        once(&self.mounts, || Ok(self.read("mountinfo")?.lines().filter_map(Mount::parse).collect()))
+            .map(Vec::as_slice)
     }
 
     fn own_namespace(&self, name: &str) -> io::Result<Judged> {
@@ -194,10 +216,6 @@ impl Payload<'_> {
         Ok((if status == ENFORCED && !named { DEGRADED } else { status }, evidence))
     }
 
-    fn mounts(&self) -> io::Result<Vec<Mount>> {
-        Ok(self.read("mountinfo")?.lines().filter_map(Mount::parse).collect())
-    }
-
     fn private_root(&self) -> io::Result<Judged> {
         let mounts = self.mounts()?;
         let work = &self.spec.profile.work.path;
@@ -269,9 +287,9 @@ impl Payload<'_> {
     }
 
     fn capabilities(&self) -> io::Result<Judged> {
-        let status = self.read("status")?;
+        let status = self.status()?;
         let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
-        let values = sets.map(|set| (set, field(&status, set).unwrap_or("missing")));
+        let values = sets.map(|set| (set, field(status, set).unwrap_or("missing")));
         let empty = |value: &str| !value.is_empty() && value.bytes().all(|b| b == b'0');
         let evidence = values.map(|(set, value)| format!("{set} {value}")).join(", ");
         let usable = values.iter().any(|(set, value)| *set != "CapBnd" && !empty(value));
@@ -286,8 +304,8 @@ impl Payload<'_> {
     }
 
     fn no_new_privs(&self) -> io::Result<Judged> {
-        let status = self.read("status")?;
-        let value = field(&status, "NoNewPrivs").unwrap_or("missing");
+        let status = self.status()?;
+        let value = field(status, "NoNewPrivs").unwrap_or("missing");
         Ok((if value == "1" { ENFORCED } else { UNAVAILABLE }, format!("NoNewPrivs {value}")))
     }
 
@@ -318,9 +336,9 @@ impl Payload<'_> {
 
     fn seccomp(&self) -> io::Result<Judged> {
         const MODE_FILTER: &str = "2";
-        let status = self.read("status")?;
-        let mode = field(&status, "Seccomp").unwrap_or("missing");
-        let filters = field(&status, "Seccomp_filters").and_then(|text| text.parse::<usize>().ok());
+        let status = self.status()?;
+        let mode = field(status, "Seccomp").unwrap_or("missing");
+        let filters = field(status, "Seccomp_filters").and_then(|text| text.parse::<usize>().ok());
         let wanted = self.baseline.seccomp_filters + self.filters;
         let shown = filters.map_or("no".to_owned(), |count| count.to_string());
         let evidence = format!("Seccomp {mode}, {shown} filters, {wanted} expected");
@@ -339,14 +357,19 @@ impl Payload<'_> {
         };
         let (mut held, mut wrong) = (vec![], vec![]);
         for limit in self.rlimits {
-            let row = table.lines().find_map(|line| line.strip_prefix(limit.name)).unwrap_or("");
+            let row = table.lines().find_map(|line| line.strip_prefix(limit.name())).unwrap_or("");
             let mut columns = row.split_whitespace();
             let soft = columns.next().and_then(value);
             let hard = columns.next().and_then(value);
             if (soft, hard) == (Some(limit.soft), Some(limit.hard)) {
-                held.push(format!("{} {}", limit.name, limit.soft));
+                held.push(format!("{} {}", limit.name(), limit.soft));
             } else {
-                wrong.push(format!("{} is {soft:?}/{hard:?}, not {}/{}", limit.name, limit.soft, limit.hard));
+                wrong.push(format!(
+                    "{} is {soft:?}/{hard:?}, not {}/{}",
+                    limit.name(),
+                    limit.soft,
+                    limit.hard
+                ));
             }
         }
         let shared = "Max processes counts all of the user's processes, not this execution's alone";
@@ -429,7 +452,7 @@ fn listeners(table: &str) -> Vec<&str> {
 /// How many mount points the evidence spells out.
 const MOUNTS_NAMED: usize = 24;
 
-struct Mount {
+pub(super) struct Mount {
     point: String,
     options: Vec<String>,
     kind: String,

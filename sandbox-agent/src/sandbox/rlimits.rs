@@ -8,14 +8,60 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use serde::{Deserialize, Serialize};
+
 use super::spec::Limits;
 
-/// One limit: the kernel's resource, its name in `/proc/<pid>/limits`, soft and hard value.
+/// One limit: the kernel's resource, soft and hard value.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Planned {
-    resource: Resource,
-    pub(super) name: &'static str,
+    which: Which,
     pub(super) soft: u64,
     pub(super) hard: u64,
+}
+
+/// The kernel's resources that are limited.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Which {
+    Cpu,
+    AddressSpace,
+    Processes,
+    OpenFiles,
+    FileSize,
+    CoreSize,
+    LockedMemory,
+    MessageQueues,
+}
+
+impl Planned {
+    /// Its name in `/proc/<pid>/limits`.
+    pub(super) fn name(&self) -> &'static str {
+        match self.which {
+            Which::Cpu => "Max cpu time",
+            Which::AddressSpace => "Max address space",
+            Which::Processes => "Max processes",
+            Which::OpenFiles => "Max open files",
+            Which::FileSize => "Max file size",
+            Which::CoreSize => "Max core file size",
+            Which::LockedMemory => "Max locked memory",
+            Which::MessageQueues => "Max msgqueue size",
+        }
+    }
+}
+
+impl Which {
+    fn resource(self) -> Resource {
+        match self {
+            Self::Cpu => Resource::Cpu,
+            Self::AddressSpace => Resource::As,
+            Self::Processes => Resource::Nproc,
+            Self::OpenFiles => Resource::Nofile,
+            Self::FileSize => Resource::Fsize,
+            Self::CoreSize => Resource::Core,
+            Self::LockedMemory => Resource::Memlock,
+            Self::MessageQueues => Resource::Msgqueue,
+        }
+    }
 }
 
 /// The limits for one execution. `own_count`: the kernel counts processes for this execution alone (it has a user
@@ -25,19 +71,19 @@ pub(super) fn plan(limits: &Limits, own_count: bool) -> Vec<Planned> {
     let cpu = limits.cpu_ms.div_ceil(1000) + 1;
     let others = if own_count { SUPERVISOR_AND_INIT } else { processes_of_user() };
     [
-        (Resource::Cpu, "Max cpu time", cpu, cpu + 1),
-        (Resource::As, "Max address space", limits.memory_bytes, limits.memory_bytes),
-        (Resource::Nproc, "Max processes", limits.pids + others, limits.pids + others),
-        (Resource::Nofile, "Max open files", limits.open_files, limits.open_files),
-        (Resource::Fsize, "Max file size", limits.file_bytes, limits.file_bytes),
-        (Resource::Core, "Max core file size", 0, 0),
-        (Resource::Memlock, "Max locked memory", 0, 0),
-        (Resource::Msgqueue, "Max msgqueue size", 0, 0),
+        (Which::Cpu, cpu, cpu + 1),
+        (Which::AddressSpace, limits.memory_bytes, limits.memory_bytes),
+        (Which::Processes, limits.pids + others, limits.pids + others),
+        (Which::OpenFiles, limits.open_files, limits.open_files),
+        (Which::FileSize, limits.file_bytes, limits.file_bytes),
+        (Which::CoreSize, 0, 0),
+        (Which::LockedMemory, 0, 0),
+        (Which::MessageQueues, 0, 0),
     ]
     .into_iter()
-    .map(|(resource, name, soft, hard)| {
-        let ceiling = getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        Planned { resource, name, soft: soft.min(ceiling), hard: hard.min(ceiling) }
+    .map(|(which, soft, hard)| {
+        let ceiling = getrlimit(which.resource()).maximum.unwrap_or(u64::MAX);
+        Planned { which, soft: soft.min(ceiling), hard: hard.min(ceiling) }
     })
     .collect()
 }
@@ -66,7 +112,7 @@ pub(super) fn apply(planned: &[Planned]) -> Result<(), i32> {
     let mut first = Ok(());
     for limit in planned {
         let value = Rlimit { current: Some(limit.soft), maximum: Some(limit.hard) };
-        if let Err(error) = setrlimit(limit.resource, value) {
+        if let Err(error) = setrlimit(limit.which.resource(), value) {
             first = first.and(Err(error.raw_os_error()));
         }
     }

@@ -19,8 +19,8 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root};
 
 use super::control::Layer;
-use super::spec::Spec;
 use super::sys;
+use super::wire::Surroundings;
 
 /// Files that programs look up their own id in; made by the engine, with one account.
 pub(super) const ACCOUNT_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
@@ -72,8 +72,12 @@ fn inside(base: &Path, path: &Path) -> PathBuf {
 }
 
 /// Builds and enters the root. `Ok` carries the refusal of `/proc`, without which the root still stands.
-pub(super) fn enter(spec: &Spec, id: (u32, u32), with_proc: bool) -> Result<Option<Refused>, Refused> {
-    let profile = &spec.profile;
+pub(super) fn enter(
+    surroundings: &Surroundings,
+    id: (u32, u32),
+    with_proc: bool,
+) -> Result<Option<Refused>, Refused> {
+    let profile = &surroundings.profile;
     let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     at("mount --make-rprivate /", mount_change("/", private).map_err(Into::into))?;
     let base = BASES.iter().map(Path::new).find(|path| path.is_dir());
@@ -93,7 +97,7 @@ pub(super) fn enter(spec: &Spec, id: (u32, u32), with_proc: bool) -> Result<Opti
         .collect::<Vec<_>>();
 
     at("mount tmpfs for the root", tmpfs(base, MountFlags::empty(), c"mode=0755,size=1m"))?;
-    let built = fill(base, spec, id, &sources, &devices, with_proc);
+    let built = fill(base, surroundings, id, &sources, &devices, with_proc);
     let entered = built.and_then(|proc| {
         at("chdir to the new root", chdir(base).map_err(Into::into))?;
         at("pivot_root", pivot_root(".", ".").map_err(Into::into)).map(|()| proc)
@@ -116,19 +120,19 @@ pub(super) fn seal() -> Result<(), Refused> {
 
 fn fill(
     base: &Path,
-    spec: &Spec,
+    surroundings: &Surroundings,
     (uid, gid): (u32, u32),
     sources: &[(&Path, Source)],
     devices: &[(PathBuf, Source)],
     with_proc: bool,
 ) -> Result<Option<Refused>, Refused> {
-    let work = &spec.profile.work;
+    let work = &surroundings.profile.work;
     let target = inside(base, &work.path);
     at("making the work area", fs::create_dir_all(&target))?;
     let options = format!("mode=0700,size={},nr_inodes={}", work.size_bytes, work.max_files);
     let options = at("naming the work area's limits", CString::new(options).map_err(Into::into))?;
     let noexec = if work.executable { MountFlags::empty() } else { MountFlags::NOEXEC };
-    let mounted = if spec.omit.contains(&Layer::WorkArea) {
+    let mounted = if !surroundings.has(Layer::WorkArea) {
         mount("tmpfs", &target, "tmpfs", MountFlags::NOSUID, c"mode=0700").map_err(Into::into)
     } else {
         tmpfs(&target, noexec, &options)
@@ -157,7 +161,7 @@ fn fill(
     let proc = inside(base, Path::new("/proc"));
     at("making /proc", fs::create_dir_all(&proc))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = if spec.omit.contains(&Layer::MaskedProc) { c"" } else { c"subset=pid" };
+    let options = if !surroundings.has(Layer::MaskedProc) { c"" } else { c"subset=pid" };
     let mounted = mount("proc", &proc, "proc", flags, options).map_err(Into::into);
     Ok(at("mount proc with subset=pid", mounted).err())
 }

@@ -1,46 +1,30 @@
-//! One execution, from the specification to its outcome: a process of its own with one thread, outside the namespaces
-//! that the payload lives in.
+//! The process of one execution's supervision, outside the namespaces that the payload lives in: builds the surroundings,
+//! waits until they are needed, and sees one execution through ([`super::execution`]).
 //!
-//! Leaves out the output, which goes from payload to agent directly. Invariant: it ends only after the last process of the
-//! execution has; the agent's or the helper's death makes it kill them.
+//! Leaves out the output, which goes from payload to agent directly. Invariant: surroundings serve one execution or none; it
+//! ends only after their last process has; the agent's or the helper's death makes it kill them.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::thread::available_parallelism;
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 
 use super::channel;
 use super::control::Layer;
+use super::execution::{Execution, Given, NOT_RUN, launch_failed, no_files};
 use super::init::{self, Init};
-use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
+use super::outcome::Usage;
 use super::payload;
-use super::readback::{self, Baseline};
-use super::rlimits;
-use super::seccomp::{self, Filters};
-use super::spec::Spec;
+use super::readback::Baseline;
+use super::seccomp::Filters;
 use super::sys::{self, SingleThreaded};
-use super::tree;
-use super::wire::{
-    CpuAndFaults, EXEC_FAILED, Ended, GO, InitReport, KillReason, PayloadReport, Refusal, Report, Request,
-};
+use super::wire::{Ended, Refusal, Report, Request, Surroundings};
 
 /// The user and group id inside a user namespace.
 const INSIDE_ID: u32 = 1000;
-/// How long the surroundings may take to be built.
-const SETUP_LIMIT: Duration = Duration::from_secs(10);
-/// How long init gets to kill and account for the tree before it is killed itself, the accounting lost.
-const KILL_GRACE: Duration = Duration::from_secs(2);
-/// How often a kill is repeated until the tree is gone.
-const KILL_INTERVAL: Duration = Duration::from_millis(10);
-/// Bounds of the time between two looks at the tree's processor time.
-const CPU_CHECK_MIN: Duration = Duration::from_millis(2);
-const CPU_CHECK_MAX: Duration = Duration::from_millis(250);
-
 /// What all executions of a helper have in common.
 pub(super) struct Host {
     pub(super) baseline: Baseline,
@@ -50,58 +34,108 @@ pub(super) struct Host {
     pub(super) single: SingleThreaded,
 }
 
-/// The descriptors of one execution.
+/// The descriptors that a supervisor starts with.
 pub(super) struct Links {
-    /// To the agent.
-    pub(super) control: OwnedFd,
-    pub(super) stdio: [OwnedFd; 3],
+    /// To the helper: says which execution the surroundings are for; hangs up when they are not needed.
+    pub(super) order: OwnedFd,
     /// Hangs up when the helper dies.
     pub(super) helper: OwnedFd,
 }
 
-/// The supervisor's life.
-pub(super) fn run(host: &Host, links: Links, fallback_work: &Path) -> i32 {
-    let Links { control, stdio, helper } = links;
+/// The supervisor's life: builds the surroundings, waits until they are needed, sees one execution through. `is_ahead`:
+/// nobody has asked yet; if the surroundings fail, nobody has to hear of it.
+pub(super) fn run(
+    host: &Host,
+    links: &Links,
+    surroundings: &[u8],
+    is_ahead: bool,
+    fallback_work: &Path,
+) -> i32 {
+    let Ok(surroundings) = serde_json::from_slice::<Surroundings>(surroundings) else {
+        return 1;
+    };
+    let tree = Tree::start(host, &surroundings, fallback_work);
+    let init = tree.as_ref().ok().map(|tree| tree.init);
+    let watched = tree.as_ref().ok().filter(|_| is_ahead);
+    let requested = if is_ahead && tree.is_err() { None } else { wait_for_request(links, watched) };
+    let status =
+        requested.map_or(1, |requested| serve(host, links, &surroundings, tree, requested, fallback_work));
+    // Not needed, or about to end by itself. What was waited for before is no child any more, and nobody's to kill.
+    if let Some(init) = init
+        && let Ok(None) = sys::wait(Some(init), false)
+    {
+        let _ = sys::send_signal(init, libc::SIGKILL);
+        let _ = sys::wait(Some(init), true);
+    }
+    // There is one only where no private root could be built.
+    let _ = fs::remove_dir_all(fallback_work);
+    status
+}
+
+/// An execution's control socket and streams.
+struct Requested {
+    control: OwnedFd,
+    stdio: [OwnedFd; 3],
+}
+
+/// `None`: nobody needs the surroundings any more, or they are broken.
+fn wait_for_request(links: &Links, tree: Option<&Tree>) -> Option<Requested> {
+    loop {
+        let mut fds =
+            vec![PollFd::new(&links.order, PollFlags::IN), PollFd::new(&links.helper, PollFlags::IN)];
+        // The payload of surroundings built ahead says nothing, unless it ended.
+        fds.extend(tree.map(|tree| PollFd::new(&tree.payload_link, PollFlags::IN)));
+        if poll(&mut fds, None).is_err() {
+            continue;
+        }
+        let ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
+        if ready[0] {
+            let packet = channel::receive(links.order.as_fd()).ok()?;
+            let [control, stdin, stdout, stderr] = <[OwnedFd; 4]>::try_from(packet.fds).ok()?;
+            return Some(Requested { control, stdio: [stdin, stdout, stderr] });
+        }
+        if ready[1] {
+            return None;
+        }
+        if ready.get(2) == Some(&true) {
+            // Broken, or its payload killed: whoever asks next gets others.
+            return None;
+        }
+    }
+}
+
+fn serve(
+    host: &Host,
+    links: &Links,
+    surroundings: &Surroundings,
+    tree: Result<Tree, Failed>,
+    requested: Requested,
+    fallback_work: &Path,
+) -> i32 {
+    let Requested { control, stdio } = requested;
     let Ok(packet) = channel::receive(control.as_fd()) else {
         return 1;
     };
     let Ok(Request::Prepare { spec, environment }) = channel::parse(&packet) else {
         return 1;
     };
-    let given = Given { spec: &spec, environment: &environment, inputs: packet.fds, stdio };
-    let (ended, files) = match Execution::start(host, given, &control, &helper, fallback_work) {
-        Ok(execution) => execution.run(),
+    // Built for what the agent said first; a program runs in nothing else.
+    let fits = Surroundings::of(&spec) == *surroundings;
+    let misfit = ("matching the surroundings", io::ErrorKind::InvalidInput.into());
+    let (ended, files) = match tree.and_then(|tree| if fits { Ok(tree) } else { Err(misfit) }) {
+        Ok(tree) => {
+            let given = Given { spec: &spec, environment, inputs: packet.fds, stdio };
+            Execution::new(host, tree, given, &control, &links.helper, fallback_work).run()
+        }
         Err((stage, error)) => {
             let cause = launch_failed(stage, &error);
             (Ended { cause, usage: Usage::default(), files: no_files(&spec, NOT_RUN) }, vec![])
         }
     };
-    // There is one only where no private root could be built.
-    let _ = fs::remove_dir_all(fallback_work);
-    // An agent that is gone needs no outcome.
     let fds = files.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+    // An agent that is gone needs no outcome.
     let _ = channel::send_files(&control, &Report::Finished(ended), &fds);
     0
-}
-
-/// What an execution is made from.
-struct Given<'a> {
-    spec: &'a Spec,
-    environment: &'a [(String, String)],
-    inputs: Vec<OwnedFd>,
-    stdio: [OwnedFd; 3],
-}
-
-/// Why there are no files.
-const NOT_RUN: &str = "the program did not run";
-const INIT_LOST: &str = "the process that hands it out was lost";
-
-fn no_files(spec: &Spec, problem: &str) -> Vec<Option<FileProblem>> {
-    spec.outputs.iter().map(|_| Some(FileProblem(problem.to_owned()))).collect()
-}
-
-fn launch_failed(stage: impl Into<String>, error: &io::Error) -> ExitCause {
-    ExitCause::LaunchFailed { stage: stage.into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
 /// What came of [`enter_namespaces`].
@@ -156,381 +190,46 @@ fn unless(omit: &[Layer], layer: Layer, flag: i32) -> Option<io::Result<()>> {
     (!omit.contains(&layer)).then(|| sys::unshare(flag))
 }
 
-/// Who a supervisor listens to.
-#[derive(Clone, Copy)]
-enum Source {
-    Init,
-    Payload,
-    Agent,
-    Helper,
-}
-
-/// How the execution ends, from the moment that is known until its last process is gone.
-struct Ending {
-    cause: ExitCause,
-    since: Instant,
-}
-
-struct Execution<'a> {
-    host: &'a Host,
-    spec: &'a Spec,
-    control: &'a OwnedFd,
-    helper: &'a OwnedFd,
-    init: i32,
-    init_link: OwnedFd,
-    payload_link: Option<OwnedFd>,
-    own_pid_namespace: bool,
-    own_user_namespace: bool,
-    rlimits: Vec<rlimits::Planned>,
-    refusals: Vec<Refusal>,
-    started: Instant,
-    /// What the payload used before it became the program.
-    before: CpuAndFaults,
-    prepared: bool,
-    released: Option<Instant>,
-    next_cpu_check: Option<Instant>,
-    ending: Option<Ending>,
-    done: Option<Done>,
-    listener: Option<OwnedFd>,
-}
-
-/// What init said last.
-struct Done {
-    usage: CpuAndFaults,
-    files: Vec<Option<FileProblem>>,
-    fds: Vec<OwnedFd>,
-    at: Instant,
-}
-
 type Failed = (&'static str, io::Error);
 
-impl<'a> Execution<'a> {
-    fn start(
-        host: &'a Host,
-        given: Given<'a>,
-        control: &'a OwnedFd,
-        helper: &'a OwnedFd,
-        fallback_work: &Path,
-    ) -> Result<Self, Failed> {
-        let Given { spec, environment, inputs, stdio } = given;
+/// The surroundings of an execution: namespaces, init and a payload that has no program yet.
+pub(super) struct Tree {
+    pub(super) init: i32,
+    pub(super) init_link: OwnedFd,
+    pub(super) payload_link: OwnedFd,
+    pub(super) own_pid_namespace: bool,
+    pub(super) own_user_namespace: bool,
+    pub(super) refusals: Vec<Refusal>,
+}
+
+impl Tree {
+    fn start(host: &Host, surroundings: &Surroundings, fallback_work: &Path) -> Result<Self, Failed> {
         let mut refusals = vec![];
         // Something of the host for a program whose descriptors are not closed.
-        let _leak = spec.omit.contains(&Layer::ClosedFds).then(|| fs::File::open("/"));
+        let _leak = (!surroundings.has(Layer::ClosedFds)).then(|| fs::File::open("/"));
         let Entered { id, own_user_namespace, own_pid_namespace } =
-            enter_namespaces(host, &spec.omit, &mut refusals)
+            enter_namespaces(host, &surroundings.omit, &mut refusals)
                 .map_err(|e| ("becoming the unprivileged user", e))?;
         // If init dies, what it should have reaped comes here and is killed here.
         set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(|e| ("subreaper", e.into()))?;
-        let rlimits = rlimits::plan(&spec.limits, own_user_namespace);
         let (init_link, init_end) = channel::pair().map_err(|e| ("socketpair", e))?;
         let (payload_link, payload_end) = channel::pair().map_err(|e| ("socketpair", e))?;
         channel::identify_senders(&payload_link).map_err(|e| ("SO_PASSCRED", e))?;
         let child = Init {
-            spec,
-            environment,
-            inputs,
+            surroundings,
             id,
             own_pid_namespace,
             fallback_work,
-            link: init_end,
             payload_link: payload_end,
-            stdio,
             filters: &host.filters,
-            rlimits: &rlimits,
             single: host.single,
         };
-        let init = host.single.fork(move || init::run(child)).map_err(|e| ("fork", e))?;
+        let init = host.single.fork(move || init::run(child, &init_end)).map_err(|e| ("fork", e))?;
         // The namespaces' capabilities were for init; reading, killing and waiting need none, unless a probe's program has
         // more itself.
-        if !spec.omit.iter().any(|layer| matches!(layer, Layer::Capabilities | Layer::NoNewPrivs)) {
+        if surroundings.has(Layer::Capabilities) && surroundings.has(Layer::NoNewPrivs) {
             payload::drop_capabilities();
         }
-        Ok(Self {
-            host,
-            spec,
-            control,
-            helper,
-            init,
-            init_link,
-            payload_link: Some(payload_link),
-            own_pid_namespace,
-            own_user_namespace,
-            rlimits,
-            refusals,
-            started: Instant::now(),
-            before: CpuAndFaults::default(),
-            prepared: false,
-            released: None,
-            next_cpu_check: None,
-            ending: None,
-            done: None,
-            listener: None,
-        })
-    }
-
-    fn run(mut self) -> (Ended, Vec<OwnedFd>) {
-        let mut init_lives = true;
-        while init_lives {
-            for source in self.wait_for_events() {
-                match source {
-                    Source::Init => init_lives = self.hear_init(),
-                    Source::Payload => self.hear_payload(),
-                    Source::Agent => self.hear_agent(),
-                    Source::Helper => self.stop(ExitCause::Cancelled),
-                }
-            }
-            self.check_clocks();
-            self.push_kill();
-        }
-        let ended = sys::wait(Some(self.init), true).ok().flatten();
-        // Only if init was lost: what it would have reaped was handed to this process.
-        while tree::kill_below(i32::try_from(std::process::id()).unwrap_or(0)) > 0 {
-            let _ = sys::wait(None, true);
-        }
-        self.outcome(ended.map(|ended| ended.usage.into()))
-    }
-
-    /// Which of the other ends have something to say, or hung up.
-    fn wait_for_events(&self) -> Vec<Source> {
-        let mut sources = vec![(Source::Init, &self.init_link)];
-        sources.extend(self.payload_link.as_ref().map(|link| (Source::Payload, link)));
-        // Once the end has begun nobody can change it, and a hang-up would be readable for ever.
-        if self.ending.is_none() {
-            sources.extend([(Source::Agent, self.control), (Source::Helper, self.helper)]);
-        }
-        let mut fds = sources.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)).collect::<Vec<_>>();
-        let timeout = Timespec::try_from(self.next_deadline().saturating_duration_since(Instant::now())).ok();
-        // Interrupted or failed: nothing is ready, the clocks are looked at.
-        if poll(&mut fds, timeout.as_ref()).is_err() {
-            return vec![];
-        }
-        let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
-        ready.map(|((source, _), _)| *source).collect()
-    }
-
-    fn next_deadline(&self) -> Instant {
-        let now = Instant::now();
-        if self.ending.is_some() {
-            return now + KILL_INTERVAL;
-        }
-        match self.released {
-            None if self.prepared => now + CPU_CHECK_MAX,
-            None => self.started + SETUP_LIMIT,
-            Some(_) => self
-                .wall_deadline()
-                .into_iter()
-                .chain(self.next_cpu_check)
-                .min()
-                .unwrap_or(now + CPU_CHECK_MAX),
-        }
-    }
-
-    fn wall_deadline(&self) -> Option<Instant> {
-        Some(self.released? + Duration::from_millis(self.spec.limits.wall_ms))
-    }
-
-    /// The first cause stands: what comes later is its consequence.
-    fn stop(&mut self, cause: ExitCause) {
-        if self.ending.is_none() {
-            self.ending = Some(Ending { cause, since: Instant::now() });
-        }
-    }
-
-    fn check_clocks(&mut self) {
-        let now = Instant::now();
-        if self.ending.is_some() {
-            return;
-        }
-        if !self.prepared && now > self.started + SETUP_LIMIT {
-            let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
-            self.stop(launch_failed("building the surroundings", &late));
-        }
-        if self.wall_deadline().is_some_and(|deadline| now >= deadline) {
-            self.stop(ExitCause::Timeout);
-        }
-        if self.next_cpu_check.is_some_and(|due| now >= due) {
-            self.check_cpu(now);
-        }
-    }
-
-    /// The next look is due when all processors together could have used up what is left.
-    fn check_cpu(&mut self, now: Instant) {
-        let budget = Duration::from_millis(self.spec.limits.cpu_ms);
-        let own = Duration::from_micros(self.before.user_us + self.before.system_us);
-        let used = Duration::from_nanos(tree::cpu_ns(self.init)).saturating_sub(own);
-        if used >= budget {
-            self.stop(ExitCause::CpuLimit);
-            return;
-        }
-        let processors =
-            available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
-        let wait = (budget.saturating_sub(used) / processors).clamp(CPU_CHECK_MIN, CPU_CHECK_MAX);
-        self.next_cpu_check = Some(now + wait);
-    }
-
-    /// Repeated until init says that nothing is left.
-    fn push_kill(&mut self) {
-        let Some(ending) = self.ending.as_ref().filter(|_| self.done.is_none()) else {
-            return;
-        };
-        // Errors: init is gone, which its link says too.
-        if ending.since.elapsed() > KILL_GRACE {
-            let _ = sys::send_signal(self.init, libc::SIGKILL);
-        } else if self.own_pid_namespace {
-            let _ = sys::send_signal(self.init, libc::SIGTERM);
-        } else if tree::kill_below(self.init) == 0 && !self.prepared {
-            // Not forked yet, or never will be.
-            let _ = sys::send_signal(self.init, libc::SIGKILL);
-        }
-    }
-
-    fn hear_init(&mut self) -> bool {
-        let Ok(packet) = channel::receive(self.init_link.as_fd()) else {
-            return false;
-        };
-        if packet.bytes.is_empty() {
-            return false;
-        }
-        match channel::parse(&packet) {
-            Ok(InitReport::Built { refusals }) => {
-                self.refusals.extend(refusals);
-                self.listener = packet.fds.into_iter().next();
-            }
-            Ok(InitReport::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
-            Ok(InitReport::MainEnded { status }) => {
-                // What it said before it ended explains the end better than its status.
-                while self.payload_link.is_some() {
-                    self.hear_payload();
-                }
-                if self.released.is_none() {
-                    self.stop(launch_failed(
-                        "confining the payload",
-                        &io::Error::from_raw_os_error(libc::ECHILD),
-                    ));
-                }
-                self.stop(cause_of(status));
-            }
-            Ok(InitReport::Done { status, usage, files }) => {
-                self.stop(cause_of(status));
-                self.done = Some(Done { usage, files, fds: packet.fds, at: Instant::now() });
-            }
-            Err(error) => self.stop(launch_failed("reading init's report", &error)),
-        }
-        true
-    }
-
-    fn hear_payload(&mut self) {
-        let Some(link) = &self.payload_link else { return };
-        let packet = channel::receive(link.as_fd()).unwrap_or_default();
-        match packet.bytes[..] {
-            // Closed by execve, or by its end.
-            [] => self.payload_link = None,
-            [payload::REPORT, a, b, c, d, ref report @ ..] if !self.prepared => {
-                let errno = i32::from_le_bytes([a, b, c, d]);
-                match (serde_json::from_slice(report), packet.sender) {
-                    (Ok(report), Some(pid)) => self.prepare(pid, &report, errno),
-                    (Err(error), _) => {
-                        self.stop(launch_failed("reading the payload's report", &error.into()));
-                    }
-                    (_, None) => {
-                        self.stop(launch_failed("identifying the payload", &io::ErrorKind::Other.into()));
-                    }
-                }
-            }
-            [payload::FAILED, a, b, c, d, ref stage @ ..] => {
-                let stage = String::from_utf8_lossy(stage).into_owned();
-                self.stop(ExitCause::LaunchFailed { stage, errno: i32::from_le_bytes([a, b, c, d]) });
-            }
-            [EXEC_FAILED, a, b, c, d] => {
-                let errno = i32::from_le_bytes([a, b, c, d]);
-                self.stop(ExitCause::LaunchFailed { stage: "execve".to_owned(), errno });
-            }
-            _ => self.stop(launch_failed("reading the payload's report", &io::ErrorKind::InvalidData.into())),
-        }
-    }
-
-    fn prepare(&mut self, pid: i32, report: &PayloadReport, seccomp_errno: i32) {
-        self.refusals.extend(report.refusals.iter().cloned());
-        self.before = report.usage;
-        self.prepared = true;
-        let controls = readback::controls(&readback::Payload {
-            pid,
-            baseline: &self.host.baseline,
-            spec: self.spec,
-            rlimits: &self.rlimits,
-            rlimits_are_own: self.own_user_namespace,
-            filters: seccomp::INSTALLED,
-            seccomp_errno,
-            refusals: &self.refusals,
-            report,
-        });
-        let listener = self.listener.take();
-        let listening = listener.as_ref().map(AsFd::as_fd);
-        let told = channel::send_files(self.control, &Report::Prepared { controls }, listening.as_slice());
-        if let Err(error) = told {
-            self.stop(launch_failed("reporting the controls", &error));
-        }
-    }
-
-    fn hear_agent(&mut self) {
-        let packet = channel::receive(self.control.as_fd()).unwrap_or_default();
-        match channel::parse(&packet) {
-            Ok(Request::Release) if self.prepared && self.released.is_none() => self.release(),
-            Ok(Request::Kill(KillReason::OutputLimit)) => self.stop(ExitCause::OutputLimit),
-            Ok(Request::Kill(KillReason::EgressLimit)) => self.stop(ExitCause::EgressLimit),
-            // Asked for, gone, or no longer making sense: all end the execution.
-            _ => self.stop(ExitCause::Cancelled),
-        }
-    }
-
-    fn release(&mut self) {
-        let now = Instant::now();
-        self.released = Some(now);
-        let first = Duration::from_millis(self.spec.limits.cpu_ms).clamp(CPU_CHECK_MIN, CPU_CHECK_MAX);
-        self.next_cpu_check = Some(now + first / 2);
-        let told = self.payload_link.as_ref().map(|link| channel::send_with(link.as_fd(), &[GO], &[]));
-        if let Some(Err(error)) = told {
-            self.stop(launch_failed("releasing the payload", &error));
-        }
-    }
-
-    fn outcome(self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
-        const BLOCK_BYTES: u64 = 512;
-        let lost = || launch_failed("init was lost", &io::Error::from_raw_os_error(libc::ECHILD));
-        let cause = self.ending.map_or_else(lost, |ending| ending.cause);
-        let end = self.done.as_ref().map_or_else(Instant::now, |done| done.at);
-        let used = self.done.as_ref().map(|done| done.usage).or(init_usage).unwrap_or_default();
-        let Some(from) = self.released else {
-            return (Ended { cause, usage: Usage::default(), files: no_files(self.spec, NOT_RUN) }, vec![]);
-        };
-        let own = self.before;
-        let usage = Usage {
-            cpu_user_us: used.user_us.saturating_sub(own.user_us),
-            cpu_system_us: used.system_us.saturating_sub(own.system_us),
-            peak_memory_bytes: used.max_rss_kib.saturating_mul(1024),
-            memory_source: MemorySource::Wait4,
-            minor_faults: used.minor_faults.saturating_sub(own.minor_faults),
-            major_faults: used.major_faults.saturating_sub(own.major_faults),
-            read_bytes: used.blocks_in.saturating_sub(own.blocks_in).saturating_mul(BLOCK_BYTES),
-            written_bytes: used.blocks_out.saturating_sub(own.blocks_out).saturating_mul(BLOCK_BYTES),
-            wall_ns: u64::try_from(end.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX),
-            ..Usage::default()
-        };
-        let (files, fds) = match self.done {
-            Some(done) => (done.files, done.fds),
-            None => (no_files(self.spec, INIT_LOST), vec![]),
-        };
-        (Ended { cause, usage, files }, fds)
-    }
-}
-
-fn cause_of(status: i32) -> ExitCause {
-    if libc::WIFEXITED(status) {
-        return ExitCause::Exited { code: libc::WEXITSTATUS(status) };
-    }
-    match libc::WTERMSIG(status) {
-        libc::SIGSYS => ExitCause::Seccomp,
-        libc::SIGXCPU => ExitCause::CpuLimit,
-        signal => ExitCause::Signaled { signal },
+        Ok(Self { init, init_link, payload_link, own_pid_namespace, own_user_namespace, refusals })
     }
 }

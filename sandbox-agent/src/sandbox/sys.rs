@@ -99,12 +99,11 @@ pub(super) fn become_user(uid: u32, gid: u32) -> io::Result<()> {
 pub(super) fn drop_bounding_set() -> io::Result<()> {
     for capability in 0..64_u64 {
         // SAFETY: integers only.
-        let present = unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) };
-        match present {
-            -1 => return Ok(()),
-            0 => {}
-            // SAFETY: integers only.
-            _ => check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }).map(drop)?,
+        let dropped = check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) });
+        match dropped {
+            // Beyond the last that the kernel knows.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+            other => other.map(drop)?,
         }
     }
     Ok(())
@@ -243,14 +242,6 @@ pub(super) fn kill_all_in_namespace() {
         if libc::getpid() == 1 {
             libc::kill(-1, libc::SIGKILL);
         }
-    }
-}
-
-/// Closes descriptors that a forked child has from its parent, whose owners it never drops.
-pub(super) fn close_inherited(fds: &[RawFd]) {
-    for fd in fds {
-        // SAFETY: integers only; the child ends by `_exit`, so that no owner closes the number again.
-        unsafe { libc::close(*fd) };
     }
 }
 
@@ -399,6 +390,24 @@ pub(super) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<(),
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) } {
         0 => Ok(()),
         _ => Err(errno()),
+    }
+}
+
+/// Reads a file of the kernel's own, whose size nobody knows beforehand, with as few calls as it takes.
+pub(super) fn read_whole(path: &str) -> io::Result<String> {
+    const AT_ONCE: usize = 16 << 10;
+    let file = fs::File::open(path)?;
+    let (mut text, mut end) = (vec![0; AT_ONCE], 0);
+    loop {
+        let count = io::Read::read(&mut &file, &mut text[end..])?;
+        end += count;
+        if count == 0 {
+            text.truncate(end);
+            return String::from_utf8(text).map_err(io::Error::other);
+        }
+        if end == text.len() {
+            text.resize(2 * end, 0);
+        }
     }
 }
 

@@ -4,13 +4,39 @@
 //! a message that does not parse ends the execution.
 
 use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::control::{Control, Layer};
 use super::outcome::{ExitCause, FileProblem, Usage};
+use super::profile::Profile;
+use super::rlimits;
 use super::spec::Spec;
 use super::sys::ResourceUsage;
+
+/// All that an execution's surroundings are built from, before anybody asked for the execution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Surroundings {
+    pub(super) profile: Profile,
+    pub(super) omit: Vec<Layer>,
+}
+
+impl Surroundings {
+    pub(super) fn of(spec: &Spec) -> Self {
+        Self { profile: spec.profile.clone(), omit: spec.omit.clone() }
+    }
+
+    pub(super) fn has(&self, layer: Layer) -> bool {
+        !self.omit.contains(&layer)
+    }
+}
+
+/// First byte of the agent's packet to the helper, which carries the execution's control socket and streams; the
+/// surroundings follow, of which the helper looks at nothing.
+pub(super) const EXECUTE: u8 = b'X';
+/// Likewise, for surroundings that nobody is going to ask for again.
+pub(super) const EXECUTE_ONCE: u8 = b'O';
 
 /// Why the agent ends an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,11 +93,30 @@ impl Refusal {
     }
 }
 
+/// Supervisor to init, once it is known what for: with a descriptor per input file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) inputs: Vec<PathBuf>,
+    pub(super) outputs: Vec<PathBuf>,
+}
+
+/// Supervisor to payload, when the inputs are in their places: with the three streams.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Program {
+    pub(super) program: String,
+    pub(super) args: Vec<String>,
+    pub(super) env: Vec<(String, String)>,
+    pub(super) cwd: PathBuf,
+    pub(super) rlimits: Vec<rlimits::Planned>,
+}
+
 /// Init to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum InitReport {
     /// The surroundings are built. With the descriptor of the listener, if there is one.
-    Built { refusals: Vec<Refusal> },
+    Built { refusals: Vec<Refusal>, own_root: bool },
+    /// The inputs of the order are in their places.
+    Placed,
     /// The surroundings could not be built and could not be done without.
     Failed { stage: String, errno: i32 },
     /// The program ended, with this raw wait status; what it left running is still there.

@@ -33,6 +33,11 @@ impl Host {
     }
 
     pub fn sandbox(self) -> Sandbox {
+        self.sandbox_with_ready(0)
+    }
+
+    /// With that many executions built ahead.
+    pub fn sandbox_with_ready(self, ready: usize) -> Sandbox {
         let helper = match self {
             Self::AsIs => "sandbox-agent",
             Self::PlainUser => "plain_user_helper",
@@ -42,7 +47,7 @@ impl Host {
         let defaults = StartOptions::default();
         // Whom those helpers become.
         let (uid, gid) = if self == Self::AsIs { (defaults.uid, defaults.gid) } else { (12345, 12345) };
-        Sandbox::start(StartOptions { helper: rig().join(helper), uid, gid, scratch }).unwrap()
+        Sandbox::start(StartOptions { helper: rig().join(helper), uid, gid, scratch, ready }).unwrap()
     }
 }
 

@@ -1,0 +1,461 @@
+//! One execution in its surroundings, from the order to the outcome: read-back, clocks, kill, accounting.
+//!
+//! Leaves out how the surroundings are built ([`super::supervisor`]). Invariant: there is an outcome only when init says that
+//! nothing is left, or when init is gone and what it left is killed.
+
+use std::cell::OnceCell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::channel;
+use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
+use super::payload;
+use super::readback;
+use super::rlimits;
+use super::seccomp;
+use super::spec::Spec;
+use super::supervisor::{Host, Tree};
+use super::sys;
+use super::tree;
+use super::wire::{
+    CpuAndFaults, EXEC_FAILED, Ended, GO, InitReport, KillReason, Order, PayloadReport, Program, Refusal,
+    Report, Request,
+};
+
+/// How long the surroundings may take to be built.
+const SETUP_LIMIT: Duration = Duration::from_secs(10);
+/// How long init gets to kill and account for the tree before it is killed itself, the accounting lost.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+/// How often a kill is repeated until the tree is gone.
+const KILL_INTERVAL: Duration = Duration::from_millis(10);
+/// Bounds of the time between two looks at the tree's processor time.
+const CPU_CHECK_MIN: Duration = Duration::from_millis(2);
+const CPU_CHECK_MAX: Duration = Duration::from_millis(250);
+
+/// What an execution is made from, beside its surroundings.
+pub(super) struct Given<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) environment: Vec<(String, String)>,
+    pub(super) inputs: Vec<OwnedFd>,
+    pub(super) stdio: [OwnedFd; 3],
+}
+
+/// Why there are no files.
+pub(super) const NOT_RUN: &str = "the program did not run";
+const INIT_LOST: &str = "the process that hands it out was lost";
+
+pub(super) fn no_files(spec: &Spec, problem: &str) -> Vec<Option<FileProblem>> {
+    spec.outputs.iter().map(|_| Some(FileProblem(problem.to_owned()))).collect()
+}
+
+pub(super) fn launch_failed(stage: impl Into<String>, error: &io::Error) -> ExitCause {
+    ExitCause::LaunchFailed { stage: stage.into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}
+
+/// Who a supervisor listens to.
+#[derive(Clone, Copy)]
+enum Source {
+    Init,
+    Payload,
+    Agent,
+    Helper,
+}
+
+/// How the execution ends, from the moment that is known until its last process is gone.
+struct Ending {
+    cause: ExitCause,
+    since: Instant,
+}
+
+pub(super) struct Execution<'a> {
+    host: &'a Host,
+    spec: &'a Spec,
+    control: &'a OwnedFd,
+    helper: &'a OwnedFd,
+    fallback_work: &'a Path,
+    init: i32,
+    init_link: OwnedFd,
+    payload_link: Option<OwnedFd>,
+    own_pid_namespace: bool,
+    own_user_namespace: bool,
+    rlimits: Vec<rlimits::Planned>,
+    refusals: Vec<Refusal>,
+    /// What waits for the surroundings and the inputs.
+    program: Option<(Vec<(String, String)>, [OwnedFd; 3])>,
+    cwd: PathBuf,
+    started: Instant,
+    /// What the payload used before it became the program.
+    before: CpuAndFaults,
+    prepared: bool,
+    released: Option<Instant>,
+    next_cpu_check: Option<Instant>,
+    ending: Option<Ending>,
+    done: Option<Done>,
+    listener: Option<OwnedFd>,
+}
+
+/// What init said last.
+struct Done {
+    usage: CpuAndFaults,
+    files: Vec<Option<FileProblem>>,
+    fds: Vec<OwnedFd>,
+    at: Instant,
+}
+
+impl<'a> Execution<'a> {
+    /// Gives the order.
+    pub(super) fn new(
+        host: &'a Host,
+        tree: Tree,
+        given: Given<'a>,
+        control: &'a OwnedFd,
+        helper: &'a OwnedFd,
+        fallback_work: &'a Path,
+    ) -> Self {
+        let Tree { init, init_link, payload_link, own_pid_namespace, own_user_namespace, refusals } = tree;
+        let Given { spec, environment, inputs, stdio } = given;
+        let order = Order { inputs: spec.inputs.clone(), outputs: spec.outputs.clone() };
+        let fds = inputs.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+        // A failure here is init's: what it said of it is about to be heard.
+        let _ = channel::send_files(&init_link, &order, &fds);
+        Self {
+            host,
+            spec,
+            control,
+            helper,
+            fallback_work,
+            init,
+            init_link,
+            payload_link: Some(payload_link),
+            own_pid_namespace,
+            own_user_namespace,
+            rlimits: rlimits::plan(&spec.limits, own_user_namespace),
+            refusals,
+            program: Some((environment, stdio)),
+            cwd: PathBuf::new(),
+            started: Instant::now(),
+            before: CpuAndFaults::default(),
+            prepared: false,
+            released: None,
+            next_cpu_check: None,
+            ending: None,
+            done: None,
+            listener: None,
+        }
+    }
+
+    /// Sees it through; with the descriptors of its output files.
+    pub(super) fn run(mut self) -> (Ended, Vec<OwnedFd>) {
+        let mut init_lives = true;
+        // Once init says that nothing is left, all is known; its own end, and with it that of the namespaces, is awaited
+        // after the outcome is told.
+        while init_lives && self.done.is_none() {
+            for source in self.wait_for_events() {
+                match source {
+                    Source::Init => init_lives = self.hear_init(),
+                    Source::Payload => self.hear_payload(),
+                    Source::Agent => self.hear_agent(),
+                    Source::Helper => self.stop(ExitCause::Cancelled),
+                }
+            }
+            self.check_clocks();
+            self.push_kill();
+        }
+        let mut ended = None;
+        if self.done.is_none() {
+            ended = sys::wait(Some(self.init), true).ok().flatten();
+            // What it would have reaped was handed to this process.
+            while tree::kill_below(i32::try_from(std::process::id()).unwrap_or(0)) > 0 {
+                let _ = sys::wait(None, true);
+            }
+        }
+        self.outcome(ended.map(|ended| ended.usage.into()))
+    }
+
+    /// Which of the other ends have something to say, or hung up.
+    fn wait_for_events(&self) -> Vec<Source> {
+        let mut sources = vec![(Source::Init, &self.init_link)];
+        sources.extend(self.payload_link.as_ref().map(|link| (Source::Payload, link)));
+        // Once the end has begun nobody can change it, and a hang-up would be readable for ever.
+        if self.ending.is_none() {
+            sources.extend([(Source::Agent, self.control), (Source::Helper, self.helper)]);
+        }
+        let mut fds = sources.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)).collect::<Vec<_>>();
+        let timeout = Timespec::try_from(self.next_deadline().saturating_duration_since(Instant::now())).ok();
+        // Interrupted or failed: nothing is ready, the clocks are looked at.
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            return vec![];
+        }
+        let ready = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        ready.map(|((source, _), _)| *source).collect()
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let now = Instant::now();
+        if self.ending.is_some() {
+            return now + KILL_INTERVAL;
+        }
+        match self.released {
+            None if self.prepared => now + CPU_CHECK_MAX,
+            None => self.started + SETUP_LIMIT,
+            Some(_) => self
+                .wall_deadline()
+                .into_iter()
+                .chain(self.next_cpu_check)
+                .min()
+                .unwrap_or(now + CPU_CHECK_MAX),
+        }
+    }
+
+    fn wall_deadline(&self) -> Option<Instant> {
+        Some(self.released? + Duration::from_millis(self.spec.limits.wall_ms))
+    }
+
+    /// The first cause stands: what comes later is its consequence.
+    fn stop(&mut self, cause: ExitCause) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending { cause, since: Instant::now() });
+        }
+    }
+
+    fn check_clocks(&mut self) {
+        let now = Instant::now();
+        if self.ending.is_some() {
+            return;
+        }
+        if !self.prepared && now > self.started + SETUP_LIMIT {
+            let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+            self.stop(launch_failed("building the surroundings", &late));
+        }
+        if self.wall_deadline().is_some_and(|deadline| now >= deadline) {
+            self.stop(ExitCause::Timeout);
+        }
+        if self.next_cpu_check.is_some_and(|due| now >= due) {
+            self.check_cpu(now);
+        }
+    }
+
+    /// The next look is due when all processors together could have used up what is left.
+    fn check_cpu(&mut self, now: Instant) {
+        let budget = Duration::from_millis(self.spec.limits.cpu_ms);
+        let own = Duration::from_micros(self.before.user_us + self.before.system_us);
+        let used = Duration::from_nanos(tree::cpu_ns(self.init)).saturating_sub(own);
+        if used >= budget {
+            self.stop(ExitCause::CpuLimit);
+            return;
+        }
+        let processors =
+            available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX));
+        let wait = (budget.saturating_sub(used) / processors).clamp(CPU_CHECK_MIN, CPU_CHECK_MAX);
+        self.next_cpu_check = Some(now + wait);
+    }
+
+    /// Repeated until init says that nothing is left.
+    fn push_kill(&mut self) {
+        let Some(ending) = self.ending.as_ref().filter(|_| self.done.is_none()) else {
+            return;
+        };
+        // Errors: init is gone, which its link says too.
+        if ending.since.elapsed() > KILL_GRACE {
+            let _ = sys::send_signal(self.init, libc::SIGKILL);
+        } else if self.own_pid_namespace {
+            let _ = sys::send_signal(self.init, libc::SIGTERM);
+        } else if tree::kill_below(self.init) == 0 && !self.prepared {
+            // Not forked yet, or never will be.
+            let _ = sys::send_signal(self.init, libc::SIGKILL);
+        }
+    }
+
+    fn hear_init(&mut self) -> bool {
+        let Ok(packet) = channel::receive(self.init_link.as_fd()) else {
+            return false;
+        };
+        if packet.bytes.is_empty() {
+            return false;
+        }
+        match channel::parse(&packet) {
+            Ok(InitReport::Built { refusals, own_root }) => {
+                self.refusals.extend(refusals);
+                self.listener = packet.fds.into_iter().next();
+                self.cwd = if own_root { self.spec.cwd.clone() } else { self.fallback_cwd() };
+                if self.spec.inputs.is_empty() {
+                    self.send_program();
+                }
+            }
+            Ok(InitReport::Placed) => self.send_program(),
+            Ok(InitReport::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
+            Ok(InitReport::MainEnded { status }) => {
+                // What it said before it ended explains the end better than its status.
+                while self.payload_link.is_some() {
+                    self.hear_payload();
+                }
+                if self.released.is_none() {
+                    self.stop(launch_failed(
+                        "confining the payload",
+                        &io::Error::from_raw_os_error(libc::ECHILD),
+                    ));
+                }
+                self.stop(cause_of(status));
+            }
+            Ok(InitReport::Done { status, usage, files }) => {
+                self.stop(cause_of(status));
+                self.done = Some(Done { usage, files, fds: packet.fds, at: Instant::now() });
+            }
+            Err(error) => self.stop(launch_failed("reading init's report", &error)),
+        }
+        true
+    }
+
+    /// The working directory's place in the host's tree where there is no private root.
+    fn fallback_cwd(&self) -> PathBuf {
+        match self.spec.cwd.strip_prefix(&self.spec.profile.work.path) {
+            Ok(below) => self.fallback_work.join(below),
+            Err(_) => self.spec.cwd.clone(),
+        }
+    }
+
+    fn send_program(&mut self) {
+        let (Some((inherited, stdio)), Some(link)) = (self.program.take(), &self.payload_link) else {
+            return;
+        };
+        let spec = self.spec;
+        let inherited = inherited.into_iter().filter(|(key, _)| spec.env.iter().all(|(own, _)| own != key));
+        let program = Program {
+            program: spec.program.clone(),
+            args: spec.args.clone(),
+            env: spec.env.iter().cloned().chain(inherited).collect(),
+            cwd: self.cwd.clone(),
+            rlimits: self.rlimits.clone(),
+        };
+        let sent = channel::send_files(link, &program, &stdio.each_ref().map(AsFd::as_fd));
+        match sent {
+            // Ended already: what it said before is about to be heard.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.stop(launch_failed("telling the payload its program", &error));
+            }
+            _ => {}
+        }
+    }
+
+    fn hear_payload(&mut self) {
+        let Some(link) = &self.payload_link else { return };
+        let packet = channel::receive(link.as_fd()).unwrap_or_default();
+        match packet.bytes[..] {
+            // Closed by execve, or by its end.
+            [] => self.payload_link = None,
+            [payload::REPORT, a, b, c, d, ref report @ ..] if !self.prepared => {
+                let errno = i32::from_le_bytes([a, b, c, d]);
+                match (serde_json::from_slice(report), packet.sender) {
+                    (Ok(report), Some(pid)) => self.prepare(pid, &report, errno),
+                    (Err(error), _) => {
+                        self.stop(launch_failed("reading the payload's report", &error.into()));
+                    }
+                    (_, None) => {
+                        self.stop(launch_failed("identifying the payload", &io::ErrorKind::Other.into()));
+                    }
+                }
+            }
+            [payload::FAILED, a, b, c, d, ref stage @ ..] => {
+                let stage = String::from_utf8_lossy(stage).into_owned();
+                self.stop(ExitCause::LaunchFailed { stage, errno: i32::from_le_bytes([a, b, c, d]) });
+            }
+            [EXEC_FAILED, a, b, c, d] => {
+                let errno = i32::from_le_bytes([a, b, c, d]);
+                self.stop(ExitCause::LaunchFailed { stage: "execve".to_owned(), errno });
+            }
+            _ => self.stop(launch_failed("reading the payload's report", &io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    fn prepare(&mut self, pid: i32, report: &PayloadReport, seccomp_errno: i32) {
+        self.refusals.extend(report.refusals.iter().cloned());
+        self.before = report.usage;
+        self.prepared = true;
+        let controls = readback::controls(&readback::Payload {
+            pid,
+            baseline: &self.host.baseline,
+            spec: self.spec,
+            rlimits: &self.rlimits,
+            rlimits_are_own: self.own_user_namespace,
+            filters: seccomp::INSTALLED,
+            seccomp_errno,
+            refusals: &self.refusals,
+            report,
+            status: OnceCell::new(),
+            mounts: OnceCell::new(),
+        });
+        let listener = self.listener.take();
+        let listening = listener.as_ref().map(AsFd::as_fd);
+        let told = channel::send_files(self.control, &Report::Prepared { controls }, listening.as_slice());
+        if let Err(error) = told {
+            self.stop(launch_failed("reporting the controls", &error));
+        }
+    }
+
+    fn hear_agent(&mut self) {
+        let packet = channel::receive(self.control.as_fd()).unwrap_or_default();
+        match channel::parse(&packet) {
+            Ok(Request::Release) if self.prepared && self.released.is_none() => self.release(),
+            Ok(Request::Kill(KillReason::OutputLimit)) => self.stop(ExitCause::OutputLimit),
+            Ok(Request::Kill(KillReason::EgressLimit)) => self.stop(ExitCause::EgressLimit),
+            // Asked for, gone, or no longer making sense: all end the execution.
+            _ => self.stop(ExitCause::Cancelled),
+        }
+    }
+
+    fn release(&mut self) {
+        let now = Instant::now();
+        self.released = Some(now);
+        let first = Duration::from_millis(self.spec.limits.cpu_ms).clamp(CPU_CHECK_MIN, CPU_CHECK_MAX);
+        self.next_cpu_check = Some(now + first / 2);
+        let told = self.payload_link.as_ref().map(|link| channel::send_with(link.as_fd(), &[GO], &[]));
+        if let Some(Err(error)) = told {
+            self.stop(launch_failed("releasing the payload", &error));
+        }
+    }
+
+    fn outcome(self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
+        const BLOCK_BYTES: u64 = 512;
+        let lost = || launch_failed("init was lost", &io::Error::from_raw_os_error(libc::ECHILD));
+        let cause = self.ending.map_or_else(lost, |ending| ending.cause);
+        let end = self.done.as_ref().map_or_else(Instant::now, |done| done.at);
+        let used = self.done.as_ref().map(|done| done.usage).or(init_usage).unwrap_or_default();
+        let Some(from) = self.released else {
+            return (Ended { cause, usage: Usage::default(), files: no_files(self.spec, NOT_RUN) }, vec![]);
+        };
+        let own = self.before;
+        let usage = Usage {
+            cpu_user_us: used.user_us.saturating_sub(own.user_us),
+            cpu_system_us: used.system_us.saturating_sub(own.system_us),
+            peak_memory_bytes: used.max_rss_kib.saturating_mul(1024),
+            memory_source: MemorySource::Wait4,
+            minor_faults: used.minor_faults.saturating_sub(own.minor_faults),
+            major_faults: used.major_faults.saturating_sub(own.major_faults),
+            read_bytes: used.blocks_in.saturating_sub(own.blocks_in).saturating_mul(BLOCK_BYTES),
+            written_bytes: used.blocks_out.saturating_sub(own.blocks_out).saturating_mul(BLOCK_BYTES),
+            wall_ns: u64::try_from(end.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX),
+            ..Usage::default()
+        };
+        let (files, fds) = match self.done {
+            Some(done) => (done.files, done.fds),
+            None => (no_files(self.spec, INIT_LOST), vec![]),
+        };
+        (Ended { cause, usage, files }, fds)
+    }
+}
+
+fn cause_of(status: i32) -> ExitCause {
+    if libc::WIFEXITED(status) {
+        return ExitCause::Exited { code: libc::WEXITSTATUS(status) };
+    }
+    match libc::WTERMSIG(status) {
+        libc::SIGSYS => ExitCause::Seccomp,
+        libc::SIGXCPU => ExitCause::CpuLimit,
+        signal => ExitCause::Signaled { signal },
+    }
+}
