@@ -170,7 +170,9 @@ async fn what_would_be_too_large_once_encrypted_is_refused_and_not_written() {
 async fn the_largest_request_fits_a_record_when_it_is_encrypted() {
     let rig = start(Metering::Grants).await;
     let argument = "ä".repeat(128);
-    let mut request = run(&format!("/{}", "p".repeat(1023)), &vec![argument.as_str(); 64]);
+    // A program that is there, by a path of 1023 bytes.
+    let program = format!("/usr{}/bin/true", "/.".repeat(505));
+    let mut request = run(&program, &vec![argument.as_str(); 64]);
     request.scope = ["s".repeat(64).as_str(); 5].join("/");
     request.skill = "k".repeat(63);
     rig.execute("acme", request).await.unwrap();
@@ -178,6 +180,10 @@ async fn the_largest_request_fits_a_record_when_it_is_encrypted() {
     let admitted =
         events.iter().find(|event| matches!(event.kind, Some(Kind::ExecutionAdmitted(_)))).unwrap();
     let Kind::ExecutionAdmitted(whole) = opened(admitted) else { panic!() };
-    assert_eq!(whole.arguments_redacted.iter().map(String::len).sum::<usize>(), 64 * 256);
+    assert_eq!(whole.program.len(), 1023);
+    assert_eq!(
+        whole.arguments_redacted.iter().map(String::len).sum::<usize>(),
+        32 * 256 + "[32 more arguments]".len()
+    );
     assert!(admitted.encoded_len() + 4096 < MAX_EVENT_BYTES, "{}", admitted.encoded_len());
 }

@@ -157,6 +157,8 @@ async fn files_that_can_not_be_inputs_or_outputs_are_refused_by_their_field() {
     }
     refused("inputs[0].path", with_inputs(vec![input(&"x".repeat(1025))])).await;
     refused("inputs[0].path", with_inputs(vec![input(&"x".repeat(256))])).await;
+    // More faults than are told.
+    refused("inputs[0].path", with_inputs((0..64).map(|_| input("../x")).collect())).await;
     refused("inputs[1].path", with_inputs(vec![input("a"), input("a")])).await;
     refused("inputs[0].path", with_inputs(vec![input("a/b"), input("a")])).await;
     refused("inputs", with_inputs((0..65).map(|i| input(&i.to_string())).collect())).await;
