@@ -237,9 +237,10 @@ impl Publisher {
 
     /// Seals what is durable from `next` on, as much as a batch takes, and hands it to the stream. The backlog comes back.
     async fn publish_batch(&self, mut backlog: Backlog, next: u64) -> Result<(Backlog, u64, Ack), Trouble> {
-        let (spool, key) = (Arc::clone(&self.spool), self.key.clone());
+        // Not the spool itself: what outlives this call on another thread must not keep it open.
+        let (agent_id, epoch, key) = (self.spool.agent_id().to_owned(), self.spool.epoch(), self.key.clone());
         let (backlog, sealed) = tokio::task::spawn_blocking(move || {
-            let sealed = backlog.seal_next(&key, spool.agent_id(), spool.epoch(), next);
+            let sealed = backlog.seal_next(&key, &agent_id, epoch, next);
             (backlog, sealed)
         })
         .await

@@ -16,7 +16,7 @@ use std::{
 };
 
 use exchequer_event::v1;
-use rustix::fs::FallocateFlags;
+use rustix::{fs::FallocateFlags, io::Errno};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -93,12 +93,11 @@ impl Unfinished {
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
             let bytes = LEAST_BYTES + EXECUTION_BYTES * max_open as u64;
-            match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
-                Err(error @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)) => {
-                    tracing::warn!(name, %error, "no room is kept for the list of open executions");
-                }
-                // Where blocks can't be allocated ahead, they are when they are written.
-                _ => {}
+            // Where blocks can't be allocated ahead, they are when they are written.
+            if let Err(error @ (Errno::NOSPC | Errno::DQUOT)) =
+                rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes)
+            {
+                tracing::warn!(name, %error, "no room is kept for the list of open executions");
             }
             Ok(file)
         };
