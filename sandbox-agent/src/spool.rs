@@ -101,7 +101,7 @@ impl NewEvent {
     }
 }
 
-/// An execution whose outcome no receipt covers.
+/// An execution whose outcome is not known to be on disk.
 #[derive(Debug)]
 struct Running {
     /// Where it was admitted.
@@ -302,12 +302,15 @@ impl Spool {
         self.remember_trace(seq);
         if let Some(execution) = admitted {
             let running = Running { admitted: seq, finished: None, execution };
-            self.confirmed().running.insert(execution_id, running);
+            self.confirmed().running.insert(execution_id.clone(), running);
         } else if is_outcome && let Some(running) = self.confirmed().running.get_mut(&execution_id) {
             running.finished = Some(seq);
         }
         drop(head);
         ack.await?;
+        if is_outcome {
+            self.confirmed().running.remove(&execution_id);
+        }
         Ok((self.position(seq, hash), time_unix_ms))
     }
 
@@ -387,8 +390,10 @@ impl Spool {
         }
         let open = {
             let mut confirmed = self.confirmed();
-            // An outcome that is removed with the rest must not be missed at the next start.
-            confirmed.running.retain(|_, of| of.finished.is_none_or(|seq| seq >= first));
+            // Whoever recorded it may not have got so far, or be gone; one that is removed with the rest must not be missed at the
+            // next start.
+            let tip = self.tip();
+            confirmed.running.retain(|_, of| of.finished.is_none_or(|seq| seq > tip));
             let open = confirmed.running.values().filter(|of| of.admitted < first);
             open.map(|of| Open::new(of.admitted, &of.execution)).collect()
         };

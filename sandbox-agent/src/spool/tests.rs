@@ -149,8 +149,9 @@ async fn an_outcome_that_is_confirmed_before_its_recorder_goes_on_is_not_missed_
         assert!(futures::poll!(&mut recording).is_pending());
     }
     fill_a_segment(&spool).await;
+    assert_eq!(spool.confirmed().running.len(), 1);
     confirm_all(&spool).await;
-    assert!(spool.first() > 2);
+    assert!(spool.first() > 2 && spool.confirmed().running.is_empty());
     drop(spool);
     assert_eq!(open(dir.path()).1, []);
 }
