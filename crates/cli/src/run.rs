@@ -141,15 +141,18 @@ impl Run {
             ..v1::ExecuteRequest::default()
         };
         let mut agent = self.connection.agent().await?;
-        let mut saving = self.bundle.as_deref().map(|dir| Saving::begin(dir, &request)).transpose()?;
         let mut writing = files::Writing::begin(&self.output)?;
+        let mut saving = self.bundle.as_deref().map(|dir| Saving::begin(dir, &request)).transpose()?;
         let mut parts = match agent.execute(request).await {
             Ok(parts) => parts.into_inner(),
-            Err(status) if names_the_program(&status) => {
-                print::remark(&format!("error: {}", status.message()));
-                return Ok(ExitCode::from(NOT_STARTED));
+            Err(status) => {
+                saving.map_or((), Saving::discard);
+                if names_the_program(&status) {
+                    print::remark(&format!("error: {}", status.message()));
+                    return Ok(ExitCode::from(NOT_STARTED));
+                }
+                return Err(status.into());
             }
-            Err(status) => return Err(status.into()),
         };
         let mut admitted = None;
         while let Some(response) = parts.message().await? {

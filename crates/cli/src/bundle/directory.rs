@@ -130,6 +130,8 @@ fn check_subjects(directory: &Path, statement: &Statement, report: &mut Report) 
 /// A directory that is being written while an execution runs.
 pub struct Saving {
     directory: PathBuf,
+    /// Whether it was not there before.
+    is_new: bool,
     stdout: File,
     stderr: File,
     artifacts: Vec<(String, Option<File>)>,
@@ -139,7 +141,9 @@ impl Saving {
     /// Makes the directory, which must not hold anything, and writes down what is given. What is given may be secret, so the directory is
     /// its owner's only.
     pub fn begin(directory: &Path, request: &v1::ExecuteRequest) -> anyhow::Result<Self> {
-        match fs::DirBuilder::new().mode(0o700).create(directory) {
+        let made = fs::DirBuilder::new().mode(0o700).create(directory);
+        let is_new = made.is_ok();
+        match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 if fs::read_dir(directory).with_context(at(directory))?.next().is_some() {
                     bail!("--bundle: {} is not empty", directory.display());
@@ -154,7 +158,19 @@ impl Saving {
             stderr: create(directory, STDERR)?,
             artifacts: request.outputs.iter().map(|output| (output.path.clone(), None)).collect(),
             directory: directory.to_owned(),
+            is_new,
         })
+    }
+
+    /// Takes everything away again: nothing ran.
+    pub fn discard(self) {
+        // What can't be removed is empty, or what the caller gave.
+        for name in [INPUTS, STDOUT, STDERR] {
+            let _ = fs::remove_file(self.directory.join(name));
+        }
+        if self.is_new {
+            let _ = fs::remove_dir(&self.directory);
+        }
     }
 
     /// More standard output.

@@ -50,7 +50,9 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
         &["--output", "missing", "--", "sh", "-c", script, "--token=hunter2"],
     ]
     .concat();
-    let kept = kept(&up, "kept", &script);
+    let kept = up.path("kept");
+    let said = up.run("run", &[&["--tenant", "acme", "--bundle", kept.to_str().unwrap()], &script[..]].concat());
+    assert_eq!(said.status, 1, "a file that was asked for is missing: {}", said.stderr);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&kept), mode(&kept.join("inputs.json"))), (0o700, 0o600));
     for (name, content) in [("stdout", "out\n"), ("artifacts/out.txt", "given\n"), ("artifacts/empty", "")] {
@@ -59,6 +61,10 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     assert!(!kept.join("artifacts/missing").exists());
     let again = up.run("run", &["--tenant", "acme", "--bundle", kept.to_str().unwrap(), "--", "true"]);
     again.fails(2, &["is not empty"]);
+    let nothing = up.path("nothing");
+    let nobody = up.run("run", &["--tenant", "nobody", "--bundle", nothing.to_str().unwrap(), "--", "true"]);
+    nobody.fails(1, &["no budget covers"]);
+    assert!(!nothing.exists(), "what was refused leaves nothing behind");
 
     let key = agent_key(&up);
     let hex = hex_of(&key);
