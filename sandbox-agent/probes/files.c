@@ -150,16 +150,17 @@ static long gain_by(char **args) {
     if (sscanf(word, "waiting %u %llx", ids + 1, &permitted) == 2) {
         known = 1;
     } else {
-        /* No program of ours: what is said of it. Only where /proc shows this process's own pids. */
-        snprintf(path, sizeof path, "/proc/%d/status", child);
-        FILE *status = fopen(path, "r");
-        unsigned parent = 0;
+        /* No program of ours: what /proc says of it, by the number that it has there, which need not be the one that it has here. */
+        int seen_as = 0, handle = (int)syscall(SYS_pidfd_open, child, 0);
+        snprintf(path, sizeof path, "/proc/self/fdinfo/%d", handle);
+        FILE *info = handle < 0 ? NULL : fopen(path, "r");
+        while (info && fgets(line, sizeof line, info)) sscanf(line, "Pid: %d", &seen_as);
+        snprintf(path, sizeof path, "/proc/%d/status", seen_as);
+        FILE *status = seen_as > 0 ? fopen(path, "r") : NULL;
         while (status && fgets(line, sizeof line, status)) {
-            sscanf(line, "PPid: %u", &parent);
-            sscanf(line, "Uid: %u %u %u %u", ids, ids + 1, ids + 2, ids + 3);
+            known |= sscanf(line, "Uid: %u %u %u %u", ids, ids + 1, ids + 2, ids + 3) == 4;
             sscanf(line, "CapPrm: %llx", &permitted);
         }
-        known = parent == (unsigned)getpid();
     }
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);

@@ -6,7 +6,7 @@
 //! | [`stage`] | what stands on the host for attacks to aim at, and the program that attacks (`probes/*.c`) |
 //! | [`seen`] | what came of an attack, in and outside the sandbox |
 //! | [`suite`] | runs a probe and judges it |
-//! | [`mutation`] | the same with layers left off: which probe notices, and what each layer stops alone |
+//! | [`mutation`] | the same with a layer left off: which probes notice |
 //! | [`capability`] | the status of each layer, from probes that just ran |
 //! | [`wire`] | that, as the agent answers it |
 //!

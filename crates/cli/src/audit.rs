@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use sandbox_agent::{
-    probes::{Guard, Mutation, Report, Suite, Verdict},
-    sandbox::{Control, ControlStatus, Sandbox, StartOptions},
+    probes::{Guard, Mutation, Report, Seen, Suite, Verdict},
+    sandbox::{Control, ControlStatus, Layer, Sandbox, StartOptions},
 };
 use serde_json::{Value as Json, json};
 
@@ -23,14 +23,15 @@ Examples:
   exchequer audit --sandbox --format json
 
 Each probe is an attack that is made inside, where it has to be stopped with exactly the expected error or signal, and once more where it
-has to succeed (outside as the same user, or inside without the layers that stop it): a probe whose control fails has failed. With
---mutations, each layer is switched off in turn, and it is shown which probes notice, and which attacks each layer stops alone.
+has to succeed (outside as the same user, or inside without the layers that stop it): a probe whose control fails has failed. Where several
+layers stop it, it is made against each of them alone too (`probe/layer`). With --mutations, each layer is switched off in turn, and it is
+shown which probes notice.
 
 held            stopped as it had to be
 broken          not stopped, or otherwise than it had to be
 control_failed  nothing can be said: the attack did not succeed where it had to, or could not be made
 open            no layer that stops it is to be had on this host
-not_covered     what it aims at can't be made by this user
+not_covered     what it aims at can't be made by this user, or the one layer can't be had without the others
 
 Exit status: 0 clean, 1 findings, 2 it could not be checked.")]
 pub struct Audit {
@@ -89,7 +90,7 @@ impl Audited {
             Verdict::Held | Verdict::NotCovered => None,
             verdict => Some(format!(
                 "{} is {}: {}; expected {}, seen {}; {}",
-                report.probe.name,
+                report.name(),
                 verdict.name(),
                 report.probe.what,
                 report.expected,
@@ -97,15 +98,10 @@ impl Audited {
                 report.control
             )),
         });
-        let unnoticed = self.mutations.iter().flatten().filter(|mutation| !mutation.is_covered());
+        let unnoticed = self.mutations.iter().flatten().filter(|mutation| !mutation.is_noticed());
         let unnoticed = unnoticed.map(|mutation| {
-            let alone =
-                mutation.not_alone.iter().map(|(name, saw)| format!("; alone it lets {name} pass: {saw}"));
-            let unseen = mutation.noticed.is_empty() && mutation.alone.is_empty();
-            let noticed = if unseen { "no probe notices that it is off" } else { "noticed" };
-            let read_back =
-                if mutation.read_back { "" } else { "; the read-back does not say that it is off" };
-            format!("{}: {noticed}{}{read_back}", mutation.layer, alone.collect::<String>())
+            let by = if mutation.read_back { "no probe notices" } else { "the read-back does not say" };
+            format!("{}: {by} that it is off", mutation.layer)
         });
         missing.chain(failed).chain(unnoticed).collect()
     }
@@ -116,20 +112,14 @@ impl Audited {
             .iter()
             .map(|report| {
                 let verdict = report.verdict.name().to_owned();
-                [
-                    report.probe.name.to_owned(),
-                    verdict,
-                    guard(report),
-                    report.observed.clone(),
-                    report.control.clone(),
-                ]
+                [report.name(), verdict, guard(report), report.observed.clone(), report.control.clone()]
             })
             .collect();
         print::table(["PROBE", "VERDICT", "STOPPED BY", "SEEN", "CONTROL"], &rows)?;
         if let Some(mutations) = &self.mutations {
             print::text("")?;
             let rows: Vec<_> = mutations.iter().map(mutation_row).collect();
-            print::table(["LAYER OFF", "NOTICED BY", "ALONE IT STOPS"], &rows)?;
+            print::table(["LAYER OFF", "NOTICED BY", "NOTICED BY PROBES THAT ONLY IT STOPS"], &rows)?;
         }
         print::text("")?;
         let count = |verdict| self.reports.iter().filter(|report| report.verdict == verdict).count();
@@ -144,6 +134,12 @@ impl Audited {
     }
 
     fn to_json(&self) -> Json {
+        let noticed = |noticed: &[(String, Seen)]| {
+            noticed
+                .iter()
+                .map(|(name, seen)| json!({ "probe": name, "saw": seen.to_string() }))
+                .collect::<Vec<_>>()
+        };
         json!({
             "user": user(),
             "controls": self.controls.iter().map(|control| json!({
@@ -153,6 +149,7 @@ impl Audited {
             })).collect::<Vec<_>>(),
             "probes": self.reports.iter().map(|report| json!({
                 "name": report.probe.name,
+                "alone": report.only.map(Layer::name),
                 "what": report.probe.what,
                 "verdict": report.verdict.name(),
                 "stopped_by": guard(report),
@@ -163,11 +160,8 @@ impl Audited {
             "mutations": self.mutations.as_ref().map(|mutations| mutations.iter().map(|mutation| json!({
                 "layer": mutation.layer.name(),
                 "available": mutation.available,
-                "noticed": mutation.noticed.iter()
-                    .map(|(name, seen)| json!({ "probe": name, "saw": seen.to_string() })).collect::<Vec<_>>(),
-                "alone": mutation.alone,
-                "not_alone": mutation.not_alone.iter()
-                    .map(|(name, saw)| json!({ "probe": name, "saw": saw })).collect::<Vec<_>>(),
+                "noticed": noticed(&mutation.noticed),
+                "noticed_alone": noticed(&mutation.noticed_alone),
                 "read_back": mutation.read_back,
             })).collect::<Vec<_>>()),
         })
@@ -175,17 +169,15 @@ impl Audited {
 }
 
 fn mutation_row(mutation: &Mutation) -> [String; 3] {
+    let list = |noticed: &[(String, Seen)]| {
+        noticed.iter().map(|(name, seen)| format!("{name}: {seen}")).collect::<Vec<_>>().join("; ")
+    };
     let noticed = match (mutation.available, mutation.noticed.is_empty()) {
         (false, _) => "can't be had here".to_owned(),
-        (true, true) => "none: others stop the same".to_owned(),
-        (true, false) => mutation
-            .noticed
-            .iter()
-            .map(|(name, seen)| format!("{name}: {seen}"))
-            .collect::<Vec<_>>()
-            .join("; "),
+        (true, true) => "none: other layers stop the same".to_owned(),
+        (true, false) => list(&mutation.noticed),
     };
-    [mutation.layer.name().to_owned(), noticed, mutation.alone.join(", ")]
+    [mutation.layer.name().to_owned(), noticed, list(&mutation.noticed_alone)]
 }
 
 fn guard(report: &Report) -> String {

@@ -238,11 +238,12 @@ fn setuid_program(own: &Path) -> io::Result<PathBuf> {
 
 /// One that is given CAP_NET_BIND_SERVICE by its file.
 fn capable_program(own: &Path) -> io::Result<PathBuf> {
-    // struct vfs_cap_data (capabilities(7)): revision 2 with the effective bit; permitted and inheritable, low words, then high.
-    const REVISION_2_EFFECTIVE: u32 = 0x0200_0001;
+    // struct vfs_cap_data (capabilities(7)): revision 2; permitted and inheritable, low words, then high. Not effective at once: with an
+    // empty bounding set it starts all the same, with nothing.
+    const REVISION_2: u32 = 0x0200_0000;
     const NET_BIND_SERVICE: u32 = 1 << 10;
     write(own, PROGRAM, 0o755)?;
-    let data = [REVISION_2_EFFECTIVE, NET_BIND_SERVICE, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let data = [REVISION_2, NET_BIND_SERVICE, 0, 0, 0].map(u32::to_le_bytes).concat();
     setxattr(own, "security.capability", &data, XattrFlags::empty())?;
     Ok(own.to_owned())
 }

@@ -65,6 +65,8 @@ impl Verdict {
 pub struct Report {
     /// The probe.
     pub probe: &'static Probe,
+    /// The one layer that was on, of those that stop it; none: every layer was.
+    pub only: Option<Layer>,
     /// What it has shown.
     pub verdict: Verdict,
     /// What had to stop it.
@@ -76,6 +78,13 @@ pub struct Report {
     /// The control: where, and what was seen there.
     pub control: String,
     pub(super) seen: Option<Seen>,
+}
+
+impl Report {
+    /// The probe's name, and the layer that it had against itself if it was only one.
+    pub fn name(&self) -> String {
+        self.only.map_or_else(|| self.probe.name.to_owned(), |layer| format!("{}/{layer}", self.probe.name))
+    }
 }
 
 /// An attack inside, with what was read back for that execution.
@@ -119,17 +128,25 @@ impl Suite {
         let mut reports = vec![];
         // One after the other: they count processes and fill processors.
         for probe in table::all() {
-            reports.push(self.run(probe).await);
+            reports.extend(self.run(probe).await);
         }
         reports
     }
 
-    /// Runs one probe and its control.
-    pub async fn run(&self, probe: &'static Probe) -> Report {
-        self.judge(probe, &[]).await
+    /// Runs one probe and its control: against every layer, and where several stop it, against each of them alone.
+    pub async fn run(&self, probe: &'static Probe) -> Vec<Report> {
+        let control = self.contrast(probe).await;
+        let mut reports = vec![self.judge(probe, None, &control).await];
+        let stops = probe.layers().collect::<Vec<_>>();
+        if stops.len() > 1 && reports[0].verdict != Verdict::NotCovered {
+            for layer in stops {
+                reports.push(self.judge(probe, Some(layer), &control).await);
+            }
+        }
+        reports
     }
 
-    /// Runs probes with only one of the layers that stop each, some at once, and their controls.
+    /// Runs probes against one layer each, some at once, and their controls.
     pub(super) async fn proofs(&self, proofs: &[(Layer, &'static Probe)]) -> Vec<Report> {
         let mut runs = vec![];
         for (layer, probe) in proofs {
@@ -139,59 +156,58 @@ impl Suite {
     }
 
     async fn proof(&self, layer: Layer, probe: &'static Probe) -> Report {
-        let others = probe.layers().filter(|other| *other != layer).collect::<Vec<_>>();
-        self.judge(probe, &others).await
+        let control = self.contrast(probe).await;
+        self.judge(probe, Some(layer), &control).await
     }
 
-    async fn judge(&self, probe: &'static Probe, off: &[Layer]) -> Report {
-        let report = |verdict, guard, expected: String, observed: String, control: String, seen| Report {
+    async fn judge(&self, probe: &'static Probe, only: Option<Layer>, control: &Seen) -> Report {
+        let mut report = Report {
             probe,
-            verdict,
-            guard,
-            expected,
-            observed,
-            control,
-            seen,
+            only,
+            verdict: Verdict::NotCovered,
+            guard: None,
+            expected: String::new(),
+            observed: "needs root to make what it aims at".to_owned(),
+            control: String::new(),
+            seen: None,
         };
         if probe.root_only && self.stage.user().is_none() {
-            let why = "needs root to make what it aims at".to_owned();
-            return report(Verdict::NotCovered, None, String::new(), why, String::new(), None);
+            return report;
         }
-        let inside = self.inside(probe, off).await;
-        let (guard, expected) = must_see(probe, &inside.controls, off);
-        let observed = inside.seen.to_string();
+        let off = others(probe, only);
+        let inside = self.inside(probe, &off).await;
+        let (guard, expected) = must_see(probe, &inside.controls, &off);
+        report.observed = inside.seen.to_string();
+        report.control = describe_control(probe, control);
+        report.guard = guard;
         let Some(first) = expected.first() else {
-            let names = probe.layers().map(Layer::name).collect::<Vec<_>>().join(", ");
-            let expected = format!("nothing: {names} can't be had");
-            return report(Verdict::Open, None, expected, observed, String::new(), Some(inside.seen));
+            let names =
+                probe.layers().filter(|layer| !off.contains(layer)).map(Layer::name).collect::<Vec<_>>();
+            report.expected = format!("nothing: {} can't be had", names.join(", "));
+            // Alone it may be one that another carries: nothing is said of it then.
+            report.verdict = if only.is_none() { Verdict::Open } else { Verdict::NotCovered };
+            return report;
         };
-        let words = expected.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        report.expected = expected.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
         let stopped = expected.iter().any(|expected| inside.seen.is(expected));
-        let (control_holds, control) = self.contrast(probe, first).await;
-        let verdict = match (&inside.seen, control_holds, stopped) {
+        report.verdict = match (&inside.seen, is_contrast(probe, control, first), stopped) {
             (Seen::Nothing(_), ..) | (_, false, _) => Verdict::ControlFailed,
             (_, true, true) => Verdict::Held,
             (_, true, false) => Verdict::Broken,
         };
-        report(verdict, guard, words, observed, control, Some(inside.seen))
+        report.seen = Some(inside.seen);
+        report
     }
 
-    /// Runs the positive control: whether it shows what it has to, and what it showed.
-    async fn contrast(&self, probe: &Probe, stopped: &Seen) -> (bool, String) {
-        let all = probe.layers().collect::<Vec<_>>();
-        let off = || all.iter().map(|layer| layer.name()).collect::<Vec<_>>().join(", ");
+    /// Runs the positive control.
+    async fn contrast(&self, probe: &Probe) -> Seen {
+        if probe.root_only && self.stage.user().is_none() {
+            return Seen::Nothing("not made".to_owned());
+        }
         match probe.contrast {
-            Contrast::Outside => {
-                let seen = self.outside(probe).await;
-                (seen.is(&Seen::Done), format!("outside: {seen}"))
-            }
-            Contrast::Inside => {
-                let seen = self.inside(probe, &all).await.seen;
-                (seen.is(&Seen::Done), format!("without {}: {seen}", off()))
-            }
-            Contrast::Answers => {
-                let seen = self.inside(probe, &all).await.seen;
-                (answers(&seen, stopped), format!("without {}: {seen}", off()))
+            Contrast::Outside => self.outside(probe).await,
+            Contrast::Inside | Contrast::Answers => {
+                self.inside(probe, &probe.layers().collect::<Vec<_>>()).await.seen
             }
         }
     }
@@ -315,6 +331,29 @@ impl Suite {
             let _ = rustix::process::kill_process(*pid, rustix::process::Signal::KILL);
         }
         if survivors.is_empty() { Seen::words("nothing left") } else { Seen::Done }
+    }
+}
+
+/// The layers that are off for a probe to meet only one of those that stop it.
+pub(super) fn others(probe: &Probe, only: Option<Layer>) -> Vec<Layer> {
+    only.map_or_else(Vec::new, |only| probe.layers().filter(|layer| *layer != only).collect())
+}
+
+fn describe_control(probe: &Probe, seen: &Seen) -> String {
+    match probe.contrast {
+        Contrast::Outside => format!("outside: {seen}"),
+        Contrast::Inside | Contrast::Answers => {
+            let off = probe.layers().map(Layer::name).collect::<Vec<_>>().join(", ");
+            format!("without {off}: {seen}")
+        }
+    }
+}
+
+/// Whether a control shows that the attack works, and is not answered so by whatever is asked.
+fn is_contrast(probe: &Probe, seen: &Seen, stopped: &Seen) -> bool {
+    match probe.contrast {
+        Contrast::Outside | Contrast::Inside => seen.is(&Seen::Done),
+        Contrast::Answers => answers(seen, stopped),
     }
 }
 

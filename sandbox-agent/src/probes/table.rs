@@ -1,6 +1,6 @@
 //! The table of probes. By subject: [`calls`], [`files`], [`network`], [`processes`], [`resources`].
 //!
-//! Left out: running them. Invariant: a layer is named for a probe only where it stops the attack by itself; `mutation` tries that.
+//! Left out: running them. Invariant: a layer is named for a probe only where it stops the attack by itself; the suite tries each alone.
 
 mod calls;
 mod files;

@@ -138,16 +138,6 @@ pub(super) const PROBES: &[Probe] = &[
         ..PROBE
     },
     Probe {
-        name: "file_capabilities_alone",
-        what: "the same where nothing but the bounding set is in its way",
-        attack: &["gain_by", "{capable}"],
-        stops: &[by(Layer::Capabilities, EPERM)],
-        without: &[Layer::Landlock, Layer::NoNewPrivs, Layer::PrivateRoot],
-        contrast: Contrast::Outside,
-        root_only: true,
-        ..PROBE
-    },
-    Probe {
         name: "bounding_set",
         what: "looks for a capability that an executed file could give it",
         attack: &["bounding"],
