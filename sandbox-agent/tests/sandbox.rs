@@ -6,6 +6,8 @@
 mod attacks;
 #[path = "sandbox/controls.rs"]
 mod controls;
+#[path = "sandbox/documented.rs"]
+mod documented;
 #[path = "sandbox/egress.rs"]
 mod egress;
 #[path = "sandbox/faults.rs"]

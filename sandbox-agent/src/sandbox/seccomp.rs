@@ -72,8 +72,8 @@ pub struct RefusedCalls {
 /// Higher than any number that a kernel has.
 const LAST_NUMBER: i64 = 600;
 
-/// `uretprobe` and `uprobe`: the kernel, which plants them in traced programs itself, exempts them from seccomp (Linux 6.14
-/// and 6.18). Called by anybody else they end the process or answer ENXIO.
+/// `uretprobe` and `uprobe`: newer kernels, which plant them in traced programs themselves, let them past every filter. Called
+/// by a program itself they end it or answer ENXIO.
 #[cfg(target_arch = "x86_64")]
 const EXEMPT: [i64; 2] = [335, 336];
 #[cfg(not(target_arch = "x86_64"))]

@@ -7,6 +7,7 @@ use std::process::Command;
 use sandbox_agent::probes::{Suite, Verdict};
 use sandbox_agent::sandbox::{ExitCause, Layer, Profile};
 
+use crate::documented::mutations_are_documented;
 use crate::rig::{HOSTS, Host, attack, rig, run, run_in, shell};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,8 +44,11 @@ async fn a_layer_that_is_switched_off_is_noticed_whichever_it_is() {
         let reports = suite.audit().await;
         let mutations = suite.mutations(&reports).await;
         assert_eq!(mutations.iter().map(|mutation| mutation.layer).collect::<Vec<_>>(), Layer::ALL);
-        for mutation in mutations {
+        for mutation in &mutations {
             assert!(mutation.is_noticed(), "{host:?}: {mutation:#?}");
+        }
+        if host == Host::AsIs {
+            mutations_are_documented(&mutations);
         }
     }
 }

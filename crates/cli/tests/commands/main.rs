@@ -1,6 +1,7 @@
 //! Every command, as a process, against a running `exchequer up`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs)]
 
+mod audits;
 mod budgets;
 mod bundles;
 mod confidential;
