@@ -69,8 +69,6 @@ pub struct Options {
     pub not_required: Vec<String>,
     /// Bytes of unconfirmed events at which new executions are refused.
     pub spool_limit: u64,
-    /// Host paths that executions see read-only beside those of the profile: tools that are installed elsewhere.
-    pub read_only: Vec<PathBuf>,
     /// What executions may see and do.
     pub profiles: Profiles,
     /// Executions at one time.
@@ -202,7 +200,6 @@ impl Options {
             allow_degraded,
             not_required,
             spool_limit,
-            read_only,
             profiles,
             max_concurrent,
             max_waiting,

@@ -16,8 +16,9 @@ use self::files::Files;
 use crate::{
     egress::{self, Rule},
     options::Options,
+    profiles::{BUILT_IN, Ceilings, Definition},
     redact,
-    sandbox::{Limits, Network, Profile, Spec},
+    sandbox::{Limits, Network, Spec},
 };
 
 /// Most arguments.
@@ -64,6 +65,8 @@ pub struct Checked {
     pub max_wait: Duration,
     /// What may be reached through the egress proxy; nothing without one.
     pub egress: Vec<Rule>,
+    /// Digest of the profile, with what the configuration adds to it.
+    pub profile_digest: Digest,
     /// Arguments as they may be recorded.
     pub arguments_redacted: Vec<String>,
 }
@@ -158,13 +161,22 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         0 => options.max_wait,
         asked => Duration::from_millis(asked),
     };
-    let profile = profile(&request.profile, options, &mut faults);
-    let mut limits = limits(&request.limits.unwrap_or_default(), options, &mut faults);
-    if profile.network != Network::Egress {
+    let (profile, profile_digest) = match options.profiles.get(&request.profile) {
+        Ok(offered) => (&*offered.definition, offered.digest),
+        Err(problem) => {
+            faults.check(false, "profile", problem);
+            // For the sake of the other faults.
+            (&*BUILT_IN[0], Digest::ZERO)
+        }
+    };
+    let mut limits = limits(&request.limits.unwrap_or_default(), options, &profile.limits, &mut faults);
+    if profile.sandbox.network != Network::Egress {
         // Nothing can be sent, so nothing is held.
         limits.egress_bytes = 0;
     }
-    if let Some(problem) = program::problem(Path::new(program), &profile).filter(|_| faults.0.is_empty()) {
+    if let Some(problem) =
+        program::problem(Path::new(program), &profile.sandbox).filter(|_| faults.0.is_empty())
+    {
         faults.check(false, "program", problem);
     }
     let mut files = files::check(request.inputs, request.outputs, &mut faults);
@@ -191,15 +203,9 @@ pub fn check(request: v1::ExecuteRequest, tenant: &str, options: &Options) -> Re
         environment,
         files,
         max_wait,
-        egress: Vec::new(),
+        egress: profile.egress.clone(),
+        profile_digest,
     })
-}
-
-/// The profile of this name, with what the agent's configuration shows beside it.
-fn profile(name: &str, options: &Options, faults: &mut Faults) -> Profile {
-    let strict = Profile::strict();
-    faults.check(name.is_empty() || name == strict.name, "profile", "there is no profile of this name");
-    options.read_only.iter().fold(strict, Profile::with_read_only)
 }
 
 /// The request's name for what the engine calls otherwise.
@@ -211,43 +217,56 @@ fn field_of_request(field: &str) -> String {
         .unwrap_or_else(|| field.to_owned())
 }
 
-fn limits(asked: &v1::Limits, options: &Options, faults: &mut Faults) -> v1::Limits {
+fn limits(asked: &v1::Limits, options: &Options, profile: &Ceilings, faults: &mut Faults) -> v1::Limits {
     let (default, max) = (&options.default_limits, &options.max_limits);
-    let mut limit = |field: &str, asked: u64, default: u64, max: u64| {
+    let mut limit = |field: &str, asked: u64, default: u64, max: u64, profile: Option<u64>| {
+        let whose = if profile.is_some_and(|most| most < max) { "the profile" } else { "this agent" };
+        let most = max.min(profile.unwrap_or(max));
         faults.check(
-            asked <= max,
+            asked <= most,
             &format!("limits.{field}"),
-            format!("{asked} is above this agent's maximum of {max}"),
+            format!("{asked} is above {whose}'s maximum of {most}"),
         );
-        if asked == 0 { default } else { asked }
+        if asked == 0 { default.min(most) } else { asked }
     };
     v1::Limits {
-        cpu_ms: limit("cpu_ms", asked.cpu_ms, default.cpu_ms, max.cpu_ms),
-        wall_ms: limit("wall_ms", asked.wall_ms, default.wall_ms, max.wall_ms),
-        memory_bytes: limit("memory_bytes", asked.memory_bytes, default.memory_bytes, max.memory_bytes),
-        output_bytes: limit("output_bytes", asked.output_bytes, default.output_bytes, max.output_bytes),
-        egress_bytes: limit("egress_bytes", asked.egress_bytes, default.egress_bytes, max.egress_bytes),
+        cpu_ms: limit("cpu_ms", asked.cpu_ms, default.cpu_ms, max.cpu_ms, profile.cpu_ms),
+        wall_ms: limit("wall_ms", asked.wall_ms, default.wall_ms, max.wall_ms, profile.wall_ms),
+        memory_bytes: limit(
+            "memory_bytes",
+            asked.memory_bytes,
+            default.memory_bytes,
+            max.memory_bytes,
+            profile.memory_bytes,
+        ),
+        output_bytes: limit(
+            "output_bytes",
+            asked.output_bytes,
+            default.output_bytes,
+            max.output_bytes,
+            profile.output_bytes,
+        ),
+        egress_bytes: limit(
+            "egress_bytes",
+            asked.egress_bytes,
+            default.egress_bytes,
+            max.egress_bytes,
+            profile.egress_bytes,
+        ),
     }
 }
 
 fn spec(
-    profile: Profile,
+    profile: &Definition,
     program: String,
     args: Vec<String>,
     environment: Vec<(String, String)>,
     limits: &v1::Limits,
 ) -> Spec {
-    let work = profile.work.path.clone();
-    let home = work.to_string_lossy().into_owned();
-    let mut env = vec![
-        ("HOME".to_owned(), home.clone()),
-        ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
-        ("TMPDIR".to_owned(), home),
-    ];
-    if profile.network == Network::Egress {
+    let mut env = profile.environment();
+    if profile.sandbox.network == Network::Egress {
         env.extend(egress::environment());
     }
-    env.retain(|(name, _)| environment.iter().all(|(asked, _)| asked != name));
     env.extend(environment);
     let limits = Limits {
         cpu_ms: limits.cpu_ms,
@@ -255,15 +274,17 @@ fn spec(
         memory_bytes: limits.memory_bytes,
         output_bytes: limits.output_bytes,
         egress_bytes: limits.egress_bytes,
-        ..Limits::default()
+        pids: profile.limits.processes,
+        open_files: profile.limits.open_files,
+        file_bytes: profile.limits.file_bytes,
     };
     Spec {
         program,
         args,
-        env,
-        cwd: work,
+        env: env.into_iter().collect(),
+        cwd: profile.sandbox.work.path.clone(),
         limits,
-        profile,
+        profile: profile.sandbox.clone(),
         inputs: Vec::new(),
         outputs: Vec::new(),
         omit: Vec::new(),

@@ -15,13 +15,17 @@ use std::{
 };
 
 use exchequer_auth::Role;
+use exchequer_config::Reader;
 use exchequer_event::{
     bundle,
     v1::{self, event::Kind, execute_response::Part},
 };
 use futures::StreamExt as _;
 use rig::{Metering, Rig};
-use sandbox_agent::spool::{NewEvent, Spool};
+use sandbox_agent::{
+    profiles::{Profiles, built_in},
+    spool::{NewEvent, Spool},
+};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -136,7 +140,7 @@ async fn a_program_that_the_kernel_can_not_start_is_an_outcome_and_the_hold_is_c
     fs::write(&script, "#!/no/such/interpreter\n").unwrap();
     fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
     let rig = Rig::start_in(exchequer_testkit::temp_dir(), Metering::Grants, |options| {
-        options.read_only = vec![dir.path().to_owned()];
+        options.profiles = Profiles::built_in(&[dir.path().to_owned()]);
     })
     .await;
     let parts = rig.execute("acme", run(script.to_str().unwrap(), &[])).await.unwrap();
@@ -144,6 +148,53 @@ async fn a_program_that_the_kernel_can_not_start_is_an_outcome_and_the_hold_is_c
     let record = finished.record.as_ref().unwrap();
     assert_eq!(record.cause(), v1::ExitCause::LaunchFailed);
     assert!(record.detail.contains("No such file"), "{}", record.detail);
+}
+
+#[tokio::test]
+async fn the_profile_that_is_asked_for_is_the_one_that_holds_and_its_digest_is_recorded() {
+    let rig = Rig::start(Metering::Grants).await;
+    let script = "cp /bin/true ./copy; ./copy && echo executable; ulimit -n; echo $PYTHONNOUSERSITE";
+    for (name, recorded, output) in [
+        ("", "strict", "256\n\n"),
+        ("build", "build", "executable\n1024\n\n"),
+        ("python", "python", "1024\n1\n"),
+    ] {
+        let request = v1::ExecuteRequest { profile: name.into(), ..run("/bin/sh", &["-c", script]) };
+        let parts = rig.execute("acme", request).await.unwrap();
+        let Some(Part::Admitted(admitted)) = parts.first().unwrap() else { panic!() };
+        let record = admitted.record.as_ref().unwrap();
+        assert_eq!(record.profile, recorded);
+        assert_eq!(record.profile_digest[..], built_in(recorded).unwrap().digest().0, "{recorded}");
+        let stdout = parts
+            .iter()
+            .filter_map(|part| if let Some(Part::Stdout(bytes)) = part { Some(&bytes[..]) } else { None });
+        assert_eq!(String::from_utf8(stdout.collect::<Vec<_>>().concat()).unwrap(), output, "{recorded}");
+    }
+}
+
+#[tokio::test]
+async fn a_profiles_limits_hold_beside_the_agents() {
+    let directory = exchequer_testkit::temp_dir();
+    fs::write(directory.path().join("short.toml"), "name = \"short\"\n[limits]\nwall = \"2s\"\n").unwrap();
+    let config = format!("[agent]\nprofiles = {:?}\n", directory.path());
+    let mut reader = Reader::new(Some(("agent.toml", &config)), std::iter::empty(), Vec::new());
+    let profiles = Profiles::read(&mut reader, &[]);
+    reader.finish().unwrap();
+    let rig =
+        Rig::start_in(exchequer_testkit::temp_dir(), Metering::Grants, |options| options.profiles = profiles)
+            .await;
+    let asked = |wall_ms| v1::ExecuteRequest {
+        profile: "short".into(),
+        limits: Some(v1::Limits { wall_ms, ..v1::Limits::default() }),
+        ..run("/bin/true", &[])
+    };
+    let refused = rig.execute("acme", asked(2001)).await.unwrap_err();
+    let violation = &refused.get_details_bad_request().unwrap().field_violations[0];
+    assert_eq!(violation.field, "limits.wall_ms");
+    assert!(violation.description.contains("the profile's maximum of 2000"), "{}", violation.description);
+    let parts = rig.execute("acme", asked(0)).await.unwrap();
+    let Some(Part::Admitted(admitted)) = parts.first().unwrap() else { panic!() };
+    assert_eq!(admitted.record.as_ref().unwrap().limits.unwrap().wall_ms, 2000);
 }
 
 #[tokio::test]

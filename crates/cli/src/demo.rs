@@ -109,8 +109,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn options(data: &Path, nats: Option<&str>, attacker: &Path) -> anyhow::Result<AssemblyOptions> {
     let mut options = AssemblyOptions::local(data)?;
     options.agent.allow_degraded = true;
-    options.agent.read_only = vec![attacker.to_owned()];
-    options.agent.profiles = Profiles::built_in(&options.agent.read_only);
+    options.agent.profiles = Profiles::built_in(&[attacker.to_owned()]);
     if let Some(url) = nats {
         let mut stream = exchequer_stream::jetstream::Options::new(url);
         // A stream of this log's own: the server may have others.

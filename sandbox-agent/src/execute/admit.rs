@@ -161,6 +161,7 @@ impl Executor {
         let record = v1::ExecutionAdmitted {
             caller: request.subject.caller.clone(),
             profile: checked.spec.profile.name.clone(),
+            profile_digest: checked.profile_digest.into(),
             program: checked.spec.program.clone(),
             arguments_redacted: checked.arguments_redacted.clone(),
             input_digest: checked.input_digest(&given.recorded).into(),

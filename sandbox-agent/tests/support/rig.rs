@@ -515,7 +515,6 @@ fn options(dir: &Path) -> Options {
         allow_degraded: true,
         not_required: Vec::new(),
         spool_limit: 8 << 20,
-        read_only: Vec::new(),
         profiles: sandbox_agent::profiles::Profiles::default(),
         max_concurrent: 8,
         max_waiting: 16,

@@ -6,6 +6,7 @@ mod budgets;
 mod bundles;
 mod confidential;
 mod export;
+mod profiles;
 mod receipts;
 mod served;
 mod spool;
