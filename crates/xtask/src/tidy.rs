@@ -75,7 +75,7 @@ impl Tree {
 
 type Rule = fn(&Tree) -> Vec<Finding>;
 
-const RULES: [(&str, Rule); 13] = [
+const RULES: [(&str, Rule); 12] = [
     ("pure crates stay pure", layering::pure_crates),
     ("services don't import each other", layering::services_apart),
     ("short files", naming::short_files),
