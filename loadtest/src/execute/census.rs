@@ -32,7 +32,7 @@ pub(super) struct Census {
     helper_descriptors: usize,
     /// Where the helper lives.
     mounts: usize,
-    /// Named after the helper, in all hierarchies.
+    /// The helper's own and those of its executions, in all hierarchies.
     cgroups: usize,
     /// Of the agent and all processes below it.
     network_namespaces: usize,
@@ -58,7 +58,7 @@ impl Census {
         let mounts =
             fs::read_to_string(format!("/proc/{helper}/mountinfo")).context("the helper's mounts")?;
         let mut cgroups = 0;
-        count_cgroups(Path::new("/sys/fs/cgroup"), &helper.to_string(), &mut cgroups)?;
+        count_cgroups(Path::new("/sys/fs/cgroup"), &format!("exchequer-{helper}-"), false, &mut cgroups)?;
         let work = format!("exchequer-sandbox-{helper}-");
         let mut directories = 0;
         for entry in fs::read_dir(std::env::temp_dir())? {
@@ -144,22 +144,22 @@ fn descriptors(pid: u32) -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Directories of cgroups that are the engine's and name the helper.
-fn count_cgroups(directory: &Path, helper: &str, count: &mut usize) -> anyhow::Result<()> {
+/// The helper's cgroup and those below it, in one hierarchy after the other.
+fn count_cgroups(directory: &Path, own: &str, is_own: bool, count: &mut usize) -> anyhow::Result<()> {
     let entries = match fs::read_dir(directory) {
         // Another's that was just removed, or no cgroups at all.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.with_context(|| directory.display().to_string())?,
     };
     for entry in entries {
+        // Removed meanwhile: version 1 says ENODEV.
         let Ok(entry) = entry else { continue };
         if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let names_helper = name.split(|c: char| !c.is_ascii_digit()).any(|part| part == helper);
-        *count += usize::from(name.contains("exchequer") && names_helper);
-        count_cgroups(&entry.path(), helper, count)?;
+        let is_own = is_own || entry.file_name().to_string_lossy().starts_with(own);
+        *count += usize::from(is_own);
+        count_cgroups(&entry.path(), own, is_own, count)?;
     }
     Ok(())
 }
