@@ -163,3 +163,42 @@ fn count_cgroups(directory: &Path, own: &str, is_own: bool, count: &mut usize) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_more_and_a_process_more_are_counted() {
+        let own = std::process::id();
+        let before = descriptors(own).unwrap();
+        let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
+        // The pipe; other tests of this process may open more meanwhile.
+        assert!(descriptors(own).unwrap() > before);
+        let pid = child.id();
+        assert!(!below(own).unwrap()[&pid].is_zombie);
+        drop(child.stdin.take());
+        let deadline = Instant::now() + PATIENCE;
+        while !below(own).unwrap()[&pid].is_zombie {
+            assert!(Instant::now() < deadline, "it is no zombie");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(!below(own).unwrap().contains_key(&pid));
+    }
+
+    #[test]
+    fn cgroups_below_the_helpers_are_counted_and_those_of_others_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        for path in
+            ["memory/exchequer-7-1/3", "memory/exchequer-77-1/3", "pids/slice/exchequer-7-1", "pids/7"]
+        {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let mut count = 0;
+        count_cgroups(root.path(), "exchequer-7-", false, &mut count).unwrap();
+        assert_eq!(count, 3);
+    }
+}
