@@ -200,7 +200,8 @@ impl Executor {
         let (executor, tenant) = (Arc::clone(self), tenant.to_owned());
         // The execution's own span: it outlives the call's, and everything it does belongs to the caller's trace.
         let span = tracing::info_span!("execution", execution_id = subject.execution_id);
-        let run = async move { executor.run(subject, &tenant, request, deadline, answer).await };
+        // Too large a future to be moved about.
+        let run = async move { Box::pin(executor.run(subject, &tenant, request, deadline, answer)).await };
         self.tasks.spawn(run.instrument(span));
         parts
     }

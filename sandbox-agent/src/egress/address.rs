@@ -27,11 +27,10 @@ fn not_public_v4(address: Ipv4Addr) -> Option<&'static str> {
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "private",
         [100, 64..=127, ..] => "shared by a carrier",
         [169, 254, ..] => "link-local",
-        [192, 0, 0, _] | [192, 88, 99, _] => "reserved",
+        [192, 0, 0, _] | [192, 88, 99, _] | [240..=255, ..] => "reserved",
         [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => "for documentation",
         [198, 18..=19, ..] => "for benchmarks",
         [224..=239, ..] => "multicast",
-        [240..=255, ..] => "reserved",
         _ => return None,
     })
 }
@@ -43,11 +42,10 @@ fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
     match s {
         [0, 0, 0, 0, 0, 0, 0, 0] => Some("unspecified"),
         [0, 0, 0, 0, 0, 0, 0, 1] => Some("loopback"),
-        // Mapped: the IPv4 address itself.
-        [0, 0, 0, 0, 0, 0xffff, high, low] => not_public_v4(v4(high, low)),
-        // NAT64 and 6to4 lead to the IPv4 address within.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => not_public_v4(v4(high, low)),
-        [0x2002, high, low, ..] => not_public_v4(v4(high, low)),
+        // Mapped, NAT64, 6to4: they lead to the IPv4 address within.
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => not_public_v4(v4(high, low)),
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0x0fff, ..] => Some("for documentation"),
         // Teredo (whose address hides an IPv4 address), ORCHID, benchmarks.
         [0x2001, 0..=0x01ff, ..] => Some("reserved"),
