@@ -146,7 +146,9 @@ impl Run {
         let mut parts = match agent.execute(request).await {
             Ok(parts) => parts.into_inner(),
             Err(status) => {
-                saving.map_or((), Saving::discard);
+                if let Some(saving) = saving {
+                    saving.discard();
+                }
                 if names_the_program(&status) {
                     print::remark(&format!("error: {}", status.message()));
                     return Ok(ExitCode::from(NOT_STARTED));

@@ -51,7 +51,8 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
     ]
     .concat();
     let kept = up.path("kept");
-    let said = up.run("run", &[&["--tenant", "acme", "--bundle", kept.to_str().unwrap()], &script[..]].concat());
+    let said =
+        up.run("run", &[&["--tenant", "acme", "--bundle", kept.to_str().unwrap()], &script[..]].concat());
     assert_eq!(said.status, 1, "a file that was asked for is missing: {}", said.stderr);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&kept), mode(&kept.join("inputs.json"))), (0o700, 0o600));
