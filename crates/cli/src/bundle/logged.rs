@@ -269,6 +269,8 @@ mod tests {
 
     use super::*;
 
+    type Change = fn(&mut Execution);
+
     const ID: &str = "0190b2a4-0000-7000-8000-000000000001";
 
     fn logged(seq: u64, kind: Kind, key: Option<&payload::PayloadKey>) -> LoggedEvent {
@@ -347,7 +349,6 @@ mod tests {
     fn what_the_bundle_says_and_the_log_does_not_is_named() {
         let (events, said) = recorded(None);
         assert_eq!(compared(&said, &events).differences, Vec::<String>::new());
-        type Change = fn(&mut Execution);
         let changes: [(Change, &str); 6] = [
             (|said| said.result.exit_code = 0, "predicate.result.exit_code is 0, the log says 3"),
             (|said| said.hold.id = "x".into(), "predicate.hold.id is \"x\", the log says \"h\""),

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value as Json;
 
 use crate::up::{Up, copy, exchequer, until};
@@ -173,7 +174,6 @@ fn a_bundle_is_checked_against_key_files_and_log_and_what_differs_is_named() {
 }
 
 fn hex_of(key: &str) -> String {
-    use base64::{Engine as _, engine::general_purpose::STANDARD};
     // 64 hexadecimal digits are valid base64, of another length.
     if key.len() == 64 {
         return key.to_owned();

@@ -137,21 +137,23 @@ fn a_bundle_says_what_was_recorded_and_names_each_subject_by_plain_digests() {
     assert_eq!(predicate.signing_status, SIGNED);
 }
 
+/// The same with members in the order of their names.
+fn sorted(value: &Json) -> Json {
+    match value {
+        Json::Object(members) => {
+            let members: std::collections::BTreeMap<_, _> =
+                members.iter().map(|(name, value)| (name.clone(), sorted(value))).collect();
+            Json::Object(members.into_iter().collect())
+        }
+        Json::Array(items) => items.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
+}
+
 #[test]
 fn equal_parts_are_equal_bytes_and_members_stand_in_the_order_of_their_names() {
     assert_eq!(signed(), signed());
     let (statement, envelope) = read_unverified(&signed()).unwrap();
-    fn sorted(value: &Json) -> Json {
-        match value {
-            Json::Object(members) => {
-                let members: std::collections::BTreeMap<_, _> =
-                    members.iter().map(|(name, value)| (name.clone(), sorted(value))).collect();
-                Json::Object(members.into_iter().collect())
-            }
-            Json::Array(items) => items.iter().map(sorted).collect(),
-            other => other.clone(),
-        }
-    }
     let value: Json = serde_json::from_slice(&envelope.payload).unwrap();
     assert_eq!(serde_json::to_vec(&sorted(&value)).unwrap(), envelope.payload);
     assert_eq!(Statement::decode(&envelope.payload), Ok(statement));
