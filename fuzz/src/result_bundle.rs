@@ -35,7 +35,7 @@ pub(crate) fn bundle(data: &[u8]) -> bool {
     }
     if let Some(mut statement) = payload.as_ref().ok().or(read.as_ref().ok().map(|(of, _)| of)).cloned() {
         statement.predicate.agent.public_key = Hex(*public.as_bytes());
-        statement.predicate.signing_status = SIGNED.to_owned();
+        SIGNED.clone_into(&mut statement.predicate.signing_status);
         let payload = statement.encode();
         let sig = key().sign(&pae(PAYLOAD_TYPE, &payload)).to_bytes().to_vec();
         let signatures = vec![Signature { key_id: key_id(&public), sig }];
