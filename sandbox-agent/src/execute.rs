@@ -251,7 +251,8 @@ impl Executor {
         let execution_id = &request.subject.execution_id;
         let admission = bundle::Admission::new(&request.checked, &part, time_unix_ms);
         let caller_is_there = deliver(answer, Ok(Part::Admitted(part)), CALLER_PATIENCE).await;
-        let mut outputs = Outputs::default();
+        // Four hashers: too large to be moved about with the future.
+        let mut outputs = Box::<Outputs>::default();
         let unread_until =
             Instant::now() + Duration::from_millis(request.checked.limits.wall_ms) + CALLER_PATIENCE;
         let proxy = egress::open(&mut prepared, &request.checked.egress, request.checked.limits.egress_bytes);

@@ -197,7 +197,9 @@ impl Run {
                         saving.finish(&part.bundle)?;
                     }
                     let problems = writing.finish(&record.artifacts)?;
-                    problems.iter().for_each(|problem| print::remark(&format!("exchequer: {problem}")));
+                    for problem in &problems {
+                        print::remark(&format!("exchequer: {problem}"));
+                    }
                     let status = status(&record);
                     let is_short = status == 0 && !problems.is_empty();
                     return Ok(ExitCode::from(if is_short { NO_OUTCOME } else { status }));
@@ -211,8 +213,8 @@ impl Run {
 
 /// Whether the request was refused for its program, which then can't be there.
 fn names_the_program(status: &Status) -> bool {
-    let faults = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
-    faults.iter().any(|fault| fault.field == "program")
+    let details = status.get_details_bad_request();
+    details.is_some_and(|details| details.field_violations.iter().any(|fault| fault.field == "program"))
 }
 
 fn read_stdin() -> anyhow::Result<Vec<u8>> {

@@ -36,16 +36,15 @@ enum At {
 
 /// Reads `PATH[=FILE]` or `PATH=workspace:NAME` of an input.
 pub fn input(text: &str) -> Result<Place, String> {
-    Ok(place(text, |path| At::Here(path.into())))
+    place(text, |path| At::Here(path.into()))
 }
 
 /// Reads `PATH[=FILE]` or `PATH=workspace:NAME` of an output.
-#[allow(clippy::unnecessary_wraps, reason = "what clap calls")]
 pub fn output(text: &str) -> Result<Place, String> {
-    Ok(place(text, |_| At::Answer))
+    place(text, |_| At::Answer)
 }
 
-fn place(text: &str, otherwise: impl FnOnce(&str) -> At) -> Place {
+fn place(text: &str, otherwise: impl FnOnce(&str) -> At) -> Result<Place, String> {
     let (path, at) = match text.split_once('=') {
         None => (text, otherwise(text)),
         Some((path, file)) => match file.strip_prefix(WORKSPACE) {
@@ -53,7 +52,10 @@ fn place(text: &str, otherwise: impl FnOnce(&str) -> At) -> Place {
             None => (path, At::Here(file.into())),
         },
     };
-    Place { path: path.to_owned(), at }
+    if path.is_empty() {
+        return Err("expected PATH, PATH=FILE or PATH=workspace:NAME".to_owned());
+    }
+    Ok(Place { path: path.to_owned(), at })
 }
 
 /// The inputs as they are asked for, with the content of those that are here.
