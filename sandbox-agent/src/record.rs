@@ -196,7 +196,13 @@ fn usage(usage: &Usage) -> v1::Usage {
 
 #[cfg(test)]
 mod tests {
+    use exchequer_event::{name::MAX_EVENT_BYTES, payload::MAX_OVERHEAD};
+
     use super::*;
+    use crate::{
+        egress::MAX_TARGETS,
+        request::files::{MAX_FILES, MAX_PATHS_BYTES},
+    };
 
     fn record(artifacts: &[(&str, u8)]) -> v1::ExecutionFinished {
         let file = |(path, byte): &(&str, u8)| v1::File {
@@ -224,6 +230,30 @@ mod tests {
         let expected = Purpose::Result.digest_fields(base.into_iter().chain(files));
         assert_eq!(result_digest(&record(&[("a", 7), ("b", 8)])), expected);
         assert_ne!(result_digest(&record(&[("b", 7), ("a", 8)])), expected);
+    }
+
+    #[test]
+    fn the_largest_outcome_fits_a_record_when_it_is_encrypted() {
+        use prost::Message as _;
+        let path = "p".repeat(MAX_PATHS_BYTES / MAX_FILES);
+        let digests = ContentDigests { blake3: [0; 32], sha256: [0; 32], size: u64::MAX };
+        let target = |_| v1::EgressTarget {
+            host: "h".repeat(253),
+            port: u32::from(u16::MAX),
+            connections: u64::MAX,
+            sent: u64::MAX,
+            received: u64::MAX,
+            refused: u64::MAX,
+        };
+        let largest = |file: v1::File| v1::ExecutionFinished {
+            artifacts: vec![file; MAX_FILES],
+            egress: (0..=MAX_TARGETS).map(target).collect(),
+            ..record(&[])
+        };
+        for file in [file(&path, &digests), problem(&path, &"x".repeat(1000))] {
+            let size = largest(file).encoded_len();
+            assert!(size + MAX_OVERHEAD + 1024 < MAX_EVENT_BYTES, "{size}");
+        }
     }
 
     #[test]
