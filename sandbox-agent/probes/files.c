@@ -208,20 +208,6 @@ static long namespace(char **args) {
     return strcmp(identity, args[1]) == 0 ? 0 : said("another namespace");
 }
 
-/* Whether its own cgroups' place in the host's tree is to be seen. */
-static long cgroup_place(char **args) {
-    (void)args;
-    char line[4096];
-    FILE *list = fopen("/proc/self/cgroup", "r");
-    if (!list) return -1;
-    while (fgets(line, sizeof line, list)) {
-        char *path = strchr(line, ':');
-        path = path ? strchr(path + 1, ':') : NULL;
-        if (path && strcmp(path, ":/\n") != 0) return 0;
-    }
-    return said("only /");
-}
-
 /* links TARGET: the outputs of an execution as ways out of its work area. */
 static long links(char **args) {
     if (symlink(*args, "symbolic") < 0 || mkfifo("fifo", 0644) < 0) return -1;
@@ -261,7 +247,6 @@ const struct attack FILES[] = {
     {"variables", variables},
     {"hostname", hostname},
     {"namespace", namespace},
-    {"cgroup_place", cgroup_place},
     {"links", links},
     {"swap", swap},
     {NULL, NULL},

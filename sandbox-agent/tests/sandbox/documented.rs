@@ -1,6 +1,6 @@
 //! docs/sandbox.md says of the probes what the table says, and of the layers what the suite sees.
 //!
-//! With `EXCHEQUER_WRITE_DOCS` set the tables are written instead of compared.
+//! With `EXCHEQUER_WRITE_DOCS` set the tables are written instead of compared; with one thread, since they are in one file.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -64,6 +64,16 @@ fn the_table_of_probes_is_the_documented_one() {
     let made = head.to_owned() + &table::all().map(row).collect::<String>();
     if !write("probes", &made) {
         assert_eq!(between(&fs::read_to_string(docs()).unwrap(), "probes").1, made);
+    }
+}
+
+/// The results are of a run on one host; what can be compared are names.
+#[test]
+fn documented_results_are_of_probes() {
+    let text = fs::read_to_string(docs()).unwrap();
+    let names = between(&text, "results").1.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    for name in names {
+        assert!(table::named(name.split('/').next().unwrap()).is_some(), "{name}");
     }
 }
 

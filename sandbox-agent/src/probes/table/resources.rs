@@ -20,7 +20,8 @@ pub(super) const PROBES: &[Probe] = &[
         name: "memory_bomb",
         what: "uses 256 MiB in one process where 64 are allowed",
         attack: &["memory", "268435456"],
-        stops: &[by(Layer::Rlimits, Seen::Errno(libc::ENOMEM)), by(Layer::Cgroup, OUT_OF_MEMORY)],
+        // Address space is limited only where the memory in use is not.
+        stops: &[by(Layer::Cgroup, OUT_OF_MEMORY), by(Layer::Rlimits, Seen::Errno(libc::ENOMEM))],
         fit: |spec| spec.limits.memory_bytes = 64 << 20,
         cost: Cost::Slow,
         ..PROBE
