@@ -277,6 +277,7 @@ fn spec(
         pids: profile.limits.processes,
         open_files: profile.limits.open_files,
         file_bytes: profile.limits.file_bytes,
+        cpus_milli: 0,
     };
     Spec {
         program,

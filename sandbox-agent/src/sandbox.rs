@@ -17,9 +17,9 @@
 //!
 //! Data: [`spec`] (what to run), [`profile`] (what is visible), [`control`] (which layers hold), [`outcome`] (how it
 //! ended), `wire` (messages between the processes). Layers: `root`, `landlock_rules`, `seccomp` over
-//! `syscalls`, `rlimits`. Files in and out: `files`. Evidence: `readback`. Tree: `tree`. All `unsafe`: `sys`.
+//! `syscalls`, `rlimits`, `cgroup`. Files in and out: `files`. Evidence: `readback`. Tree: `tree`. All `unsafe`: `sys`.
 //!
-//! Left out: who may run what, budgets, records (the rest of the agent); cgroups.
+//! Left out: who may run what, budgets, records (the rest of the agent).
 //!
 //! Invariants: the program is not executed before the caller saw the controls and released it; when agent, helper,
 //! supervisor or init die, at whatever moment, the execution's processes die too (without a pid namespace this needs
@@ -34,6 +34,7 @@ pub mod profile;
 pub mod spec;
 pub mod syscalls;
 
+mod cgroup;
 mod channel;
 mod execution;
 mod files;

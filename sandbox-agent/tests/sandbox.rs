@@ -4,6 +4,8 @@
 
 #[path = "sandbox/attacks.rs"]
 mod attacks;
+#[path = "sandbox/cgroups.rs"]
+mod cgroups;
 #[path = "sandbox/controls.rs"]
 mod controls;
 #[path = "sandbox/documented.rs"]

@@ -126,7 +126,8 @@ impl Layer {
                  systempaths=unconfined"
             }
             Self::Cgroup => {
-                "let the agent make cgroups: run it as root, or delegate a cgroup to its user (systemd: Delegate=yes)"
+                "let the agent make cgroups with memory and pids: run it as root, or delegate a cgroup to its user (systemd: \
+                 Delegate=yes and DelegateSubgroup=agent); in a container with a writable /sys/fs/cgroup"
             }
             Self::Keyrings => {
                 "a kernel built with CONFIG_KEYS, and in a container a seccomp profile that allows keyctl and add_key: \

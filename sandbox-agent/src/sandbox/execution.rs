@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::cgroup::{self, Leaf};
 use super::channel;
 use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
 use super::payload;
@@ -84,6 +85,7 @@ pub(super) struct Execution<'a> {
     own_pid_namespace: bool,
     own_user_namespace: bool,
     rlimits: Vec<rlimits::Planned>,
+    leaf: Option<Leaf>,
     refusals: Vec<Refusal>,
     /// What waits for the surroundings and the inputs.
     program: Option<(Vec<(String, String)>, [OwnedFd; 3])>,
@@ -117,12 +119,24 @@ impl<'a> Execution<'a> {
         helper: &'a OwnedFd,
         fallback_work: &'a Path,
     ) -> Self {
-        let Tree { init, init_link, payload_link, own_pid_namespace, own_user_namespace, refusals } = tree;
+        let Tree {
+            init,
+            init_link,
+            payload_link,
+            own_pid_namespace,
+            own_user_namespace,
+            mut leaf,
+            mut refusals,
+        } = tree;
         let Given { spec, environment, inputs, stdio } = given;
         let order = Order { inputs: spec.inputs.clone(), outputs: spec.outputs.clone() };
         let fds = inputs.iter().map(AsFd::as_fd).collect::<Vec<_>>();
         // A failure here is init's: what it said of it is about to be heard.
         let _ = channel::send_files(&init_link, &order, &fds);
+        if let Some(leaf) = &mut leaf {
+            leaf.limit(&spec.limits, &mut refusals);
+        }
+        let tree_memory = leaf.as_ref().is_some_and(Leaf::limits_memory);
         Self {
             host,
             spec,
@@ -134,7 +148,8 @@ impl<'a> Execution<'a> {
             payload_link: Some(payload_link),
             own_pid_namespace,
             own_user_namespace,
-            rlimits: rlimits::plan(&spec.limits, own_user_namespace),
+            rlimits: rlimits::plan(&spec.limits, own_user_namespace, tree_memory),
+            leaf,
             refusals,
             program: Some((environment, stdio)),
             cwd: PathBuf::new(),
@@ -243,8 +258,11 @@ impl<'a> Execution<'a> {
     /// The next look is due when all processors together could have used up what is left.
     fn check_cpu(&mut self, now: Instant) {
         let budget = Duration::from_millis(self.spec.limits.cpu_ms);
-        let own = Duration::from_micros(self.before.user_us + self.before.system_us);
-        let used = Duration::from_nanos(tree::cpu_ns(self.init)).saturating_sub(own);
+        if self.leaf.as_ref().is_some_and(Leaf::out_of_memory) {
+            self.stop(ExitCause::OutOfMemory);
+            return;
+        }
+        let used = self.cpu_used();
         if used >= budget {
             self.stop(ExitCause::CpuLimit);
             return;
@@ -255,11 +273,27 @@ impl<'a> Execution<'a> {
         self.next_cpu_check = Some(now + wait);
     }
 
+    /// The cgroup counts exactly, and what ended too; without one the tree is walked.
+    fn cpu_used(&self) -> Duration {
+        let counted = self.leaf.as_ref().and_then(Leaf::cpu_used);
+        counted.map_or_else(
+            || {
+                let own = Duration::from_micros(self.before.user_us + self.before.system_us);
+                Duration::from_nanos(tree::cpu_ns(self.init)).saturating_sub(own)
+            },
+            cgroup::CpuTime::total,
+        )
+    }
+
     /// Repeated until init says that nothing is left.
     fn push_kill(&mut self) {
         let Some(ending) = self.ending.as_ref().filter(|_| self.done.is_none()) else {
             return;
         };
+        // Beside what follows, and where there is a cgroup at once: init remains to account for the tree.
+        if let Some(leaf) = &self.leaf {
+            leaf.kill();
+        }
         // Errors: init is gone, which its link says too.
         if ending.since.elapsed() > KILL_GRACE {
             let _ = sys::send_signal(self.init, libc::SIGKILL);
@@ -382,6 +416,7 @@ impl<'a> Execution<'a> {
             spec: self.spec,
             rlimits: &self.rlimits,
             rlimits_are_own: self.own_user_namespace,
+            leaf: self.leaf.as_ref(),
             filters: seccomp::INSTALLED,
             seccomp_errno,
             refusals: &self.refusals,
@@ -413,6 +448,9 @@ impl<'a> Execution<'a> {
         self.released = Some(now);
         let first = Duration::from_millis(self.spec.limits.cpu_ms).clamp(CPU_CHECK_MIN, CPU_CHECK_MAX);
         self.next_cpu_check = Some(now + first / 2);
+        if let Some(leaf) = &mut self.leaf {
+            leaf.start_counting();
+        }
         let told = self.payload_link.as_ref().map(|link| channel::send_with(link.as_fd(), &[GO], &[]));
         if let Some(Err(error)) = told {
             self.stop(launch_failed("releasing the payload", &error));
@@ -422,7 +460,14 @@ impl<'a> Execution<'a> {
     fn outcome(self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
         const BLOCK_BYTES: u64 = 512;
         let lost = || launch_failed("init was lost", &io::Error::from_raw_os_error(libc::ECHILD));
-        let cause = self.ending.map_or_else(lost, |ending| ending.cause);
+        let counted = self.leaf.as_ref().map(Leaf::counted).unwrap_or_default();
+        let cause = match self.ending.map_or_else(lost, |ending| ending.cause) {
+            // What memory ran out for may be another of its processes than the one that ended it.
+            ExitCause::Exited { .. } | ExitCause::Signaled { .. } if counted.out_of_memory => {
+                ExitCause::OutOfMemory
+            }
+            other => other,
+        };
         let end = self.done.as_ref().map_or_else(Instant::now, |done| done.at);
         let used = self.done.as_ref().map(|done| done.usage).or(init_usage).unwrap_or_default();
         let Some(from) = self.released else {
@@ -441,6 +486,7 @@ impl<'a> Execution<'a> {
             wall_ns: u64::try_from(end.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX),
             ..Usage::default()
         };
+        let usage = counted.replace_in(usage);
         let (files, fds) = match self.done {
             Some(done) => (done.files, done.fds),
             None => (no_files(self.spec, INIT_LOST), vec![]),

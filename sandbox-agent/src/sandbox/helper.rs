@@ -10,11 +10,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::exit;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit};
 
+use super::cgroup::{Parent, Stock};
 use super::readback::Baseline;
 use super::seccomp::Filters;
 use super::supervisor::{self, Host, Links};
@@ -79,9 +81,11 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
         filters: Filters::compile().ok_or_else(|| io::Error::other(NO_LIST))?,
         user,
         single,
+        cgroups: Arc::new(Parent::make()),
     };
     let (life_read, _life_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let born = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let cgroups = Stock::open(Arc::clone(&host.cgroups), single);
     let mut supervisors = Supervisors {
         fallback: scratch.to_owned(),
         born,
@@ -89,6 +93,7 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
         running: HashMap::new(),
         ready: VecDeque::new(),
         life: life_read,
+        cgroups,
     };
     loop {
         let mut fds = [PollFd::new(&agent, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
@@ -103,7 +108,7 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
             let mut drained = [0; 1024];
             // Level-triggered and coalesced: what counts is that reaping follows.
             let _ = rustix::io::read(&children, &mut drained);
-            supervisors.reap();
+            supervisors.reap(single);
         }
         if of_agent {
             let packet = channel::receive(agent.as_fd())?;
@@ -128,11 +133,13 @@ struct Supervisors {
     /// Tells this helper's directories from those that a killed one with the same process id left.
     born: u128,
     started: u64,
-    running: HashMap<i32, PathBuf>,
+    /// With its cgroup.
+    running: HashMap<i32, (PathBuf, Option<u64>)>,
     /// Those that wait for a request, oldest first.
     ready: VecDeque<Ready>,
     /// Hangs up when this process dies.
     life: OwnedFd,
+    cgroups: Stock,
 }
 
 /// A supervisor whose surroundings are built and were never used.
@@ -188,14 +195,21 @@ impl Supervisors {
         let (order, theirs) = channel::pair()?;
         let links = Links { order: theirs, helper: self.life.try_clone()? };
         let work = self.next_work_directory();
-        let pid = host.single.fork(|| {
+        let taken = self.cgroups.take();
+        let leaf = taken.as_ref().and_then(|taken| taken.as_ref().ok().copied());
+        let forked = host.single.fork(|| {
             // Held open here, the others would hide the helper's death from the agent and from other supervisors.
             match sys::keep_only(&[links.order.as_fd(), links.helper.as_fd()]) {
-                Ok(()) => supervisor::run(host, &links, surroundings, is_ahead, &work),
+                Ok(()) => supervisor::run(host, &links, surroundings, is_ahead, &work, taken),
                 Err(_) => 1,
             }
+        });
+        let pid = forked.inspect_err(|_| {
+            if let Some(number) = leaf {
+                self.cgroups.give_back(number);
+            }
         })?;
-        self.running.insert(pid, work);
+        self.running.insert(pid, (work, leaf));
         Ok(Ready { pid, surroundings: surroundings.to_vec(), order, since: Instant::now() })
     }
 
@@ -205,18 +219,25 @@ impl Supervisors {
         self.fallback.join(format!("exchequer-sandbox-{pid}-{born}-{}", self.started))
     }
 
-    fn reap(&mut self) {
+    fn reap(&mut self, single: SingleThreaded) {
         let mut lost = false;
         while let Ok(Some(ended)) = sys::wait(None, false) {
             self.ready.retain(|ready| ready.pid != ended.pid);
-            match self.running.remove(&ended.pid) {
-                Some(_) if ended.status == 0 => {}
+            if self.cgroups.is_keeper(ended.pid) {
+                self.cgroups.replace_keeper(single);
+                continue;
+            }
+            let Some((work, leaf)) = self.running.remove(&ended.pid) else {
+                lost = true;
+                continue;
+            };
+            if let Some(number) = leaf {
+                self.cgroups.give_back(number);
+            }
+            if ended.status != 0 {
                 // Killed or crashed: it could clean up nothing.
-                Some(work) => {
-                    lost = true;
-                    let _ = fs::remove_dir_all(work);
-                }
-                None => lost = true,
+                lost = true;
+                let _ = fs::remove_dir_all(work);
             }
         }
         if lost {
@@ -227,7 +248,8 @@ impl Supervisors {
     /// Kills what was handed down by a supervisor that died before its tree. Each death comes back to [`Self::reap`].
     fn kill_strays(&self) {
         let me = i32::try_from(std::process::id()).unwrap_or(0);
-        for pid in tree::children(me).into_iter().filter(|pid| !self.running.contains_key(pid)) {
+        let known = |pid: &i32| self.running.contains_key(pid) || self.cgroups.is_keeper(*pid);
+        for pid in tree::children(me).into_iter().filter(|pid| !known(pid)) {
             // Errors: already gone.
             let _ = sys::send_signal(pid, libc::SIGKILL);
         }

@@ -16,6 +16,7 @@ use rustix::process::{
     DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, umask,
 };
 
+use super::cgroup::Leaf;
 use super::channel;
 use super::control::Layer;
 use super::files;
@@ -36,6 +37,7 @@ pub(super) struct Init<'a> {
     pub(super) fallback_work: &'a Path,
     pub(super) payload_link: OwnedFd,
     pub(super) filters: &'a super::seccomp::Filters,
+    pub(super) leaf: Option<&'a Leaf>,
     pub(super) single: sys::SingleThreaded,
 }
 
@@ -100,9 +102,9 @@ fn build_and_reap(init: Init<'_>, link: &OwnedFd) -> Result<(), Failed> {
     channel::send_files(link, &InitReport::Built { refusals, own_root: own.root }, listening.as_slice())
         .map_err(at("reporting to the supervisor"))?;
 
-    let Init { payload_link, filters, single, .. } = init;
+    let Init { payload_link, filters, leaf, single, .. } = init;
     let parent = rustix::process::getpid();
-    let payload = Payload { surroundings, work, own, reach, link: payload_link, filters, parent };
+    let payload = Payload { surroundings, work, own, reach, link: payload_link, filters, leaf, parent };
     let main = single.fork(|| payload::run(&payload)).map_err(at("fork"))?;
     lock_down(link, &held).map_err(at("init lock-down"))?;
     // Its descriptors are closed by number.
@@ -159,12 +161,12 @@ fn listen() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-const NAMESPACES: [(Layer, i32, &str); 5] = [
+/// The cgroup namespace is the payload's own affair: it has to be in its cgroup first.
+const NAMESPACES: [(Layer, i32, &str); 4] = [
     (Layer::MountNamespace, libc::CLONE_NEWNS, "unshare(CLONE_NEWNS)"),
     (Layer::NetNamespace, libc::CLONE_NEWNET, "unshare(CLONE_NEWNET)"),
     (Layer::IpcNamespace, libc::CLONE_NEWIPC, "unshare(CLONE_NEWIPC)"),
     (Layer::UtsNamespace, libc::CLONE_NEWUTS, "unshare(CLONE_NEWUTS)"),
-    (Layer::CgroupNamespace, libc::CLONE_NEWCGROUP, "unshare(CLONE_NEWCGROUP)"),
 ];
 
 fn join_namespaces(omit: &[Layer], refusals: &mut Vec<Refusal>) -> Vec<Layer> {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, Ipv4Addr, SocketAddrV4, SocketType};
 use rustix::process::{DumpableBehavior, Pid, Signal};
 
+use super::cgroup::Leaf;
 use super::control::Layer;
 use super::landlock_rules::Reach;
 use super::root::OwnFiles;
@@ -41,6 +42,7 @@ pub(super) struct Payload<'a> {
     pub(super) reach: Reach,
     pub(super) link: OwnedFd,
     pub(super) filters: &'a seccomp::Filters,
+    pub(super) leaf: Option<&'a Leaf>,
     pub(super) parent: Pid,
 }
 
@@ -71,9 +73,25 @@ struct Confined {
     under: Tries,
 }
 
+/// Enters the execution's cgroup, then a cgroup namespace, which shows that as the root. Init stays outside: it has to
+/// outlive the tree to account for it.
+fn join_cgroup(surroundings: &Surroundings, leaf: Option<&Leaf>) -> Vec<Refusal> {
+    let mut refusals = vec![];
+    if let Some(Err(error)) = leaf.map(|leaf| leaf.attach(0)) {
+        refusals.push(Refusal::new(Layer::Cgroup, "writing to cgroup.procs", &error));
+    }
+    if surroundings.has(Layer::CgroupNamespace)
+        && let Err(error) = sys::unshare(libc::CLONE_NEWCGROUP)
+    {
+        refusals.push(Refusal::new(Layer::CgroupNamespace, "unshare(CLONE_NEWCGROUP)", &error));
+    }
+    refusals
+}
+
 /// Takes on every layer that does not depend on the program.
 fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
-    let &Payload { surroundings, ref work, own, reach, ref link, parent, .. } = payload;
+    let &Payload { surroundings, ref work, own, reach, ref link, leaf, parent, .. } = payload;
+    let mut refusals = join_cgroup(surroundings, leaf);
     let on = |layer| surroundings.has(layer);
     let closed =
         if on(Layer::ClosedFds) { sys::keep_only(&[link.as_fd()]) } else { sys::leak_all_but(link.as_fd()) };
@@ -83,7 +101,6 @@ fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
     sys::block_exactly(&[]);
 
     let before = Tries::make(parent);
-    let mut refusals = vec![];
     if on(Layer::Keyrings)
         && let Err(error) = sys::join_session_keyring()
     {

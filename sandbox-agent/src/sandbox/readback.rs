@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::cgroup::Leaf;
 use super::control::{Control, ControlStatus, Layer};
 use super::profile::Network;
 use super::rlimits::Planned;
@@ -20,7 +21,6 @@ use super::wire::{Attempt, PayloadReport, Refusal};
 pub(super) struct Baseline {
     namespaces: BTreeMap<&'static str, String>,
     seccomp_filters: usize,
-    cgroups: String,
 }
 
 const NAMESPACES: [(Layer, &str); 7] = [
@@ -40,8 +40,7 @@ impl Baseline {
         let status = fs::read_to_string("/proc/self/status")?;
         let seccomp_filters =
             field(&status, "Seccomp_filters").and_then(|text| text.parse().ok()).unwrap_or(0);
-        let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Ok(Self { namespaces: namespaces.collect(), seccomp_filters, cgroups })
+        Ok(Self { namespaces: namespaces.collect(), seccomp_filters })
     }
 }
 
@@ -60,6 +59,7 @@ pub(super) struct Payload<'a> {
     pub(super) spec: &'a Spec,
     pub(super) rlimits: &'a [Planned],
     pub(super) rlimits_are_own: bool,
+    pub(super) leaf: Option<&'a Leaf>,
     pub(super) filters: usize,
     pub(super) seccomp_errno: i32,
     pub(super) refusals: &'a [Refusal],
@@ -191,12 +191,10 @@ impl Payload<'_> {
     }
 
     fn cgroup(&self) -> io::Result<Judged> {
-        let own = self.read("cgroup")?;
-        let evidence = format!("cgroup is {}", own.split_whitespace().collect::<Vec<_>>().join(" "));
-        if own == self.baseline.cgroups {
-            return Ok((UNAVAILABLE, format!("{evidence}, as the helper's is")));
-        }
-        Ok((DEGRADED, format!("{evidence}; its limits were not read")))
+        self.leaf.map_or_else(
+            || Ok((UNAVAILABLE, "no cgroup of its own".to_owned())),
+            |leaf| leaf.read_back(self.pid),
+        )
     }
 
     fn keyrings(&self) -> Judged {

@@ -27,18 +27,21 @@ pub const MAX_WALL_MS: u64 = 24 * 60 * 60 * 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Processor time of all its processes together, milliseconds. The supervisor checks the tree's time when it could
-    /// first have run out and then at least every 2 ms: the overshoot is about 2 ms times the processors used, plus up
-    /// to 20 ms per ended child that a process of the tree (not the engine) waited for, since the kernel shows those in
-    /// clock ticks. `RLIMIT_CPU`, in whole seconds per process, stands behind it.
+    /// first have run out and then at least every 2 ms: the overshoot is about 2 ms times the processors used. Without a
+    /// cgroup that counts it, up to 20 ms come on top per ended child that a process of the tree (not the engine) waited
+    /// for, since the kernel shows those in clock ticks. `RLIMIT_CPU`, in whole seconds per process, stands behind it.
     pub cpu_ms: u64,
     /// Wall-clock time from release to the end, milliseconds.
     pub wall_ms: u64,
-    /// Address space (`RLIMIT_AS`), bytes. Per process: the tree's sum is not bounded by it.
+    /// Memory of all its processes together, swap and the files in its work area included, bytes; by its cgroup. Without
+    /// one: address space (`RLIMIT_AS`), per process.
     pub memory_bytes: u64,
     /// Bytes of stdout and stderr together.
     pub output_bytes: u64,
     /// Processes and threads at one time.
     pub pids: u64,
+    /// Thousandths of a processor that all of them together get; 0 for whatever the host has. Needs a cgroup.
+    pub cpus_milli: u64,
     /// Open descriptors per process.
     pub open_files: u64,
     /// Largest file a process can write, bytes.
@@ -56,6 +59,7 @@ impl Default for Limits {
             memory_bytes: 1 << 30,
             output_bytes: 8 << 20,
             pids: 64,
+            cpus_milli: 0,
             open_files: 256,
             file_bytes: 64 << 20,
             egress_bytes: 0,

@@ -8,10 +8,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 
+use super::cgroup::{self, Leaf};
 use super::channel;
 use super::control::Layer;
 use super::execution::{Execution, Given, NOT_RUN, launch_failed, no_files};
@@ -32,6 +34,7 @@ pub(super) struct Host {
     /// Who payloads are on the host, if the agent is root.
     pub(super) user: (u32, u32),
     pub(super) single: SingleThreaded,
+    pub(super) cgroups: Arc<cgroup::Parent>,
 }
 
 /// The descriptors that a supervisor starts with.
@@ -43,18 +46,20 @@ pub(super) struct Links {
 }
 
 /// The supervisor's life: builds the surroundings, waits until they are needed, sees one execution through. `is_ahead`:
-/// nobody has asked yet; if the surroundings fail, nobody has to hear of it.
+/// nobody has asked yet; if the surroundings fail, nobody has to hear of it. `taken`: what came of taking a cgroup for it, if
+/// this host has any.
 pub(super) fn run(
     host: &Host,
     links: &Links,
     surroundings: &[u8],
     is_ahead: bool,
     fallback_work: &Path,
+    taken: Option<io::Result<u64>>,
 ) -> i32 {
     let Ok(surroundings) = serde_json::from_slice::<Surroundings>(surroundings) else {
         return 1;
     };
-    let tree = Tree::start(host, &surroundings, fallback_work);
+    let tree = Tree::start(host, &surroundings, fallback_work, taken);
     let init = tree.as_ref().ok().map(|tree| tree.init);
     let watched = tree.as_ref().ok().filter(|_| is_ahead);
     let requested = if is_ahead && tree.is_err() { None } else { wait_for_request(links, watched) };
@@ -199,12 +204,20 @@ pub(super) struct Tree {
     pub(super) payload_link: OwnedFd,
     pub(super) own_pid_namespace: bool,
     pub(super) own_user_namespace: bool,
+    pub(super) leaf: Option<Leaf>,
     pub(super) refusals: Vec<Refusal>,
 }
 
 impl Tree {
-    fn start(host: &Host, surroundings: &Surroundings, fallback_work: &Path) -> Result<Self, Failed> {
+    fn start(
+        host: &Host,
+        surroundings: &Surroundings,
+        fallback_work: &Path,
+        taken: Option<io::Result<u64>>,
+    ) -> Result<Self, Failed> {
         let mut refusals = vec![];
+        // First of all: what it opens keeps the rights that this process is about to give up.
+        let leaf = Leaf::for_execution(&host.cgroups, taken, &surroundings.omit, &mut refusals);
         // Something of the host for a program whose descriptors are not closed.
         let _leak = (!surroundings.has(Layer::ClosedFds)).then(|| fs::File::open("/"));
         let Entered { id, own_user_namespace, own_pid_namespace } =
@@ -222,6 +235,7 @@ impl Tree {
             fallback_work,
             payload_link: payload_end,
             filters: &host.filters,
+            leaf: leaf.as_ref(),
             single: host.single,
         };
         let init = host.single.fork(move || init::run(child, &init_end)).map_err(|e| ("fork", e))?;
@@ -230,6 +244,6 @@ impl Tree {
         if surroundings.has(Layer::Capabilities) && surroundings.has(Layer::NoNewPrivs) {
             payload::drop_capabilities();
         }
-        Ok(Self { init, init_link, payload_link, own_pid_namespace, own_user_namespace, refusals })
+        Ok(Self { init, init_link, payload_link, own_pid_namespace, own_user_namespace, leaf, refusals })
     }
 }

@@ -2,13 +2,16 @@
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sandbox_agent::sandbox::{Chunk, ExitCause, Running, Sandbox, SandboxError};
 use tokio::sync::mpsc;
 
-use crate::rig::{HOSTS, Host, RIG_MADE, finish, processes_with_argument, rig, run_in, shell, until};
+use crate::rig::{
+    HOSTS, Host, RIG_MADE, cgroups_of, children_of, finish, processes_with_argument, rig, run_in, shell,
+    until,
+};
 
 fn marker(test: u32, host: Host) -> String {
     format!("{test}{}{}.5", std::process::id(), host as u8)
@@ -30,11 +33,6 @@ async fn all_end(marker: &str, host: Host) {
 fn kill_hard(pids: &[u32]) {
     let pids = pids.iter().map(u32::to_string);
     assert!(Command::new("kill").arg("-9").args(pids).status().unwrap().success());
-}
-
-fn children_of(pid: u32) -> Vec<u32> {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    list.split_whitespace().map(|child| child.parse().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,9 +119,12 @@ async fn a_killed_agent_takes_its_executions_along() {
             .spawn()
             .unwrap();
         until("both sleep", || processes_with_argument(&marker).len() == 2).await;
+        let helper = children_of(agent.id())[0];
+        assert_eq!(!cgroups_of(helper).is_empty(), host.allows_cgroups(), "{host:?}");
         agent.kill().unwrap();
         agent.wait().unwrap();
         all_end(&marker, host).await;
+        until("no cgroup is left", || cgroups_of(helper).is_empty()).await;
     }
 }
 
@@ -190,9 +191,16 @@ async fn two_hundred_executions_leak_neither_descriptors_nor_processes_nor_direc
         }
         until("the helper has reaped everything", || children_of(helper).is_empty()).await;
         assert_eq!(open(), before, "{host:?}");
+        // The eight that are kept ready.
+        until("its cgroups are removed", || cgroups_of(helper).iter().all(|dir| children(dir) <= 8)).await;
         let left = work_directories(helper);
         assert!(left.is_empty(), "{host:?}: {left:?}");
     }
+}
+
+fn children(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
 
 fn work_directories(helper: u32) -> Vec<PathBuf> {

@@ -8,12 +8,7 @@ use std::process::Command;
 use sandbox_agent::sandbox::{Control, ControlStatus, ExitCause, Layer, Sandbox};
 use tokio::sync::mpsc;
 
-use crate::rig::{HOSTS, Host, finish, processes_with_argument, run_in, shell, until};
-
-fn children_of(pid: u32) -> Vec<u32> {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().map(|child| child.parse().unwrap()).collect()
-}
+use crate::rig::{HOSTS, Host, children_of, finish, processes_with_argument, run_in, shell, until};
 
 /// Processes below the helper: a supervisor, an init and a payload for each that waits.
 fn below(pid: u32) -> Vec<u32> {

@@ -32,6 +32,22 @@ impl Host {
         self != Self::Restricted && *kernel
     }
 
+    /// Whether it may make cgroups with memory and pids limits, by trying without the sandbox's code.
+    pub fn allows_cgroups(self) -> bool {
+        static TRIED: OnceLock<bool> = OnceLock::new();
+        let tried = TRIED.get_or_init(|| {
+            ["memory", "pids"].iter().all(|controller| {
+                own_cgroups(controller).is_some_and(|own| {
+                    let dir = own.join(format!("exchequer-test-{controller}-{}", std::process::id()));
+                    // Version 2: only its root has children with controllers beside the processes of a test run.
+                    let fit = own.join("tasks").exists() || !own.join("cgroup.type").exists();
+                    fit && fs::create_dir(&dir).is_ok() && fs::remove_dir(&dir).is_ok()
+                })
+            })
+        });
+        self == Self::AsIs && *tried
+    }
+
     pub fn sandbox(self) -> Sandbox {
         self.sandbox_with_ready(0)
     }
@@ -78,6 +94,7 @@ pub fn rig() -> &'static Path {
         compile("host_allows.c", &dir.join("host_allows"), &[]);
         fs::write(dir.join("attack"), sandbox_agent::probes::stage::program().unwrap()).unwrap();
         fs::set_permissions(dir.join("attack"), fs::Permissions::from_mode(0o755)).unwrap();
+        compile("memory.c", &dir.join("memory"), &[]);
         dir
     })
 }
@@ -155,6 +172,64 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(from.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The tests' own cgroup in the hierarchy that has `controller`; "unified" is that of version 2, if controllers are elsewhere.
+pub fn own_cgroups(controller: &str) -> Option<PathBuf> {
+    let list = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path = |named: &str| {
+        let mut lines = list.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
+        lines.find(|line| line[1].split(',').any(|one| one == named)).map(|line| line[2].to_owned())
+    };
+    let below = |mount: &str, path: String| Path::new(mount).join(path.trim_start_matches('/'));
+    let v1 = path(controller).filter(|_| !controller.is_empty() && controller != "unified");
+    let v1 = v1.map(|path| below(&format!("/sys/fs/cgroup/{controller}"), path));
+    let hybrid = Path::new("/sys/fs/cgroup/unified").exists();
+    let v2 = || {
+        let mount = if hybrid { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" };
+        let own = below(mount, path("")?);
+        let offers = fs::read_to_string(own.join("cgroup.controllers")).ok()?;
+        (controller == "unified" && hybrid || offers.split_whitespace().any(|one| one == controller))
+            .then_some(own)
+    };
+    v1.or_else(v2).filter(|dir| dir.is_dir())
+}
+
+/// The cgroups that a helper started by the tests made for its executions.
+pub fn cgroups_of(helper: u32) -> Vec<PathBuf> {
+    let prefix = format!("exchequer-{helper}-");
+    let places = ["memory", "pids", "cpu", "cpuacct", "blkio", "unified"];
+    let entries = places.iter().filter_map(|kind| fs::read_dir(own_cgroups(kind)?).ok()).flatten();
+    let entries = entries.filter_map(Result::ok);
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+const KEEPER: &str = "exq-cgroups\n";
+
+fn all_children(pid: u32) -> Vec<u32> {
+    // Threads come and go, and so do processes.
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
+}
+
+fn is_keeper(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == KEEPER)
+}
+
+/// The process that a helper has beside it for its cgroups.
+pub fn keeper_of(helper: u32) -> Option<u32> {
+    all_children(helper).into_iter().find(|pid| is_keeper(*pid))
+}
+
+/// All others that a process has started.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    all_children(pid).into_iter().filter(|pid| !is_keeper(*pid)).collect()
 }
 
 /// Live processes of the host with `marker` as a whole argument.

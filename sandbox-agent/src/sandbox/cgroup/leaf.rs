@@ -1,0 +1,278 @@
+//! The cgroup of one execution: its limits, what they are read back as, its counters, and killing its members.
+//!
+//! Leaves out making and removing it ([`super::keeper`]). Invariant: what is opened here is opened with the helper's
+//! rights and serves when the supervisor has given them up; nothing is claimed but what the kernel's files say.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::super::control::{ControlStatus, Layer};
+use super::super::spec::Limits;
+use super::super::wire::Refusal;
+use super::{
+    Bounds, Controller, Counted, CpuTime, KILL, PROCS, Parent, Version, kill_members, places, read,
+    read_number, v1, v2,
+};
+
+/// One hierarchy's part of a leaf.
+struct Part {
+    version: Version,
+    holds: Vec<Controller>,
+    dir: PathBuf,
+    procs: File,
+    /// Where limits are written.
+    limits: Vec<(&'static str, File)>,
+}
+
+/// The cgroup of one execution.
+pub(in super::super) struct Leaf {
+    /// What a member's `/proc/<pid>/cgroup` ends with.
+    tail: String,
+    bounds: Bounds,
+    parts: Vec<Part>,
+    kill: Option<File>,
+    before: CpuTime,
+}
+
+impl Leaf {
+    /// Opens the leaf that the helper took for an execution, if there is one. Why there is none is told in `refusals`. To be
+    /// called with the helper's rights: what is opened here keeps them.
+    pub(in super::super) fn for_execution(
+        parent: &Parent,
+        taken: Option<io::Result<u64>>,
+        omit: &[Layer],
+        refusals: &mut Vec<Refusal>,
+    ) -> Option<Self> {
+        if omit.contains(&Layer::Cgroup) {
+            return None;
+        }
+        refusals.extend_from_slice(&parent.problems);
+        let opened = taken?.and_then(|number| Self::open(parent, number));
+        opened.map_err(|error| refusals.push(Refusal::new(Layer::Cgroup, "making a cgroup", &error))).ok()
+    }
+
+    pub(super) fn open(parent: &Parent, number: u64) -> io::Result<Self> {
+        let mut leaf = Self {
+            tail: format!("/{}/{number}", parent.name),
+            bounds: Bounds::default(),
+            parts: vec![],
+            kill: None,
+            before: CpuTime::default(),
+        };
+        for hierarchy in &parent.hierarchies {
+            let (version, dir) = (hierarchy.version, hierarchy.leaf(number));
+            let open = |file: &str| OpenOptions::new().write(true).open(dir.join(file));
+            if version == Version::V2 {
+                leaf.kill = open(KILL).ok();
+            }
+            let files = [Controller::Memory, Controller::Pids, Controller::Cpu].into_iter();
+            let files =
+                files.filter(|one| hierarchy.holds.contains(one)).flat_map(|one| files_of(one, version));
+            // A kernel that does not count swap has no file for it: judged when read back.
+            let limits = files.filter_map(|file| Some((*file, open(file).ok()?))).collect();
+            let procs = open(PROCS)?;
+            leaf.parts.push(Part { version, holds: hierarchy.holds.clone(), dir, procs, limits });
+        }
+        Ok(leaf)
+    }
+
+    /// Sets its limits. What is refused is told in `refusals` and shows when read back.
+    pub(in super::super) fn limit(&mut self, limits: &Limits, refusals: &mut Vec<Refusal>) {
+        let &Limits { memory_bytes, pids, cpus_milli, .. } = limits;
+        self.bounds = Bounds { memory_bytes, pids, cpus_milli };
+        for part in &self.parts {
+            for (file, error) in part.limit(self.bounds) {
+                refusals.push(Refusal::new(Layer::Cgroup, format!("writing {file}"), &error));
+            }
+        }
+    }
+
+    /// Makes `pid` a member, 0 the caller. Its children will be members; the memory it has already is not counted here.
+    pub(in super::super) fn attach(&self, pid: i32) -> io::Result<()> {
+        let text = pid.to_string();
+        self.parts.iter().try_for_each(|part| (&part.procs).write_all(text.as_bytes()))
+    }
+
+    /// From here on, processor time is the program's.
+    pub(in super::super) fn start_counting(&mut self) {
+        self.before = self.cpu_time().unwrap_or_default();
+    }
+
+    fn part(&self, controller: Controller) -> Option<&Part> {
+        self.parts.iter().find(|part| part.holds.contains(&controller))
+    }
+
+    fn cpu_time(&self) -> Option<CpuTime> {
+        let part = self.part(Controller::CpuTime)?;
+        match part.version {
+            Version::V1 => v1::cpu_time(&part.dir),
+            Version::V2 => v2::cpu_time(&part.dir),
+        }
+    }
+
+    /// Processor time since [`Self::start_counting`], of all members, ended ones included.
+    pub(in super::super) fn cpu_used(&self) -> Option<CpuTime> {
+        Some(self.cpu_time()?.since(self.before))
+    }
+
+    /// Whether memory ran out so far.
+    pub(in super::super) fn out_of_memory(&self) -> bool {
+        self.part(Controller::Memory)
+            .and_then(|part| match part.version {
+                Version::V1 => v1::oom_kills(&part.dir),
+                Version::V2 => v2::oom_kills(&part.dir),
+            })
+            .is_some_and(|kills| kills > 0)
+    }
+
+    /// Kills every member.
+    pub(in super::super) fn kill(&self) {
+        if let Some(mut kill) = self.kill.as_ref()
+            && kill.write_all(b"1").is_ok()
+        {
+            return;
+        }
+        if let Some(part) = self.parts.first() {
+            kill_members(&part.dir);
+        }
+    }
+
+    /// What was counted. Final once the last member has ended.
+    pub(in super::super) fn counted(&self) -> Counted {
+        let memory = self.part(Controller::Memory).and_then(|part| {
+            let peak = match part.version {
+                Version::V1 => v1::peak_memory(&part.dir),
+                Version::V2 => v2::peak_memory(&part.dir),
+            };
+            Some((part.version, peak?))
+        });
+        let io = self.part(Controller::Io).and_then(|part| match part.version {
+            Version::V1 => v1::io_bytes(&part.dir),
+            Version::V2 => v2::io_bytes(&part.dir),
+        });
+        Counted {
+            cpu: self.cpu_used(),
+            peak_memory: memory,
+            peak_pids: self.part(Controller::Pids).and_then(|part| read_number(&part.dir.join("pids.peak"))),
+            io,
+            out_of_memory: self.out_of_memory(),
+        }
+    }
+
+    /// Whether the tree's memory can't grow beyond what was asked, as the kernel's files say.
+    pub(in super::super) fn limits_memory(&self) -> bool {
+        self.part(Controller::Memory).is_some_and(|part| part.memory_is_limited(self.bounds.memory_bytes))
+    }
+
+    /// What holds for the process `pid`, read back from where it is a member and from the limits there.
+    pub(in super::super) fn read_back(&self, pid: i32) -> io::Result<(ControlStatus, String)> {
+        let list = format!("/proc/{pid}/cgroup");
+        let list = fs::read_to_string(&list)
+            .map_err(|error| io::Error::new(error.kind(), format!("{list}: {error}")))?;
+        Ok(self.judge(&list))
+    }
+
+    pub(super) fn judge(&self, list: &str) -> (ControlStatus, String) {
+        let (mut evidence, mut missing) = (vec![], vec![]);
+        let mut held = 0;
+        let cpu = (self.bounds.cpus_milli > 0).then_some(Controller::Cpu);
+        for controller in [Controller::Memory, Controller::Pids].into_iter().chain(cpu) {
+            let Some(part) = self.part(controller) else {
+                missing.push(format!("no {} controller", controller.name(Version::V2)));
+                continue;
+            };
+            let path = places::member_path(list, part.version, controller.name(part.version));
+            let inside = path.is_some_and(|path| path.ends_with(&self.tail));
+            evidence.push(part.describe(controller, path.unwrap_or("not listed")));
+            if inside && part.is_limited(controller, self.bounds) {
+                held += 1;
+            } else if inside {
+                missing.push(format!("{} is not limited as asked", controller.name(part.version)));
+            } else {
+                missing.push(format!("not in its {} cgroup", controller.name(part.version)));
+            }
+        }
+        let counts = [Controller::CpuTime, Controller::Io].into_iter().filter_map(|controller| {
+            let version = self.part(controller)?.version;
+            Some(format!("{} by {}", controller.name(version), version.name()))
+        });
+        let counts = counts.collect::<Vec<_>>();
+        if !counts.is_empty() {
+            evidence.push(format!("counted: {}", counts.join(", ")));
+        }
+        let status = match (missing.is_empty(), held) {
+            (true, _) => ControlStatus::Enforced,
+            (false, 0) => ControlStatus::Unavailable,
+            (false, _) => ControlStatus::Degraded,
+        };
+        (status, [missing, evidence].concat().join("; "))
+    }
+}
+
+impl Part {
+    /// Sets the limits; what was refused, by file.
+    fn limit(&self, bounds: Bounds) -> Vec<(&'static str, io::Error)> {
+        let mut writes = vec![];
+        if self.holds.contains(&Controller::Memory) {
+            writes.extend(match self.version {
+                Version::V1 => v1::memory_limits(bounds.memory_bytes),
+                Version::V2 => v2::memory_limits(bounds.memory_bytes),
+            });
+        }
+        if self.holds.contains(&Controller::Pids) {
+            writes.push((PIDS_MAX, bounds.pids.to_string()));
+        }
+        if self.holds.contains(&Controller::Cpu) && bounds.cpus_milli > 0 {
+            writes.extend(match self.version {
+                Version::V1 => v1::cpu_limits(bounds.cpus_milli),
+                Version::V2 => v2::cpu_limits(bounds.cpus_milli),
+            });
+        }
+        let written = |(file, value): (&'static str, String)| {
+            let mut open = self.limits.iter().find(|(name, _)| *name == file).map(|(_, open)| open)?;
+            Some((file, open.write_all(value.as_bytes()).err()?))
+        };
+        writes.into_iter().filter_map(written).collect()
+    }
+
+    fn describe(&self, controller: Controller, path: &str) -> String {
+        let values = files_of(controller, self.version).iter().filter_map(|file| {
+            let value = read(&self.dir.join(file))?;
+            Some(format!("{file}={value}"))
+        });
+        let values = values.collect::<Vec<_>>().join(", ");
+        format!("{} by {} in {path}: {values}", controller.name(self.version), self.version.name())
+    }
+
+    fn is_limited(&self, controller: Controller, bounds: Bounds) -> bool {
+        match controller {
+            Controller::Memory => self.memory_is_limited(bounds.memory_bytes),
+            Controller::Cpu => match self.version {
+                Version::V1 => v1::cpu_is_limited(&self.dir, bounds.cpus_milli),
+                Version::V2 => v2::cpu_is_limited(&self.dir, bounds.cpus_milli),
+            },
+            _ => read_number(&self.dir.join(PIDS_MAX)) == Some(bounds.pids),
+        }
+    }
+
+    fn memory_is_limited(&self, bytes: u64) -> bool {
+        match self.version {
+            Version::V1 => v1::memory_is_limited(&self.dir, bytes),
+            Version::V2 => v2::memory_is_limited(&self.dir, bytes),
+        }
+    }
+}
+
+const PIDS_MAX: &str = "pids.max";
+
+/// The files with the limits of a controller, in the order of writing.
+fn files_of(controller: Controller, version: Version) -> &'static [&'static str] {
+    match (controller, version) {
+        (Controller::Memory, Version::V1) => &v1::MEMORY_FILES,
+        (Controller::Memory, Version::V2) => &v2::MEMORY_FILES,
+        (Controller::Cpu, Version::V1) => &v1::CPU_FILES,
+        (Controller::Cpu, Version::V2) => &v2::CPU_FILES,
+        _ => &[PIDS_MAX],
+    }
+}

@@ -1,0 +1,206 @@
+//! What the kernel's files say is read as they mean it, and real leaves limit, count, kill and disappear.
+
+use std::process::{Child, Command, Stdio};
+
+use super::super::control::ControlStatus;
+use super::super::spec::Limits;
+use super::places::{Found, find, member_path};
+use super::*;
+
+fn places(cgroup: &str, mountinfo: &str) -> Vec<(Version, Vec<Controller>, String)> {
+    find(cgroup, mountinfo)
+        .into_iter()
+        .map(|Found { version, controllers, own, .. }| {
+            (version, controllers, own.to_str().unwrap().to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn a_hybrid_host_has_each_controller_where_it_is_mounted() {
+    let cgroup = "9:name=systemd:/\n8:pids:/\n4:memory:/slice/a b\n2:cpu,cpuacct:/x\n0::/unit\n";
+    let mountinfo = "\
+        31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+        32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+        35 31 0:32 / /sys/fs/cgroup/mem\\040ory rw,relatime - cgroup cgroup rw,memory\n\
+        39 31 0:36 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n\
+        40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n\
+        41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
+        42 31 0:36 / /elsewhere/pids rw,relatime - cgroup cgroup rw,pids\n";
+    let expected = [
+        (Version::V1, vec![Controller::Cpu, Controller::CpuTime], "/sys/fs/cgroup/cpu,cpuacct/x"),
+        (Version::V1, vec![Controller::Memory], "/sys/fs/cgroup/mem ory/slice/a b"),
+        (Version::V1, vec![Controller::Pids], "/sys/fs/cgroup/pids"),
+        (Version::V2, vec![], "/sys/fs/cgroup/unified/unit"),
+    ];
+    assert_eq!(places(cgroup, mountinfo), expected.map(|(v, c, path)| (v, c, path.to_owned())));
+}
+
+#[test]
+fn what_a_container_sees_of_its_hierarchy_starts_at_its_own_root() {
+    let mount = "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
+    let own = |path: &str| places(&format!("4:memory:{path}\n"), mount);
+    let memory = |path: &str| vec![(Version::V1, vec![Controller::Memory], path.to_owned())];
+    assert_eq!(own("/docker/abc"), memory("/sys/fs/cgroup/memory"));
+    assert_eq!(own("/docker/abc/below"), memory("/sys/fs/cgroup/memory/below"));
+    // Neither a neighbour's, nor one outside of what may be named.
+    assert_eq!(own("/docker/abcd"), []);
+    assert_eq!(own("/docker/abc/../x"), []);
+    assert_eq!(own("/"), []);
+}
+
+#[test]
+fn a_members_path_is_that_of_the_hierarchy_asked_for() {
+    let list = "4:memory:/m\n2:cpu,cpuacct:/c\n0::/two:odd\n";
+    assert_eq!(member_path(list, Version::V1, "cpuacct"), Some("/c"));
+    assert_eq!(member_path(list, Version::V1, "pids"), None);
+    assert_eq!(member_path(list, Version::V2, "memory"), Some("/two:odd"));
+}
+
+#[test]
+fn counters_are_read_by_their_whole_names() {
+    let events = "low 0\noom 7\noom_kill 3\noom_group_kill 1";
+    assert_eq!(keyed(events, "oom_kill"), Some(3));
+    assert_eq!(keyed(events, "oom"), Some(7));
+    assert_eq!(keyed(events, "oom_ki"), None);
+    let v1 = "8:0 Read 10\n8:0 Write 4\n8:0 Sync 14\n8:0 Total 14\n8:16 Read 1\nTotal 15";
+    assert_eq!(v1::parse_io(v1), IoBytes { read: 11, written: 4 });
+    let v2 = "8:16 rbytes=1459200 wbytes=314773504 rios=192 dbytes=0\n8:0 rbytes=100 wbytes=1 wios=9";
+    assert_eq!(v2::parse_io(v2), IoBytes { read: 1_459_300, written: 314_773_505 });
+}
+
+#[test]
+fn a_limit_counts_as_set_only_if_no_more_than_a_page_was_rounded_away() {
+    assert!(is_rounded(Some(8192), 8192) && is_rounded(Some(8192), 9000));
+    assert!(!is_rounded(Some(8193), 8192) && !is_rounded(Some(0), 1 << 20) && !is_rounded(None, 8192));
+    assert!(swap_is_limited(Some(true)) && !swap_is_limited(Some(false)));
+}
+
+fn limits() -> Limits {
+    Limits { memory_bytes: 64 << 20, pids: 17, ..Limits::default() }
+}
+
+/// A leaf over directories of plain files, as a kernel of version 2 would make them.
+fn version_2_leaf(dir: &Path, swap: bool) -> Leaf {
+    let files = ["memory.max", "memory.oom.group", "pids.max", "cpu.max", PROCS];
+    for file in files.iter().copied().chain(swap.then_some("memory.swap.max")) {
+        fs::write(dir.join(file), "").unwrap();
+    }
+    fs::write(dir.join("cpu.stat"), "usage_usec 5\nuser_usec 2000\nsystem_usec 3000\n").unwrap();
+    let hierarchy = Hierarchy {
+        version: Version::V2,
+        holds: Controller::ALL.to_vec(),
+        dir: dir.parent().unwrap().to_owned(),
+        lock: open_dir(dir).unwrap(),
+    };
+    let parent = Parent { name: "exchequer-1-2".to_owned(), hierarchies: vec![hierarchy], problems: vec![] };
+    let mut refusals = vec![];
+    let mut leaf = Leaf::open(&parent, 7).unwrap();
+    leaf.limit(&Limits { cpus_milli: 1500, ..limits() }, &mut refusals);
+    assert!(refusals.is_empty(), "{refusals:?}");
+    leaf
+}
+
+#[test]
+fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    let leaf = version_2_leaf(&dir, true);
+    let inside = "0::/slice/exchequer-1-2/7\n";
+    let (status, evidence) = leaf.judge(inside);
+    assert_eq!(status, ControlStatus::Enforced, "{evidence}");
+    for held in
+        ["memory.max=67108864, memory.swap.max=0, memory.oom.group=1", "pids.max=17", "cpu.max=150000 100000"]
+    {
+        assert!(evidence.contains(held), "{held} is not in {evidence}");
+    }
+    // Another leaf's member.
+    assert_eq!(leaf.judge("0::/slice/exchequer-1-2/77\n").0, ControlStatus::Unavailable);
+    assert_eq!(leaf.cpu_used(), Some(CpuTime { user_us: 2000, system_us: 3000 }));
+    for (file, value) in [("memory.swap.max", "max"), ("pids.max", "max"), ("cpu.max", "max 100000")] {
+        let before = fs::read_to_string(dir.join(file)).unwrap();
+        fs::write(dir.join(file), value).unwrap();
+        let (status, evidence) = leaf.judge(inside);
+        assert_eq!(status, ControlStatus::Degraded, "{file}: {evidence}");
+        assert!(evidence.contains("not limited as asked"), "{file}: {evidence}");
+        fs::write(dir.join(file), before).unwrap();
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_count_swap_limits_memory_only_where_there_is_no_swap() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    let leaf = version_2_leaf(&dir, false);
+    assert_eq!(leaf.limits_memory(), swap_is_limited(None));
+    fs::write(dir.join("memory.max"), "max").unwrap();
+    assert!(!leaf.limits_memory());
+}
+
+/// This host's own parent. Where it gives none, the reason is named, and there is nothing more to test.
+fn parent() -> Option<Parent> {
+    let parent = Parent::make();
+    if parent.is_of_use() {
+        return Some(parent);
+    }
+    assert!(!parent.problems.is_empty(), "nothing to be had, and nobody says why");
+    parent.remove().unwrap();
+    None
+}
+
+fn sleeper() -> Child {
+    Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_leaf_limits_its_member_counts_for_it_and_kills_it() {
+    let Some(parent) = parent() else { return };
+    parent.make_leaf(1).unwrap();
+    let mut refusals = vec![];
+    let mut leaf = Leaf::open(&parent, 1).unwrap();
+    leaf.limit(&limits(), &mut refusals);
+    assert!(refusals.is_empty(), "{refusals:?}");
+    let mut member = sleeper();
+    let pid = i32::try_from(member.id()).unwrap();
+    let (status, evidence) = leaf.read_back(pid).unwrap();
+    assert_eq!(status, ControlStatus::Unavailable, "not attached yet: {evidence}");
+    leaf.attach(pid).unwrap();
+    let (status, evidence) = leaf.read_back(pid).unwrap();
+    assert_eq!(status, ControlStatus::Enforced, "{evidence}; {:?}", parent.problems);
+    assert!(evidence.contains("pids.max=17") && evidence.contains("67108864"), "{evidence}");
+    assert!(leaf.limits_memory());
+    assert!(parent.remove_leaf(1).is_err(), "a leaf with a member can't be removed");
+    leaf.kill();
+    assert!(!member.wait().unwrap().success());
+    let counted = leaf.counted();
+    assert!(counted.cpu.is_some() && !counted.out_of_memory, "{counted:?}");
+    parent.remove_leaf(1).unwrap();
+    parent.remove().unwrap();
+}
+
+fn sweep_all(places: &[PathBuf]) {
+    for place in places {
+        sweep(place);
+    }
+}
+
+#[test]
+fn what_a_dead_helper_left_is_ended_and_removed_and_what_a_living_one_has_is_not() {
+    let Some(parent) = parent() else { return };
+    parent.make_leaf(3).unwrap();
+    let leaf = Leaf::open(&parent, 3).unwrap();
+    let mut member = sleeper();
+    leaf.attach(i32::try_from(member.id()).unwrap()).unwrap();
+    let dirs = parent.hierarchies.iter().map(|it| it.dir.clone()).collect::<Vec<_>>();
+    let places = dirs.iter().map(|dir| dir.parent().unwrap().to_owned()).collect::<Vec<_>>();
+    sweep_all(&places);
+    assert!(dirs.iter().all(|dir| dir.is_dir()) && member.try_wait().unwrap().is_none());
+    // Its death is the end of its locks.
+    drop(parent);
+    sweep_all(&places);
+    assert!(!member.wait().unwrap().success());
+    sweep_all(&places);
+    assert_eq!(dirs.iter().filter(|dir| dir.exists()).count(), 0);
+}
