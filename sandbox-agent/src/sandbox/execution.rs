@@ -87,8 +87,8 @@ pub(super) struct Execution<'a> {
     rlimits: Vec<rlimits::Planned>,
     leaf: Option<Leaf>,
     refusals: Vec<Refusal>,
-    /// What waits for the surroundings and the inputs.
-    program: Option<(Vec<(String, String)>, [OwnedFd; 3])>,
+    /// Until surroundings and inputs are there.
+    waiting: Option<Waiting>,
     cwd: PathBuf,
     started: Instant,
     /// What the payload used before it became the program.
@@ -99,6 +99,12 @@ pub(super) struct Execution<'a> {
     ending: Option<Ending>,
     done: Option<Done>,
     listener: Option<OwnedFd>,
+}
+
+/// What only the payload's message needs.
+struct Waiting {
+    environment: Vec<(String, String)>,
+    stdio: [OwnedFd; 3],
 }
 
 /// What init said last.
@@ -151,7 +157,7 @@ impl<'a> Execution<'a> {
             rlimits: rlimits::plan(&spec.limits, own_user_namespace, tree_memory),
             leaf,
             refusals,
-            program: Some((environment, stdio)),
+            waiting: Some(Waiting { environment, stdio }),
             cwd: PathBuf::new(),
             started: Instant::now(),
             before: CpuAndFaults::default(),
@@ -354,13 +360,15 @@ impl<'a> Execution<'a> {
     }
 
     fn send_program(&mut self) {
-        let (Some((inherited, stdio)), Some(link)) = (self.program.take(), &self.payload_link) else {
+        let (Some(Waiting { environment: inherited, stdio }), Some(link)) =
+            (self.waiting.take(), &self.payload_link)
+        else {
             return;
         };
         let spec = self.spec;
         let inherited = inherited.into_iter().filter(|(key, _)| spec.env.iter().all(|(own, _)| own != key));
         let program = Program {
-            program: spec.program.clone(),
+            name: spec.program.clone(),
             args: spec.args.clone(),
             env: spec.env.iter().cloned().chain(inherited).collect(),
             cwd: self.cwd.clone(),

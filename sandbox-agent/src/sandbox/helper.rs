@@ -185,7 +185,8 @@ impl Supervisors {
 
     /// Old ones end when their link is dropped. The new one is the youngest: at the back.
     fn renew(&mut self, host: &Host) {
-        while let Some(old) = self.ready.pop_front_if(|oldest| oldest.since.elapsed() >= READY_AGE) {
+        while self.ready.front().is_some_and(|oldest| oldest.since.elapsed() >= READY_AGE) {
+            let Some(old) = self.ready.pop_front() else { return };
             let Ok(new) = self.start(host, &old.surroundings, true) else { return };
             self.ready.push_back(new);
         }

@@ -147,7 +147,9 @@ fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Fai
     let &Payload { surroundings, filters, reach, .. } = payload;
     let on = |layer| surroundings.has(layer);
     let Confined { refusals, before, under } = confine(payload)?;
-    let Some(Program { program, args, env, cwd, rlimits }) = receive_program(link)? else { return Ok(()) };
+    let Some(Program { name: program, args, env, cwd, rlimits }) = receive_program(link)? else {
+        return Ok(());
+    };
     rustix::process::chdir(&cwd).map_err(|e| ("cwd", e.into()))?;
 
     let programs = candidates(&program, &env).map_err(|e| ("program", e))?;

@@ -132,10 +132,10 @@ fn fill(
     let options = format!("mode=0700,size={},nr_inodes={}", work.size_bytes, work.max_files);
     let options = at("naming the work area's limits", CString::new(options).map_err(Into::into))?;
     let noexec = if work.executable { MountFlags::empty() } else { MountFlags::NOEXEC };
-    let mounted = if !surroundings.has(Layer::WorkArea) {
-        mount("tmpfs", &target, "tmpfs", MountFlags::NOSUID, c"mode=0700").map_err(Into::into)
-    } else {
+    let mounted = if surroundings.has(Layer::WorkArea) {
         tmpfs(&target, noexec, &options)
+    } else {
+        mount("tmpfs", &target, "tmpfs", MountFlags::NOSUID, c"mode=0700").map_err(Into::into)
     };
     at("mount tmpfs for the work area", mounted)?;
 
@@ -161,7 +161,7 @@ fn fill(
     let proc = inside(base, Path::new("/proc"));
     at("making /proc", fs::create_dir_all(&proc))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = if !surroundings.has(Layer::MaskedProc) { c"" } else { c"subset=pid" };
+    let options = if surroundings.has(Layer::MaskedProc) { c"subset=pid" } else { c"" };
     let mounted = mount("proc", &proc, "proc", flags, options).map_err(Into::into);
     Ok(at("mount proc with subset=pid", mounted).err())
 }

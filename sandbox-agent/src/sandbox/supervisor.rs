@@ -180,7 +180,7 @@ fn enter_namespaces(host: &Host, omit: &[Layer], refusals: &mut Vec<Refusal>) ->
             }
         }
         Some(Err(error)) => {
-            refusals.push(Refusal::new(Layer::UserNamespace, "unshare(CLONE_NEWUSER)", &error))
+            refusals.push(Refusal::new(Layer::UserNamespace, "unshare(CLONE_NEWUSER)", &error));
         }
     }
     match unless(omit, Layer::PidNamespace, libc::CLONE_NEWPID) {

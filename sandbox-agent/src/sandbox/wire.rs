@@ -103,7 +103,7 @@ pub(super) struct Order {
 /// Supervisor to payload, when the inputs are in their places: with the three streams.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Program {
-    pub(super) program: String,
+    pub(super) name: String,
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(String, String)>,
     pub(super) cwd: PathBuf,

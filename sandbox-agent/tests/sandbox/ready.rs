@@ -41,13 +41,17 @@ async fn no_surroundings_serve_twice() {
             let spec = shell("ls -A; echo left > behind");
             let (sender, output) = mpsc::channel(16);
             let prepared = sandbox.prepare(&spec, None, sender).await.unwrap();
-            let now = children_of(helper).into_iter().collect::<BTreeSet<_>>();
-            assert_eq!(round == 0, waiting.is_subset(&now), "{host:?}: {round}: it took one that waited");
+            if round == 0 {
+                // Nothing of them has ended yet: one of them serves, or none does.
+                let now = children_of(helper).into_iter().collect::<BTreeSet<_>>();
+                assert!(waiting.is_subset(&now), "{host:?}: {waiting:?}, {now:?}");
+            }
             let ran = finish(prepared.release().await.unwrap(), output).await;
             assert_eq!(ran.stdout, "", "{host:?}: {round}: something was left behind");
             assert_eq!(ran.outcome.cause, ExitCause::Exited { code: 0 }, "{host:?}");
         }
-        until("the first that waited are gone", || {
+        // Unused they would wait on.
+        until("the first that waited have served", || {
             children_of(helper).iter().all(|pid| !waiting.contains(pid))
         })
         .await;
