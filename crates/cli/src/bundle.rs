@@ -207,16 +207,15 @@ fn refused(error: BundleError) -> Refused {
 
 /// What the bundle says under this key, or under the one that it names itself; and that key.
 fn verified(bytes: &[u8], key: Option<&VerifyingKey>) -> Result<(Statement, VerifyingKey), BundleError> {
-    let key = match key {
-        Some(key) => *key,
-        None => {
-            let (statement, envelope) = bundle::read_unverified(bytes)?;
-            if envelope.signatures.is_empty() {
-                return Err(BundleError::Unsigned);
-            }
-            VerifyingKey::from_bytes(&statement.predicate.agent.public_key.0)
-                .map_err(|_| BundleError::Inconsistent("agent.public_key is no Ed25519 key"))?
+    let key = if let Some(key) = key {
+        *key
+    } else {
+        let (statement, envelope) = bundle::read_unverified(bytes)?;
+        if envelope.signatures.is_empty() {
+            return Err(BundleError::Unsigned);
         }
+        VerifyingKey::from_bytes(&statement.predicate.agent.public_key.0)
+            .map_err(|_| BundleError::Inconsistent("agent.public_key is no Ed25519 key"))?
     };
     Ok((bundle::verify_bundle(bytes, &key)?, key))
 }
@@ -269,7 +268,8 @@ fn show(statement: &Statement) -> std::io::Result<()> {
         ("caller", said.caller.clone()),
         (
             "program",
-            json!([&[said.inputs.program.clone()], &said.inputs.arguments_redacted[..]].concat()).to_string(),
+            json!([std::slice::from_ref(&said.inputs.program), &said.inputs.arguments_redacted[..]].concat())
+                .to_string(),
         ),
         ("input digest", said.inputs.digest.to_string()),
         ("profile", said.profile.name.clone()),

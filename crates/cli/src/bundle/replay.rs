@@ -333,7 +333,9 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(before).unwrap();
         let mut comparison = Comparison::new(Some(File::open(file.path()).unwrap()), "x".into());
-        pieces.iter().for_each(|piece| comparison.push(piece).unwrap());
+        for piece in pieces {
+            comparison.push(piece).unwrap();
+        }
         comparison.finish().unwrap()
     }
 

@@ -178,7 +178,7 @@ fn hex_of(key: &str) -> String {
     if key.len() == 64 {
         return key.to_owned();
     }
-    STANDARD.decode(key).unwrap().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(STANDARD.decode(key).unwrap())
 }
 
 #[test]
