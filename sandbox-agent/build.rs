@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=probes");
+    println!("cargo:rerun-if-env-changed=CC");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let (program, reason) = (out.join("attack"), out.join("attack.problem"));
     let problem = match compile(&program) {

@@ -30,7 +30,7 @@ shown which probes notice.
 held            stopped as it had to be
 broken          not stopped, or otherwise than it had to be
 control_failed  nothing can be said: the attack did not succeed where it had to, or could not be made
-open            no layer that stops it is to be had on this host
+open            no layer that stops it is to be had as a whole on this host
 not_covered     what it aims at can't be made by this user, or the one layer can't be had without the others
 
 Exit status: 0 clean, 1 findings, 2 it could not be checked.")]

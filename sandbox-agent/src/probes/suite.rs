@@ -41,7 +41,7 @@ pub enum Verdict {
     Broken,
     /// Nothing can be said: the attack did not succeed in its control, or could not be made.
     ControlFailed,
-    /// No layer that stops the attack is to be had on this host.
+    /// No layer that stops the attack is to be had as a whole on this host, and it was not stopped.
     Open,
     /// What it needs can't be made by this user; it is not covered here.
     NotCovered,
@@ -176,7 +176,7 @@ impl Suite {
         }
         let off = others(probe, only);
         let inside = self.inside(probe, &off).await;
-        let (guard, expected) = must_see(probe, &inside.controls, &off);
+        let MustSee { guard, expected, whole } = must_see(probe, &inside.controls, &off);
         report.observed = inside.seen.to_string();
         report.control = describe_control(probe, control);
         report.guard = guard;
@@ -193,6 +193,8 @@ impl Suite {
         report.verdict = match (&inside.seen, is_contrast(probe, control, first), stopped) {
             (Seen::Nothing(_), ..) | (_, false, _) => Verdict::ControlFailed,
             (_, true, true) => Verdict::Held,
+            // A layer that holds in part has said so: this is the part that is missing.
+            (_, true, false) if !whole => Verdict::Open,
             (_, true, false) => Verdict::Broken,
         };
         report.seen = Some(inside.seen);
@@ -258,7 +260,7 @@ impl Suite {
         }
         // A host of that name would hide whether the name is its own.
         if spec.profile.hostname == host_name() {
-            spec.profile.hostname = "probed".to_owned();
+            "probed".clone_into(&mut spec.profile.hostname);
         }
         (probe.fit)(&mut spec);
         if let Watch::Outputs(paths) = probe.watch {
@@ -371,9 +373,19 @@ fn handed_out(outcome: &Outcome) -> Seen {
     Seen::words("nothing of the host handed out")
 }
 
-/// What has to be seen, the first one from the layer that has to stop it. A layer that holds in part may or may not be the one that does.
-fn must_see<'p>(probe: &'p Probe, controls: &[Control], off: &[Layer]) -> (Option<Guard>, Vec<&'p Seen>) {
-    let (mut guard, mut expected) = (None, vec![]);
+/// What has to be seen of an attack.
+struct MustSee<'p> {
+    /// The first that may stop it.
+    guard: Option<Guard>,
+    /// One of these.
+    expected: Vec<&'p Seen>,
+    /// Whether one that holds as a whole is among those that may stop it.
+    whole: bool,
+}
+
+/// The first guard that holds as a whole has to stop it. A layer before that which holds in part may or may not be the one that does.
+fn must_see<'p>(probe: &'p Probe, controls: &[Control], off: &[Layer]) -> MustSee<'p> {
+    let mut must = MustSee { guard: None, expected: vec![], whole: false };
     for stop in probe.stops {
         let status = match stop.guard {
             Guard::Engine => ControlStatus::Enforced,
@@ -383,13 +395,14 @@ fn must_see<'p>(probe: &'p Probe, controls: &[Control], off: &[Layer]) -> (Optio
         if status == ControlStatus::Unavailable {
             continue;
         }
-        guard = guard.or(Some(stop.guard));
-        expected.push(&stop.seen);
-        if status == ControlStatus::Enforced {
+        must.guard = must.guard.or(Some(stop.guard));
+        must.expected.push(&stop.seen);
+        must.whole = status == ControlStatus::Enforced;
+        if must.whole {
             break;
         }
     }
-    (guard, expected)
+    must
 }
 
 /// Whether the kernel proper answered: otherwise than the layer does. Of many calls some are refused by the kernel with the same error.

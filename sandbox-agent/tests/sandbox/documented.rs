@@ -71,7 +71,8 @@ fn the_table_of_probes_is_the_documented_one() {
 #[test]
 fn documented_results_are_of_probes() {
     let text = fs::read_to_string(docs()).unwrap();
-    let names = between(&text, "results").1.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let names =
+        between(&text, "results").1.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     for name in names {
         assert!(table::named(name.split('/').next().unwrap()).is_some(), "{name}");
     }
