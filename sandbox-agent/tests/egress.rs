@@ -52,8 +52,8 @@ async fn start(port: u16) -> Option<Rig> {
     );
     fs::write(directory.path().join("out.toml"), profile).unwrap();
     let config = format!(
-        "[agent]\nprofiles = {:?}\n[agent.ceiling]\nnetworks = [\"none\", \"loopback\", \"egress\"]\negress = [\"127.0.0.1:{port}\"]\n",
-        directory.path()
+        "[agent]\nprofiles = \"{}\"\n[agent.ceiling]\nnetworks = [\"none\", \"loopback\", \"egress\"]\negress = [\"127.0.0.1:{port}\"]\n",
+        directory.path().display()
     );
     let mut reader = Reader::new(Some(("agent.toml", &config)), std::iter::empty(), Vec::new());
     let profiles = Profiles::read(&mut reader, &[]);

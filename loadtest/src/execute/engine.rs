@@ -45,7 +45,7 @@ impl Engine {
         let (output, mut chunks) = mpsc::channel(16);
         let prepared = self.sandbox.prepare(&self.spec, None, output).await?;
         let controls = prepared.controls().to_vec();
-        let admission = self.sealer.admit(&self.spec, &controls);
+        let admission = Sealer::admit(&self.spec, &controls);
         let mut running = prepared.release().await?;
         let outcome = running.outcome().await?;
         let mut outputs = Outputs::default();

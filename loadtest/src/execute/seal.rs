@@ -38,7 +38,7 @@ impl Sealer {
     }
 
     /// Before the program is released.
-    pub(super) fn admit(&self, spec: &Spec, controls: &[Control]) -> Admission {
+    pub(super) fn admit(spec: &Spec, controls: &[Control]) -> Admission {
         let limits = v1::Limits {
             cpu_ms: spec.limits.cpu_ms,
             wall_ms: spec.limits.wall_ms,

@@ -198,7 +198,8 @@ mod tests {
             target in "[a-z./:@#?%\\[\\]0-9-]{0,40}",
             fields in proptest::collection::vec(("[hH][oO][sS][tT]|[a-z-]{1,10}", "[ -~]{0,20}"), 0..6),
         ) {
-            let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let fields = fields.concat();
             let text = format!("GET http://{target} HTTP/1.1\r\n{fields}\r\n");
             if let Ok(Head { asked, forwarded: Some(forwarded), .. }) = parse(text.as_bytes()) {
                 let forwarded = String::from_utf8(forwarded).unwrap();
