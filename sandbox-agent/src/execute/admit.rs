@@ -171,7 +171,6 @@ impl Executor {
             controls,
             reserved: payment.reserved(),
             inputs: std::mem::take(&mut given.recorded),
-            ..v1::ExecutionAdmitted::default()
         };
         let admitted = Kind::ExecutionAdmitted(record.clone());
         let recorded = self.spool.record_timed(request.subject.event(admitted)).await;

@@ -231,17 +231,13 @@ fn parse(path: &str, text: &str, bases: &[Arc<Definition>]) -> Result<Definition
         reader.fault("name", "has to match ^[a-z0-9][a-z0-9_-]{0,62}$");
     }
     let extends = reader.get("extends", STRICT.to_owned());
-    let mut read = match bases.iter().find(|base| base.sandbox.name == extends) {
-        Some(base) => Definition::clone(base),
-        None => {
-            if extends != NOTHING {
-                let names = bases.iter().map(|base| base.sandbox.name.as_str());
-                let names = names.chain([NOTHING]).collect::<Vec<_>>().join(", ");
-                reader.fault("extends", format!("has to be one of {names}"));
-            }
-            Definition::nothing()
-        }
-    };
+    let base = bases.iter().find(|base| base.sandbox.name == extends);
+    if base.is_none() && extends != NOTHING {
+        let names = bases.iter().map(|base| base.sandbox.name.as_str());
+        let names = names.chain([NOTHING]).collect::<Vec<_>>().join(", ");
+        reader.fault("extends", format!("has to be one of {names}"));
+    }
+    let mut read = base.map_or_else(Definition::nothing, |base| Definition::clone(base));
     read.sandbox.name = name;
     read.description = reader.get("description", String::new());
     sandbox(&mut reader, &mut read.sandbox);

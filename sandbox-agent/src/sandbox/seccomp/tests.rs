@@ -158,8 +158,11 @@ fn a_number_is_found_by_halving() {
     }
 }
 
-/// Number, arguments, groups, answer: what must hold however the lists are written. x86-64.
-const FACTS: &[(&str, u32, [u64; 6], &[Group], u32)] = &[
+/// Number, arguments, groups, answer.
+type Fact = (&'static str, u32, [u64; 6], &'static [Group], u32);
+
+/// What must hold however the lists are written. x86-64.
+const FACTS: &[Fact] = &[
     ("read", 0, [0; 6], &[], ALLOW),
     ("execve", 59, [0; 6], &[], ALLOW),
     ("ptrace", 101, [0; 6], &BESIDE_BASE, KILL),
