@@ -212,9 +212,9 @@ async fn paths_at_fault_are_refused_by_field() {
             let mut spec = shell("true");
             let list = vec![PathBuf::from("fine"), PathBuf::from(path)];
             if field == "inputs" {
-                spec.inputs = list
+                spec.inputs = list;
             } else {
-                spec.outputs = list
+                spec.outputs = list;
             }
             let files = spec.inputs.iter().map(|_| content(b"")).collect();
             let SandboxError::Spec(fault) = run_with(Host::AsIs, &spec, files).await.unwrap_err() else {
