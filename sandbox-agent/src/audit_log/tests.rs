@@ -42,7 +42,8 @@ impl Rig {
     }
 
     fn write(&self, number: u64, lines: &[String]) {
-        fs::write(self.path(number), lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>()).unwrap();
+        fs::write(self.path(number), lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>())
+            .unwrap();
     }
 
     fn verify(&self) -> Result<Report, String> {

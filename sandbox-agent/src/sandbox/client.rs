@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -29,6 +30,8 @@ use super::wire::{EXECUTE, EXECUTE_ONCE, Ended, Report, Request, Surroundings};
 
 pub use super::wire::KillReason;
 
+/// How long the surroundings may take to answer. A supervisor bounds them itself, more tightly, once it has begun.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// Largest piece of output handed on at once.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Executions that are built ahead of being asked for, unless told otherwise.
@@ -229,7 +232,12 @@ impl Sandbox {
         if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe) {
             sent?;
         }
-        let (report, fds) = receive(&control).await?;
+        // A helper or supervisor that does not get as far as watching its own clock; dropping the socket ends what there is.
+        let answered = tokio::time::timeout(ANSWER_LIMIT, receive(&control)).await;
+        let (report, fds) = answered.map_err(|_| SandboxError::Launch {
+            stage: "waiting for the sandbox".to_owned(),
+            errno: libc::ETIMEDOUT,
+        })??;
         match report {
             Report::Prepared { controls } => Ok(Prepared {
                 controls,

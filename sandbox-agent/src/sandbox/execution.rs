@@ -142,7 +142,6 @@ impl<'a> Execution<'a> {
         if let Some(leaf) = &mut leaf {
             leaf.limit(&spec.limits, &mut refusals);
         }
-        let tree_memory = leaf.as_ref().is_some_and(Leaf::limits_memory);
         Self {
             host,
             spec,
@@ -154,7 +153,7 @@ impl<'a> Execution<'a> {
             payload_link: Some(payload_link),
             own_pid_namespace,
             own_user_namespace,
-            rlimits: rlimits::plan(&spec.limits, own_user_namespace, tree_memory),
+            rlimits: rlimits::plan(&spec.limits, own_user_namespace),
             leaf,
             refusals,
             waiting: Some(Waiting { environment, stdio }),
@@ -373,6 +372,7 @@ impl<'a> Execution<'a> {
             env: spec.env.iter().cloned().chain(inherited).collect(),
             cwd: self.cwd.clone(),
             rlimits: self.rlimits.clone(),
+            memory_is_limited: self.leaf.as_ref().is_some_and(Leaf::limits_memory),
         };
         let sent = channel::send_files(link, &program, &stdio.each_ref().map(AsFd::as_fd));
         match sent {
@@ -418,6 +418,9 @@ impl<'a> Execution<'a> {
         self.refusals.extend(report.refusals.iter().cloned());
         self.before = report.usage;
         self.prepared = true;
+        if report.address_space_is_free {
+            rlimits::free_address_space(&mut self.rlimits);
+        }
         let controls = readback::controls(&readback::Payload {
             pid,
             baseline: &self.host.baseline,

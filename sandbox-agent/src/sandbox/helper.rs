@@ -67,6 +67,8 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
     // Out of the terminal's foreground group: an interrupt is for the agent, which ends this process by closing.
     rustix::process::setsid()?;
     rustix::process::chdir("/")?;
+    // Supervisors, who are no longer root, read what is made here.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // What a killed supervisor leaves behind comes here.
@@ -235,9 +237,10 @@ impl Supervisors {
             if let Some(number) = leaf {
                 self.cgroups.give_back(number);
             }
-            if ended.status != 0 {
-                // Killed or crashed: it could clean up nothing.
-                lost = true;
+            // Killed or crashed, it could clean up nothing.
+            lost |= ended.status != 0;
+            // Or only a part: a program can close its directories to the user that it ran as.
+            if work.exists() {
                 let _ = fs::remove_dir_all(work);
             }
         }

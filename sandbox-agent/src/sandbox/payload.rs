@@ -68,6 +68,8 @@ type Failed = (&'static str, io::Error);
 
 /// What is known of the layers that the payload took on before it knew its program.
 struct Confined {
+    /// By the execution's cgroup.
+    memory_is_counted: bool,
     refusals: Vec<Refusal>,
     before: Tries,
     under: Tries,
@@ -75,9 +77,11 @@ struct Confined {
 
 /// Enters the execution's cgroup, then a cgroup namespace, which shows that as the root. Init stays outside: it has to
 /// outlive the tree to account for it.
-fn join_cgroup(surroundings: &Surroundings, leaf: Option<&Leaf>) -> Vec<Refusal> {
+fn join_cgroup(surroundings: &Surroundings, leaf: Option<&Leaf>) -> (bool, Vec<Refusal>) {
     let mut refusals = vec![];
-    if let Some(Err(error)) = leaf.map(|leaf| leaf.attach(0)) {
+    let attached = leaf.map(|leaf| leaf.attach(0));
+    let memory_is_counted = attached.as_ref().is_some_and(|attached| attached.to_memory);
+    if let Some(Err(error)) = attached.map(|attached| attached.refused) {
         refusals.push(Refusal::new(Layer::Cgroup, "writing to cgroup.procs", &error));
     }
     if surroundings.has(Layer::CgroupNamespace)
@@ -85,13 +89,13 @@ fn join_cgroup(surroundings: &Surroundings, leaf: Option<&Leaf>) -> Vec<Refusal>
     {
         refusals.push(Refusal::new(Layer::CgroupNamespace, "unshare(CLONE_NEWCGROUP)", &error));
     }
-    refusals
+    (memory_is_counted, refusals)
 }
 
 /// Takes on every layer that does not depend on the program.
 fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
     let &Payload { surroundings, ref work, own, reach, ref link, leaf, parent, .. } = payload;
-    let mut refusals = join_cgroup(surroundings, leaf);
+    let (memory_is_counted, mut refusals) = join_cgroup(surroundings, leaf);
     let on = |layer| surroundings.has(layer);
     let closed =
         if on(Layer::ClosedFds) { sys::keep_only(&[link.as_fd()]) } else { sys::leak_all_but(link.as_fd()) };
@@ -127,7 +131,7 @@ fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
         let error = io::Error::other(error.to_string());
         refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
     }
-    Ok(Confined { refusals, before, under: Tries::make(parent) })
+    Ok(Confined { memory_is_counted, refusals, before, under: Tries::make(parent) })
 }
 
 /// Waits for its program and takes its streams. `None`: there will be none.
@@ -146,10 +150,16 @@ fn receive_program(link: BorrowedFd<'_>) -> Result<Option<Program>, Failed> {
 fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Failed> {
     let &Payload { surroundings, filters, reach, .. } = payload;
     let on = |layer| surroundings.has(layer);
-    let Confined { refusals, before, under } = confine(payload)?;
-    let Some(Program { name: program, args, env, cwd, rlimits }) = receive_program(link)? else {
+    let Confined { memory_is_counted, refusals, before, under } = confine(payload)?;
+    let Some(Program { name: program, args, env, cwd, mut rlimits, memory_is_limited }) =
+        receive_program(link)?
+    else {
         return Ok(());
     };
+    let address_space_is_free = memory_is_counted && memory_is_limited;
+    if address_space_is_free {
+        rlimits::free_address_space(&mut rlimits);
+    }
     rustix::process::chdir(&cwd).map_err(|e| ("cwd", e.into()))?;
 
     let programs = candidates(&program, &env).map_err(|e| ("program", e))?;
@@ -159,6 +169,7 @@ fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Fai
     let env = strings(env).map_err(|e| ("env", e))?;
     let report = PayloadReport {
         refusals,
+        address_space_is_free,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         environment: names,
         keyrings: attempt("searching the helper's key", before.keyrings, under.keyrings),

@@ -65,14 +65,11 @@ impl Which {
 }
 
 /// The limits for one execution. `own_count`: the kernel counts processes for this execution alone (it has a user
-/// namespace); otherwise it counts all of the user's. `tree_memory`: a cgroup limits the memory in use, so that address
-/// space, which runtimes reserve far more of than they use, is free.
-pub(super) fn plan(limits: &Limits, own_count: bool, tree_memory: bool) -> Vec<Planned> {
+/// namespace); otherwise it counts all of the user's.
+pub(super) fn plan(limits: &Limits, own_count: bool) -> Vec<Planned> {
     // One second above the budget that the supervisor enforces exactly: this one is the net below.
     let cpu = limits.cpu_ms.div_ceil(1000) + 1;
     let others = if own_count { SUPERVISOR_AND_INIT } else { processes_of_user() };
-    let address_space =
-        (!tree_memory).then_some((Which::AddressSpace, limits.memory_bytes, limits.memory_bytes));
     [
         (Which::Cpu, cpu, cpu + 1),
         (Which::Processes, limits.pids + others, limits.pids + others),
@@ -81,14 +78,19 @@ pub(super) fn plan(limits: &Limits, own_count: bool, tree_memory: bool) -> Vec<P
         (Which::CoreSize, 0, 0),
         (Which::LockedMemory, 0, 0),
         (Which::MessageQueues, 0, 0),
+        (Which::AddressSpace, limits.memory_bytes, limits.memory_bytes),
     ]
     .into_iter()
-    .chain(address_space)
     .map(|(which, soft, hard)| {
         let ceiling = getrlimit(which.resource()).maximum.unwrap_or(u64::MAX);
         Planned { which, soft: soft.min(ceiling), hard: hard.min(ceiling) }
     })
     .collect()
+}
+
+/// For where a cgroup limits the memory in use: address space, which runtimes reserve far more of than they use, is free.
+pub(super) fn free_address_space(planned: &mut Vec<Planned>) {
+    planned.retain(|limit| !matches!(limit.which, Which::AddressSpace));
 }
 
 /// Both run under the payload's user id in its user namespace.

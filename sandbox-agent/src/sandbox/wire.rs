@@ -108,6 +108,8 @@ pub(super) struct Program {
     pub(super) env: Vec<(String, String)>,
     pub(super) cwd: PathBuf,
     pub(super) rlimits: Vec<rlimits::Planned>,
+    /// Whether a cgroup's limit is set for the memory of those who are in it.
+    pub(super) memory_is_limited: bool,
 }
 
 /// Init to supervisor.
@@ -166,6 +168,8 @@ pub(super) struct Attempt {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct PayloadReport {
     pub(super) refusals: Vec<Refusal>,
+    /// Whether the cgroup that it is in limits its memory, so that nothing limits its address space.
+    pub(super) address_space_is_free: bool,
     pub(super) hostname: String,
     /// Names of the variables that `execve` will be given.
     pub(super) environment: Vec<String>,

@@ -29,6 +29,9 @@ const RANGE: u64 = 1 << 32;
 /// Numbers of leaves that the helper makes itself, because none was ready.
 const OWN_RANGE: u64 = 1 << 62;
 
+/// Keeper to helper: the leaf that was asked for could not be made.
+const NONE: u64 = 0;
+
 /// Helper to keeper: this leaf's execution is over.
 const OVER: u8 = b'O';
 /// As [`OVER`], and one more is to be made ready.
@@ -102,7 +105,7 @@ impl Stock {
             return None;
         }
         self.ordered -= 1;
-        Some(u64::from_le_bytes(bytes))
+        Some(u64::from_le_bytes(bytes)).filter(|number| *number != NONE)
     }
 
     /// The execution of this leaf is over.
@@ -136,9 +139,8 @@ fn keep(parent: &Parent, link: &OwnedFd, first: u64) -> i32 {
             make -= 1;
             next += 1;
             // A host that has no room for more now: the helper will try, and the execution show why it has none.
-            if parent.make_leaf(next).is_ok()
-                && channel::send_with(link.as_fd(), &next.to_le_bytes(), &[]).is_err()
-            {
+            let made = if parent.make_leaf(next).is_ok() { next } else { NONE };
+            if channel::send_with(link.as_fd(), &made.to_le_bytes(), &[]).is_err() {
                 break;
             }
         }

@@ -35,6 +35,14 @@ pub(in super::super) struct Leaf {
     before: CpuTime,
 }
 
+/// What became of making a process a member.
+pub(in super::super) struct Attached {
+    /// Whether its memory is counted, and limited, with the leaf's.
+    pub(in super::super) to_memory: bool,
+    /// The first refusal.
+    pub(in super::super) refused: io::Result<()>,
+}
+
 impl Leaf {
     /// Opens the leaf that the helper took for an execution, if there is one. Why there is none is told in `refusals`. To be
     /// called with the helper's rights: what is opened here keeps them.
@@ -88,10 +96,16 @@ impl Leaf {
         }
     }
 
-    /// Makes `pid` a member, 0 the caller. Its children will be members; the memory it has already is not counted here.
-    pub(in super::super) fn attach(&self, pid: i32) -> io::Result<()> {
+    /// Makes `pid` a member of every part, 0 the caller. Its children will be members; the memory it has already is not counted here.
+    pub(in super::super) fn attach(&self, pid: i32) -> Attached {
         let text = pid.to_string();
-        self.parts.iter().try_for_each(|part| (&part.procs).write_all(text.as_bytes()))
+        let mut attached = Attached { to_memory: false, refused: Ok(()) };
+        for part in &self.parts {
+            let written = (&part.procs).write_all(text.as_bytes());
+            attached.to_memory |= written.is_ok() && part.holds.contains(&Controller::Memory);
+            attached.refused = attached.refused.and(written);
+        }
+        attached
     }
 
     /// From here on, processor time is the program's.
@@ -193,11 +207,19 @@ impl Leaf {
                 missing.push(format!("not in its {} cgroup", controller.name(part.version)));
             }
         }
-        let counts = [Controller::CpuTime, Controller::Io].into_iter().filter_map(|controller| {
-            let version = self.part(controller)?.version;
-            Some(format!("{} by {}", controller.name(version), version.name()))
-        });
-        let counts = counts.collect::<Vec<_>>();
+        let mut counts = vec![];
+        for controller in [Controller::CpuTime, Controller::Io] {
+            let Some(Part { version, .. }) = self.part(controller) else { continue };
+            let path = places::member_path(list, *version, controller.name(*version));
+            if path.is_some_and(|path| path.ends_with(&self.tail)) {
+                counts.push(format!("{} by {}", controller.name(*version), version.name()));
+            } else {
+                missing.push(format!(
+                    "not in its {} cgroup: what is counted there is not its own",
+                    controller.name(*version)
+                ));
+            }
+        }
         if !counts.is_empty() {
             evidence.push(format!("counted: {}", counts.join(", ")));
         }

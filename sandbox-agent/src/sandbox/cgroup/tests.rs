@@ -166,7 +166,7 @@ fn a_leaf_limits_its_member_counts_for_it_and_kills_it() {
     let pid = i32::try_from(member.id()).unwrap();
     let (status, evidence) = leaf.read_back(pid).unwrap();
     assert_eq!(status, ControlStatus::Unavailable, "not attached yet: {evidence}");
-    leaf.attach(pid).unwrap();
+    leaf.attach(pid).refused.unwrap();
     let (status, evidence) = leaf.read_back(pid).unwrap();
     assert_eq!(status, ControlStatus::Enforced, "{evidence}; {:?}", parent.problems);
     assert!(evidence.contains("pids.max=17") && evidence.contains("67108864"), "{evidence}");
@@ -192,7 +192,7 @@ fn what_a_dead_helper_left_is_ended_and_removed_and_what_a_living_one_has_is_not
     parent.make_leaf(3).unwrap();
     let leaf = Leaf::open(&parent, 3).unwrap();
     let mut member = sleeper();
-    leaf.attach(i32::try_from(member.id()).unwrap()).unwrap();
+    leaf.attach(i32::try_from(member.id()).unwrap()).refused.unwrap();
     let dirs = parent.hierarchies.iter().map(|it| it.dir.clone()).collect::<Vec<_>>();
     let places = dirs.iter().map(|dir| dir.parent().unwrap().to_owned()).collect::<Vec<_>>();
     sweep_all(&places);

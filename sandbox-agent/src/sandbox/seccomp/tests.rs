@@ -207,6 +207,8 @@ const FACTS: &[Fact] = &[
     ("AF_PACKET", 41, [17, 3, 0, 0, 0, 0], &BESIDE_BASE, EPERM),
     ("AF_VSOCK", 41, [40, 1, 0, 0, 0, 0], &BESIDE_BASE, EPERM),
     ("socketpair AF_UNIX", 53, [1, 1, 0, 0, 0, 0], &[], ALLOW),
+    ("socketpair AF_UNIX, packets, close-on-exec", 53, [1, 0o2_000_005, 0, 0, 0, 0], &[], ALLOW),
+    ("socketpair AF_UNIX, datagrams", 53, [1, 2, 0, 0, 0, 0], &BESIDE_BASE, EPERM),
     ("socketpair AF_INET", 53, [2, 1, 0, 0, 0, 0], &BESIDE_BASE, EPERM),
     ("SO_ATTACH_FILTER", 54, [3, 1, 26, 0, 0, 0], &BESIDE_BASE, EPERM),
     ("TCP_ULP", 54, [3, 6, 31, 0, 0, 0], &BESIDE_BASE, EPERM),

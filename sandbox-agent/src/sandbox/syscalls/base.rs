@@ -216,7 +216,7 @@ pub(super) const CALLS: &[Call] = &[
     call("clone3", 435, 435, "its flags are behind a pointer: libc falls back to clone").answers(ENOSYS),
     call("ioctl", 16, 29, "telling what a descriptor is").when(IOCTLS, EPERM),
     call("prctl", 157, 167, "the thread's name, reading own state").when(PRCTLS, EPERM),
-    call("socketpair", 53, 199, "between own processes").when(&[LOCAL], EPERM),
+    call("socketpair", 53, 199, "between own processes").when(LOCAL, EPERM),
     call("prlimit64", 302, 261, "own limits").when(&[OWN_PROCESS], EPERM),
     call("mknodat", 259, 33, "fifos").when(&[FIFO_AT], EPERM),
     x86_64("mknod", 133, "fifos").when(&[FIFO], EPERM),
@@ -238,8 +238,26 @@ const NO_NAMESPACES: Case = Case(
     &[Condition::masked(0, NAMESPACE_FLAGS, 0)],
     "no flag that makes a namespace: those regain capabilities",
 );
-/// Nothing with a name in a file system or in the abstract space is made with `socketpair`.
-const LOCAL: Case = Case(&[Condition::equal(0, libc::AF_UNIX.unsigned_abs())], "AF_UNIX");
+/// The bits of a socket's type that name it.
+const TYPE: u32 = !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC).unsigned_abs();
+/// Nothing with a name in a file system or in the abstract space is reached from a pair: the ends of a stream refuse another address,
+/// those of packets pass over it. A datagram goes wherever its sender says, so there are no pairs of those.
+const LOCAL: &[Case] = &[
+    Case(
+        &[
+            Condition::equal(0, libc::AF_UNIX.unsigned_abs()),
+            Condition::masked(1, TYPE, libc::SOCK_STREAM.unsigned_abs()),
+        ],
+        "AF_UNIX, stream",
+    ),
+    Case(
+        &[
+            Condition::equal(0, libc::AF_UNIX.unsigned_abs()),
+            Condition::masked(1, TYPE, libc::SOCK_SEQPACKET.unsigned_abs()),
+        ],
+        "AF_UNIX, packets",
+    ),
+];
 const OWN_PROCESS: Case = Case(
     &[Condition::equal(0, 0)],
     "of the calling process: init shares the user id, and its limits must stay",
