@@ -75,6 +75,13 @@ static long raw(char **args) {
     return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
 }
 
+/* A datagram goes wherever its sender says, from an end of a pair too. */
+static long datagrams(char **args) {
+    (void)args;
+    int ends[2];
+    return socketpair(AF_UNIX, SOCK_DGRAM, 0, ends);
+}
+
 /* No attack: what programs need of sockets. */
 static long pair(char **args) {
     (void)args;
@@ -85,5 +92,6 @@ static long pair(char **args) {
 const struct attack NETWORK[] = {
     {"tcp", tcp},         {"listen", listen_tcp},      {"udp", udp},     {"unix", unix_path}, {"abstract", unix_abstract},
     {"netlink", netlink}, {"vsock", vsock},            {"packet", packet}, {"raw", raw},      {"pair", pair},
+    {"datagrams", datagrams},
     {NULL, NULL},
 };

@@ -51,6 +51,13 @@ pub(super) const PROBES: &[Probe] = &[
         ..PROBE
     },
     Probe {
+        name: "datagram_pair",
+        what: "makes a pair of datagram sockets, which can send to any socket that they can name",
+        attack: &["datagrams"],
+        stops: &[by(Layer::Seccomp, EPERM)],
+        ..PROBE
+    },
+    Probe {
         name: "netlink",
         what: "opens a socket to the kernel's network configuration",
         attack: &["netlink"],
