@@ -73,6 +73,8 @@ pub struct Options {
     pub profiles: Profiles,
     /// Executions at one time.
     pub max_concurrent: usize,
+    /// Of these, executions of one tenant.
+    pub max_concurrent_per_tenant: usize,
     /// Requests that may wait for one of them to end.
     pub max_waiting: usize,
     /// Longest time that a request may wait, and how long it does if it does not say.
@@ -124,6 +126,10 @@ impl Options {
         }
         let profiles = Profiles::read(reader, &read_only);
         let max_concurrent = reader.in_range("agent.max_concurrent", 64, 1..=MAX_CONCURRENT);
+        // A quarter is left for others, whatever one tenant asks for.
+        let most_of_one = (max_concurrent - max_concurrent / 4).max(1);
+        let max_concurrent_per_tenant =
+            reader.in_range("agent.max_concurrent_per_tenant", most_of_one, 1..=max_concurrent.max(1));
         let max_waiting = reader.in_range("agent.max_waiting", 256, 0..=MAX_WAITING);
         let max_wait = reader.duration(
             "agent.max_wait",
@@ -202,6 +208,7 @@ impl Options {
             spool_limit,
             profiles,
             max_concurrent,
+            max_concurrent_per_tenant,
             max_waiting,
             max_wait,
             workspace,
@@ -335,6 +342,20 @@ mod tests {
         let mut ten = once.zip(&once, |amount, _| 10 * amount);
         ten.0[3] = 1 << 32;
         assert_eq!(options.lease.unwrap().amounts, ten);
+    }
+
+    #[test]
+    fn one_tenant_has_three_quarters_of_the_slots_unless_it_is_said_otherwise() {
+        for (max_concurrent, expected) in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 4), (64, 48)] {
+            let (options, faults) = read(&format!("max_concurrent = {max_concurrent}\n"));
+            assert_eq!((options.unwrap().max_concurrent_per_tenant, faults), (expected, Ok(())));
+        }
+        let (options, _) = read("max_concurrent_per_tenant = 64\n");
+        assert_eq!(options.unwrap().max_concurrent_per_tenant, 64);
+        for wrong in ["0", "65"] {
+            let faults = read(&format!("max_concurrent_per_tenant = {wrong}\n")).1.unwrap_err();
+            assert!(faults.contains("agent.max_concurrent_per_tenant"), "{faults}");
+        }
     }
 
     #[test]

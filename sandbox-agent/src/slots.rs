@@ -75,10 +75,10 @@ pub struct Slot {
 }
 
 impl Slots {
-    /// So many slots, and so many that may wait for one.
-    pub fn new(slots: usize, max_waiting: usize) -> Arc<Self> {
+    /// So many slots, of which one tenant has at most so many, and so many that may wait for one.
+    pub fn new(slots: usize, max_per_tenant: usize, max_waiting: usize) -> Arc<Self> {
         let state = State {
-            queue: Queue::new(slots, max_waiting),
+            queue: Queue::new(slots, max_per_tenant, max_waiting),
             waiters: HashMap::new(),
             mean_held: RETRY_AFTER.0,
         };
@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_place_that_is_dropped_hands_its_slot_on_at_whatever_moment() {
-        let slots = Slots::new(1, 8);
+        let slots = Slots::new(1, 1, 8);
         let first = slots.enter("a", LONG).await.unwrap();
         let mut second = Box::pin(slots.enter("a", LONG));
         let mut third = Box::pin(slots.enter("b", LONG));
@@ -200,8 +200,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_tenant_that_runs_as_many_as_one_may_waits_while_another_has_the_free_slot() {
+        let slots = Slots::new(2, 1, 8);
+        let first = slots.enter("a", LONG).await.unwrap();
+        let mut second = Box::pin(slots.enter("a", LONG));
+        assert!(futures::poll!(&mut second).is_pending());
+        let _other = slots.enter("b", Duration::ZERO).await.unwrap();
+        drop(first);
+        assert!(matches!(futures::poll!(&mut second), Poll::Ready(Ok(_))));
+    }
+
+    #[tokio::test]
     async fn closing_sends_those_away_that_wait() {
-        let slots = Slots::new(1, 8);
+        let slots = Slots::new(1, 1, 8);
         let _first = slots.enter("a", LONG).await.unwrap();
         let mut second = Box::pin(slots.enter("a", LONG));
         assert!(futures::poll!(&mut second).is_pending());
@@ -212,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn patience_ends_and_says_when_to_try_again() {
-        let slots = Slots::new(1, 1);
+        let slots = Slots::new(1, 1, 1);
         let _first = slots.enter("a", LONG).await.unwrap();
         let refused = slots.enter("a", Duration::ZERO).await.err();
         assert_eq!(refused, Some(NoSlot::Patience { retry_after: RETRY_AFTER.0 }));

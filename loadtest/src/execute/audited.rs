@@ -52,6 +52,7 @@ impl World {
         let child = Command::new(std::env::current_exe()?)
             .args(["up", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
             .args(["--set", &format!("agent.max_concurrent={concurrent}")])
+            .args(["--set", &format!("agent.max_concurrent_per_tenant={concurrent}")])
             .args(["--set", &format!("agent.allow_degraded={allow_degraded}")])
             .arg("--data")
             .arg(directory.path())

@@ -71,7 +71,7 @@ impl Executor {
             Ok(_) if request.is_late() => Err(Denial::deadline()),
             Ok(slot) => Ok(slot),
             Err(crate::slots::NoSlot::Patience { .. }) if ends_first.is_some() => Err(Denial::deadline()),
-            Err(refusal) => Err(Denial::no_slot(refusal, self.options.max_concurrent, waited)),
+            Err(refusal) => Err(Denial::no_slot(refusal, &self.options, waited)),
         }
     }
 

@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    options::Options,
     redact,
     request::{Faults, MAX_PROGRAM_BYTES},
     slots::NoSlot,
@@ -102,20 +103,20 @@ impl Denial {
     }
 
     /// There is no slot to run in.
-    pub(super) fn no_slot(refusal: NoSlot, slots: usize, waited: Duration) -> Self {
+    pub(super) fn no_slot(refusal: NoSlot, options: &Options, waited: Duration) -> Self {
         let busy = |reason: &str, message: String, retry_after: Duration| {
             let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, []);
             details.set_retry_info(Some(retry_after));
             let status = Status::with_error_details(Code::ResourceExhausted, message, details);
             Self::new(DenialGate::Policy, status)
         };
+        let (slots, of_one) = (options.max_concurrent, options.max_concurrent_per_tenant);
+        let run = format!("as many executions run as may ({slots}, of one tenant {of_one})");
         match refusal {
-            NoSlot::Full { retry_after } => {
-                busy("QUEUE_FULL", format!("{slots} executions run and as many wait as may"), retry_after)
-            }
+            NoSlot::Full { retry_after } => busy("QUEUE_FULL", format!("{run} and as many wait"), retry_after),
             NoSlot::Patience { retry_after } => busy(
                 "WAITED_TOO_LONG",
-                format!("{slots} executions run, and none of them ended in {} ms", waited.as_millis()),
+                format!("{run}, and its turn did not come in {} ms", waited.as_millis()),
                 retry_after,
             ),
             NoSlot::Closed => Self::new(DenialGate::Policy, Status::unavailable("the agent is stopping")),

@@ -12,7 +12,7 @@ fn enter(queue: &mut Queue, tenant: &str) -> Ticket {
 
 #[test]
 fn a_tenant_with_one_request_is_next_whatever_another_has_waiting() {
-    let mut queue = Queue::new(1, 2000);
+    let mut queue = Queue::new(1, 1, 2000);
     let mut running = enter(&mut queue, "busy");
     let crowd: Vec<_> = (0..1000).map(|_| enter(&mut queue, "busy")).collect();
     let one = enter(&mut queue, "quiet");
@@ -25,7 +25,7 @@ fn a_tenant_with_one_request_is_next_whatever_another_has_waiting() {
 
 #[test]
 fn tenants_take_turns_and_each_is_served_oldest_first() {
-    let mut queue = Queue::new(1, 100);
+    let mut queue = Queue::new(1, 1, 100);
     let mut running = enter(&mut queue, "z");
     let tickets: Vec<_> = ["a", "a", "a", "b", "b", "c"].map(|tenant| enter(&mut queue, tenant)).to_vec();
     let mut order = Vec::new();
@@ -39,7 +39,7 @@ fn tenants_take_turns_and_each_is_served_oldest_first() {
 
 #[test]
 fn a_full_queue_makes_room_for_who_has_less_and_refuses_the_rest() {
-    let mut queue = Queue::new(1, 4);
+    let mut queue = Queue::new(1, 1, 4);
     enter(&mut queue, "a");
     let crowd: Vec<_> = (0..4).map(|_| enter(&mut queue, "a")).collect();
     assert_eq!(queue.enter("a"), Err(Refusal::Full));
@@ -54,7 +54,7 @@ fn a_full_queue_makes_room_for_who_has_less_and_refuses_the_rest() {
 
 #[test]
 fn who_stops_waiting_gets_no_slot_and_what_runs_when_it_closes_goes_on() {
-    let mut queue = Queue::new(1, 10);
+    let mut queue = Queue::new(1, 1, 10);
     let running = enter(&mut queue, "a");
     let (gone, second, third) = (enter(&mut queue, "a"), enter(&mut queue, "b"), enter(&mut queue, "b"));
     assert_eq!(queue.leave(gone), None);
@@ -67,11 +67,34 @@ fn who_stops_waiting_gets_no_slot_and_what_runs_when_it_closes_goes_on() {
 
 #[test]
 fn without_a_queue_a_request_runs_or_is_refused() {
-    let mut queue = Queue::new(1, 0);
+    let mut queue = Queue::new(1, 1, 0);
     let running = enter(&mut queue, "a");
     assert_eq!(queue.enter("b"), Err(Refusal::Full));
     assert_eq!(queue.leave(running), None);
     assert!(queue.enter("b").unwrap().runs);
+}
+
+#[test]
+fn one_tenant_leaves_slots_to_others_though_it_waits() {
+    let mut queue = Queue::new(4, 3, 10);
+    let long: Vec<_> = (0..3).map(|_| enter(&mut queue, "busy")).collect();
+    let waits = queue.enter("busy").unwrap();
+    assert!(!waits.runs, "it runs as many as one may");
+    assert_eq!((queue.running(), queue.waiting()), (3, 1));
+    let other = queue.enter("quiet").unwrap();
+    assert!(other.runs);
+    assert_eq!(queue.leave(other.ticket), None, "the slot stays free");
+    assert_eq!(queue.leave(long[0]), Some(waits.ticket));
+}
+
+#[test]
+fn who_runs_the_fewest_is_next_whoever_came_first() {
+    let mut queue = Queue::new(4, 4, 10);
+    let [first, second, _, _] = ["a", "a", "a", "b"].map(|tenant| enter(&mut queue, tenant));
+    let [of_a, of_b, of_c] = ["a", "b", "c"].map(|tenant| enter(&mut queue, tenant));
+    assert_eq!(queue.leave(first), Some(of_c), "it runs none");
+    assert_eq!(queue.leave(second), Some(of_a), "both run one, and it was first");
+    assert_eq!(queue.leave(of_a), Some(of_b));
 }
 
 #[derive(Clone, Debug)]
@@ -93,14 +116,18 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn no_slot_stays_free_nobody_is_forgotten_and_nobody_is_passed_twice(
+    fn no_slot_stays_free_for_nothing_nobody_is_forgotten_and_nobody_is_passed_twice_by_who_has_as_many(
         slots in 1..4usize,
+        max_per_tenant in 1..4usize,
         max_waiting in 0..8usize,
         steps in prop::collection::vec(step(), 0..200),
     ) {
-        let mut queue = Queue::new(slots, max_waiting);
-        let mut running = BTreeSet::new();
-        // Who waits, and how often each other tenant has been served since it came to be first of its tenant.
+        let mut queue = Queue::new(slots, max_per_tenant, max_waiting);
+        let mut running: BTreeMap<Ticket, u8> = BTreeMap::new();
+        let runs_of = |running: &BTreeMap<Ticket, u8>, tenant: u8| {
+            running.values().filter(|other| **other == tenant).count()
+        };
+        // Who waits, and how often each other tenant that ran as many has been served since it came to be first of its tenant.
         let mut waiting: BTreeMap<Ticket, u8> = BTreeMap::new();
         let mut passed: BTreeMap<u8, BTreeMap<u8, usize>> = BTreeMap::new();
         for step in steps {
@@ -113,33 +140,42 @@ proptest! {
                             prop_assert!(of(loser) > of(tenant), "it keeps at least as many");
                         }
                         if runs {
-                            prop_assert!(waiting.is_empty(), "nobody was passed over");
-                            running.insert(ticket);
+                            let may_run = |of: &u8| runs_of(&running, *of) < max_per_tenant;
+                            prop_assert!(!waiting.values().any(may_run), "nobody was passed over");
+                            running.insert(ticket, tenant);
                         } else {
                             waiting.insert(ticket, tenant);
                         }
                     }
                     Err(refusal) => {
                         prop_assert_eq!(refusal, Refusal::Full);
-                        prop_assert_eq!((running.len(), waiting.len()), (slots, max_waiting));
+                        prop_assert_eq!(waiting.len(), max_waiting);
+                        prop_assert!(running.len() == slots || runs_of(&running, tenant) == max_per_tenant);
                     }
                 },
                 Step::End(at) if !running.is_empty() => {
-                    let ended = *running.iter().nth(at % running.len()).unwrap();
+                    let ended = *running.keys().nth(at % running.len()).unwrap();
                     running.remove(&ended);
                     let next = queue.leave(ended);
-                    prop_assert_eq!(next.is_some(), !waiting.is_empty(), "a wake-up for whoever waits");
+                    let may_run = waiting.values().any(|of| runs_of(&running, *of) < max_per_tenant);
+                    prop_assert_eq!(next.is_some(), may_run, "a wake-up for whoever waits and may run");
                     if let Some(next) = next {
                         let tenant = waiting.remove(&next).expect("it waited");
                         prop_assert!(waiting.iter().all(|(other, of)| *of != tenant || *other > next));
                         passed.remove(&tenant);
                         let others: BTreeSet<_> = waiting.values().copied().collect();
+                        let has = runs_of(&running, tenant);
                         for other in others.into_iter().filter(|other| *other != tenant) {
+                            let others_has = runs_of(&running, other);
+                            prop_assert!(has <= others_has, "{} has fewer than {}", other, tenant);
+                            if has < others_has {
+                                continue;
+                            }
                             let times = passed.entry(other).or_default().entry(tenant).or_default();
                             *times += 1;
                             prop_assert!(*times <= 1, "{} was passed twice by {}", other, tenant);
                         }
-                        running.insert(next);
+                        running.insert(next, tenant);
                     }
                 }
                 Step::GoAway(at) if !waiting.is_empty() => {
@@ -151,7 +187,9 @@ proptest! {
             }
             passed.retain(|tenant, _| waiting.values().any(|other| other == tenant));
             prop_assert_eq!((queue.running(), queue.waiting()), (running.len(), waiting.len()));
-            prop_assert!(running.len() == slots || waiting.is_empty(), "a slot is free and somebody waits");
+            let may_run = waiting.values().any(|of| runs_of(&running, *of) < max_per_tenant);
+            prop_assert!(running.len() == slots || !may_run, "a slot is free and somebody waits that may run");
+            prop_assert!(running.values().all(|of| runs_of(&running, *of) <= max_per_tenant));
             prop_assert!(running.len() <= slots && waiting.len() <= max_waiting);
         }
     }

@@ -517,6 +517,7 @@ fn options(dir: &Path) -> Options {
         spool_limit: 8 << 20,
         profiles: sandbox_agent::profiles::Profiles::default(),
         max_concurrent: 8,
+        max_concurrent_per_tenant: 8,
         max_waiting: 16,
         max_wait: Duration::from_secs(60),
         workspace: None,
