@@ -307,7 +307,8 @@ impl Spool {
             running.finished = Some(seq);
         }
         drop(head);
-        ack.await?;
+        // What is refused before this was not queued, not even in part.
+        ack.await.map_err(RecordError::InDoubt)?;
         if is_outcome {
             self.confirmed().running.remove(&execution_id);
         }

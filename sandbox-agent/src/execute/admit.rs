@@ -174,8 +174,10 @@ impl Executor {
         };
         let admitted = Kind::ExecutionAdmitted(record.clone());
         let recorded = self.spool.record_timed(request.subject.event(admitted)).await;
-        let (position, time_unix_ms) =
-            recorded.map_err(|error| Denial::spool(&error).with_admission_in_doubt())?;
+        let (position, time_unix_ms) = recorded.map_err(|error| {
+            let denial = Denial::spool(&error);
+            if matches!(error, RecordError::InDoubt(_)) { denial.with_admission_in_doubt() } else { denial }
+        })?;
         let part = v1::Admitted {
             execution_id: request.subject.execution_id.clone(),
             position: Some(position),

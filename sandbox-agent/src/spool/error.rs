@@ -61,6 +61,9 @@ pub enum RecordError {
     /// The journal refused.
     #[error("the spool can't record: {0}")]
     Journal(#[from] AppendError),
+    /// The journal took it, and can't tell whether it reached the disk. After every other error it was not recorded.
+    #[error("whether the spool recorded it is not known: {0}")]
+    InDoubt(AppendError),
 }
 
 /// Why a receipt confirms nothing.
