@@ -24,7 +24,10 @@ use exchequer_event::{
     metered::Metered,
     v1::{self, event::Kind, execute_response::Part},
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{
+    Semaphore,
+    mpsc::{self, error::TrySendError},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 use tracing::Instrument as _;
@@ -247,7 +250,7 @@ impl Executor {
             }
         };
         let status = self.record_denial(&subject, denial).await;
-        deliver(&answer, Err(status), CALLER_PATIENCE).await;
+        self.deliver_last(&answer, Err(status)).await;
     }
 
     async fn execute(&self, request: &Request, admitted: Admitted, answer: &Answer) {
@@ -294,7 +297,10 @@ impl Executor {
                     share.finish(Metered::charge(&record));
                 }
                 // What is recorded can be read at leisure: it charges nobody any more.
-                hand_out(answer, contents).await;
+                tokio::select! {
+                    () = hand_out(answer, contents) => {}
+                    () = self.killing.cancelled() => {}
+                }
                 let bundle = admission.sign(&record, &position, time_unix_ms, &outputs, &self.key);
                 Ok(Part::Finished(v1::Finished {
                     execution_id: execution_id.clone(),
@@ -308,7 +314,18 @@ impl Executor {
                 Err(Status::internal(format!("the outcome could not be recorded: {error}")))
             }
         };
-        deliver(answer, last, CALLER_PATIENCE).await;
+        self.deliver_last(answer, last).await;
+    }
+
+    /// Hands the caller the last part. Nothing that has to be proved depends on it any more, so an agent that has run out of patience does
+    /// not wait for a slow reader.
+    async fn deliver_last(&self, answer: &Answer, last: Result<Part, Status>) {
+        // Where there is room, it is there in any case.
+        let Err(TrySendError::Full(last)) = answer.try_send(last) else { return };
+        tokio::select! {
+            _ = deliver(answer, last, CALLER_PATIENCE) => {}
+            () = self.killing.cancelled() => {}
+        }
     }
 
     /// Hashes the outputs and keeps those that are to be kept; what is recorded of them, and what can be answered.
