@@ -427,6 +427,10 @@ impl Executor {
             Err(error) => Err(error),
         };
         if let Err(error) = recorded {
+            if denial.is_cheap() {
+                let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+                throttle.put_back(&subject.tenant, unrecorded);
+            }
             metrics::unrecorded_denials().add(1, &[]);
             tracing::warn!(%error, execution_id = subject.execution_id, "a denial was not recorded");
         }

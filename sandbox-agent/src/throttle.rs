@@ -44,6 +44,14 @@ impl Throttle {
         bucket.full_at = full_at;
         Some(std::mem::take(&mut bucket.unrecorded))
     }
+
+    /// A refusal that was to be recorded, for itself and for so many before it, was not: the next says so.
+    pub fn put_back(&mut self, tenant: &str, unrecorded: u64) {
+        let name = if self.buckets.contains_key(tenant) { tenant } else { SHARED };
+        let empty = Bucket { full_at: Duration::ZERO, unrecorded: 0 };
+        let bucket = self.buckets.entry(name.to_owned()).or_insert(empty);
+        bucket.unrecorded = bucket.unrecorded.saturating_add(unrecorded).saturating_add(1);
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +70,16 @@ mod tests {
         let much_later = now + INTERVAL * BURST * 9;
         let recorded = (0..1000).filter(|_| throttle.take("a", much_later).is_some()).count();
         assert_eq!(recorded, BURST as usize, "what was not used does not add up");
+    }
+
+    #[test]
+    fn what_could_not_be_recorded_is_counted_again_with_itself() {
+        let (mut throttle, now) = (Throttle::default(), Duration::from_secs(7));
+        while throttle.take("a", now).is_some() {}
+        let unrecorded = throttle.take("a", now + INTERVAL).unwrap();
+        assert_eq!(unrecorded, 1);
+        throttle.put_back("a", unrecorded);
+        assert_eq!(throttle.take("a", now + INTERVAL * 2), Some(2));
     }
 
     #[test]
