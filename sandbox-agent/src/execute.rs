@@ -46,7 +46,7 @@ use crate::{
     probes,
     record::{self, Outputs},
     request::{self, Checked},
-    sandbox::{Chunk, Outcome, Prepared, Running, Sandbox, SandboxError, Stream},
+    sandbox::{Chunk, ExitCause, Outcome, Prepared, Running, Sandbox, SandboxError, Stream},
     slots::{Slot, Slots},
     spool::Spool,
     throttle::Throttle,
@@ -278,7 +278,9 @@ impl Executor {
             Ok(mut outcome) => {
                 egress.add_to(&mut outcome);
                 let found = std::mem::take(&mut outcome.files);
-                let (artifacts, contents) = self.take_out(request, found, destinations).await;
+                let ended_by_itself = matches!(outcome.cause, ExitCause::Exited { .. });
+                let (artifacts, contents) =
+                    self.take_out(request, found, destinations, ended_by_itself).await;
                 let (hold_id, reserved) = (payment.hold_id(), payment.reserved());
                 (record::finished(&outcome, &outputs, artifacts, hold_id, reserved), contents)
             }
@@ -334,6 +336,7 @@ impl Executor {
         request: &Request,
         found: Vec<Result<std::os::fd::OwnedFd, crate::sandbox::FileProblem>>,
         destinations: Vec<Option<Destination>>,
+        ended_by_itself: bool,
     ) -> (Vec<v1::File>, Vec<Option<std::fs::File>>) {
         let paths = request.checked.spec.outputs.clone();
         if paths.is_empty() {
@@ -341,7 +344,7 @@ impl Executor {
         }
         let (id, room) = (request.subject.execution_id.clone(), self.options.max_artifact_bytes);
         let names = paths.clone();
-        let taking = move || files::take_out(&paths, found, &destinations, &id, room);
+        let taking = move || files::take_out(&paths, found, &destinations, &id, ended_by_itself, room);
         let taken = tokio::task::spawn_blocking(taking).await.unwrap_or_else(|error| {
             let lost = |path: &std::path::PathBuf| Taken {
                 record: record::problem(&path.to_string_lossy(), &error.to_string()),

@@ -129,6 +129,21 @@ async fn an_output_that_is_no_plain_file_is_recorded_as_a_problem_and_kept_nowhe
 }
 
 #[tokio::test]
+async fn what_did_not_end_by_itself_replaces_nothing_in_the_workspace() {
+    let (workspace, rig) = with_workspace(|_| {}).await;
+    fs::write(workspace.path().join("acme/out/kept"), "good").unwrap();
+    let mut request = shell("printf cut > kept; printf seen > seen; sleep 60");
+    request.limits = Some(v1::Limits { wall_ms: 2000, ..v1::Limits::default() });
+    request.outputs = vec![output("kept", "out/kept"), output("seen", "")];
+    let answer = execute(&rig, request).await;
+    assert_eq!(answer.finished.cause(), v1::ExitCause::WallLimit);
+    let [kept, seen] = &answer.finished.artifacts[..] else { panic!() };
+    assert_eq!(kept.problem, "not kept: the execution did not end by itself");
+    assert_eq!((seen.problem.as_str(), answer.files.get(&1).map(Vec::as_slice)), ("", Some(&b"seen"[..])));
+    assert_eq!(fs::read_to_string(workspace.path().join("acme/out/kept")).unwrap(), "good");
+}
+
+#[tokio::test]
 async fn outputs_are_bounded_and_what_fits_is_handed_out() {
     let (workspace, rig) = with_workspace(|options| options.max_artifact_bytes = 200_000).await;
     let script = "head -c 150000 /dev/zero > a; head -c 60000 /dev/zero > b; head -c 50000 /dev/zero > c";

@@ -24,6 +24,9 @@ use crate::{
 /// What a file takes up is a multiple of this.
 const PAGE_BYTES: u64 = 4096;
 
+/// Why a file that an execution left is not put in the place of another: it may be half of what it was to be.
+const NOT_KEPT: &str = "not kept: the execution did not end by itself";
+
 /// What an execution is given, and where its outputs go.
 #[derive(Debug, Default)]
 pub(super) struct Given {
@@ -108,12 +111,14 @@ fn field_of_workspace(files: &Files) -> &'static str {
     if is_input { "inputs" } else { "outputs" }
 }
 
-/// Takes the outputs out, at most `room` bytes together, and keeps those in the workspace that are to be kept.
+/// Takes the outputs out, at most `room` bytes together, and keeps those in the workspace that are to be kept, unless the execution did
+/// not end by itself.
 pub(super) fn take_out(
     paths: &[PathBuf],
     found: Vec<Result<OwnedFd, FileProblem>>,
     destinations: &[Option<Destination>],
     execution_id: &str,
+    ended_by_itself: bool,
     mut room: u64,
 ) -> Vec<Taken> {
     let mut taken = Vec::with_capacity(paths.len());
@@ -121,6 +126,9 @@ pub(super) fn take_out(
         let path = path.to_string_lossy();
         let destination = destinations.get(place).and_then(Option::as_ref);
         let outcome = found.map_err(|problem| problem.0).and_then(|fd| {
+            if destination.is_some() && !ended_by_itself {
+                return Err(NOT_KEPT.to_owned());
+            }
             let mut file = File::from(fd);
             let record = keep(&mut file, destination, &path, &format!("{execution_id}-{place}"), room)?;
             room -= record.size;
