@@ -85,6 +85,13 @@ impl Profiles {
                 profiles.offer_built_in(profile, &ceiling, read_only);
             }
         }
+        for (name, offered) in &profiles.offered {
+            let work = &offered.definition.sandbox.work.path;
+            if let Some(path) = read_only.iter().find(|path| work.starts_with(path)) {
+                let problem = format!("`{}` holds the work area of profile `{name}`", path.display());
+                reader.fault("agent.read_only", problem);
+            }
+        }
         if let Err(problem) = profiles.get("") {
             reader.fault("agent.default_profile", problem);
         }

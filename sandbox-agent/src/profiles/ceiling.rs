@@ -19,6 +19,10 @@ pub struct Ceiling {
     devices: Vec<String>,
     executable_work: bool,
     work_size: u64,
+    max_files: u64,
+    processes: u64,
+    open_files: u64,
+    file_size: u64,
     seccomp: Vec<Group>,
 }
 
@@ -27,13 +31,18 @@ impl Ceiling {
     pub fn of_built_in(read_only: &[PathBuf]) -> Self {
         let strict = &BUILT_IN[0].sandbox;
         let sandboxes = || BUILT_IN.iter().map(|profile| &profile.sandbox);
+        let most = |of: fn(&Definition) -> u64| BUILT_IN.iter().map(|profile| of(profile)).max().unwrap_or(0);
         Self {
             networks: Network::ALL.to_vec(),
             egress: Vec::new(),
             read_only: strict.read_only.iter().chain(read_only).cloned().collect(),
             devices: strict.devices.clone(),
             executable_work: sandboxes().any(|sandbox| sandbox.work.executable),
-            work_size: sandboxes().map(|sandbox| sandbox.work.size_bytes).max().unwrap_or(0),
+            work_size: most(|profile| profile.sandbox.work.size_bytes),
+            max_files: most(|profile| profile.sandbox.work.max_files),
+            processes: most(|profile| profile.limits.processes),
+            open_files: most(|profile| profile.limits.open_files),
+            file_size: most(|profile| profile.limits.file_bytes),
             seccomp: Group::NAMED.to_vec(),
         }
     }
@@ -50,6 +59,10 @@ impl Ceiling {
         let devices = reader.list::<String>("agent.ceiling.devices");
         let executable_work = reader.get("agent.ceiling.executable_work", default.executable_work);
         let work_size = reader.bytes("agent.ceiling.work_size", default.work_size, 4096..=(1 << 40));
+        let max_files = reader.in_range("agent.ceiling.max_files", default.max_files, 1..=(1 << 24));
+        let processes = reader.in_range("agent.ceiling.processes", default.processes, 1..=4096);
+        let open_files = reader.in_range("agent.ceiling.open_files", default.open_files, 16..=(1 << 20));
+        let file_size = reader.bytes("agent.ceiling.file_size", default.file_size, 1..=(1 << 40));
         let seccomp = reader.list::<Group>("agent.ceiling.seccomp");
         Self {
             networks: given(reader, "agent.ceiling.networks", networks, default.networks),
@@ -58,6 +71,10 @@ impl Ceiling {
             devices: given(reader, "agent.ceiling.devices", devices, default.devices),
             executable_work,
             work_size,
+            max_files,
+            processes,
+            open_files,
+            file_size,
             seccomp: given(reader, "agent.ceiling.seccomp", seccomp, default.seccomp),
         }
     }
@@ -93,6 +110,19 @@ impl Ceiling {
         }
         if sandbox.work.size_bytes > self.work_size {
             beyond("work.size", format_bytes(sandbox.work.size_bytes), "work_size");
+        }
+        let limits = &profile.limits;
+        for (field, value, most, key) in [
+            ("work.max_files", sandbox.work.max_files, self.max_files, "max_files"),
+            ("limits.processes", limits.processes, self.processes, "processes"),
+            ("limits.open_files", limits.open_files, self.open_files, "open_files"),
+        ] {
+            if value > most {
+                beyond(field, value.to_string(), key);
+            }
+        }
+        if limits.file_bytes > self.file_size {
+            beyond("limits.file_size", format_bytes(limits.file_bytes), "file_size");
         }
         excess
     }

@@ -62,7 +62,8 @@ fn paths_that_the_configuration_adds_are_in_every_profile_and_its_digest() {
 fn every_profile_wider_than_the_ceiling_is_told_at_once() {
     let wide = "name = \"wide\"\nread_only = [\"/home\", \"/usr/share\", \"/usrlocal\"]\ndevices = [\"kvm\"]\nnetwork = \"egress\"\n\
                 egress = [\"a.org:443\", \"b.a.org:443\", \"b.org:443\"]\nseccomp = [\"threads\", \"build\"]\n\
-                [work]\nsize = \"2GiB\"\nexecutable = true\n";
+                [work]\nsize = \"2GiB\"\nexecutable = true\nmax_files = 262145\n\
+                [limits]\nprocesses = 257\nopen_files = 1025\nfile_size = \"1GiB\"\n";
     let section = "ceiling.networks = [\"none\"]\nceiling.egress = [\"*.a.org:443\"]\nceiling.seccomp = [\"threads\"]\n\
                    ceiling.executable_work = false\n";
     let broken = "name = \"other\"\nsize = 1\n";
@@ -78,11 +79,23 @@ fn every_profile_wider_than_the_ceiling_is_told_at_once() {
         "`seccomp`: \"build\" is beyond agent.ceiling.seccomp",
         "`work.executable`: true is beyond agent.ceiling.executable_work",
         "`work.size`: 2GiB is beyond agent.ceiling.work_size",
+        "`work.max_files`: 262145 is beyond agent.ceiling.max_files",
+        "`limits.processes`: 257 is beyond agent.ceiling.processes",
+        "`limits.open_files`: 1025 is beyond agent.ceiling.open_files",
+        "`limits.file_size`: 1GiB is beyond agent.ceiling.file_size",
     ];
     for expected in expected {
         assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected} is not in {faults:#?}");
     }
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+}
+
+#[test]
+fn a_read_only_path_that_holds_a_work_area_is_a_fault() {
+    let mut reader = Reader::new(Some(("exchequer.toml", "[agent]\n")), std::iter::empty(), Vec::new());
+    let _ = Profiles::read(&mut reader, &[PathBuf::from("/opt"), PathBuf::from("/tmp")]);
+    let faults = reader.finish().unwrap_err().to_string();
+    assert!(faults.contains("`/tmp` holds the work area of profile `strict`"), "{faults}");
 }
 
 #[test]
