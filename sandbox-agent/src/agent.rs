@@ -196,12 +196,16 @@ impl Agent {
         let controls =
             if required.is_empty() { Ok(()) } else { Err(format!("missing: {}", required.join(", "))) };
         let publishing = self.progress.borrow().trouble.clone().map_or(Ok(()), Err);
+        let room = spool.check_room().map_err(|error| match spool.pruning_trouble() {
+            Some(trouble) => format!("{error}; what receipts cover was not removed: {trouble}"),
+            None => error.to_string(),
+        });
         let readiness = match spool.audit_log_trouble() {
             _ if self.executor.options.audit_log.is_none() => Readiness::new(),
             trouble => Readiness::new().component("audit_log", trouble.map_or(Ok(()), Err)),
         };
         readiness
-            .component("spool", spool.check_room().map_err(|error| error.to_string()))
+            .component("spool", room)
             .component(CONTROLS, controls)
             .component("publishing", publishing)
     }

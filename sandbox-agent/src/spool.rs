@@ -51,6 +51,7 @@ pub use self::{
     inspect::{Inspection, inspect},
 };
 use self::{
+    error::PruneError,
     replay::Replayed,
     unfinished::{Open, Snapshot, Unfinished},
 };
@@ -126,6 +127,8 @@ struct Troubles {
     publishing: Option<String>,
     /// Why the local audit log can't be written.
     audit_log: Option<String>,
+    /// Why what receipts cover was not removed.
+    pruning: Option<String>,
 }
 
 /// Payload keys by tenant.
@@ -360,11 +363,13 @@ impl Spool {
     }
 
     /// A receipt covers everything up to the event at `seq` with this digest: what nobody needs any more is removed. If that is not
-    /// this spool's event, nothing is removed, and the spool takes no executions any more. Blocks.
+    /// this spool's event, nothing is removed, and the spool takes no executions any more. A removal that fails is tried again with the
+    /// next receipt. Blocks.
     pub fn confirm(&self, seq: u64, hash: &[u8]) -> Result<(), ConfirmError> {
         if seq <= self.confirmed_seq() {
             // What could not be removed the last time.
-            return self.prune();
+            self.remove_covered();
+            return Ok(());
         }
         let recorded =
             if seq <= self.tip() { self.journal.reader().read(seq, 1)?.into_iter().next() } else { None };
@@ -378,11 +383,22 @@ impl Spool {
             let mut confirmed = self.confirmed();
             confirmed.seq = confirmed.seq.max(seq);
         }
-        self.prune()
+        self.remove_covered();
+        Ok(())
+    }
+
+    /// Removes what receipts cover. What can't be removed stays until the next receipt, and the status says why; nothing else waits for
+    /// it. Blocks.
+    fn remove_covered(&self) {
+        let trouble = self.prune().err().map(|error| error.to_string());
+        if let Some(error) = &trouble {
+            tracing::warn!(error, "what receipts cover was not removed");
+        }
+        lock(&self.troubles).pruning = trouble;
     }
 
     /// Removes what receipts cover, once it is written down which of its executions are open. Blocks.
-    fn prune(&self) -> Result<(), ConfirmError> {
+    fn prune(&self) -> Result<(), PruneError> {
         let mut unfinished = lock(&self.unfinished);
         let keep_from = (self.confirmed_seq() + 1).min(*self.wanted_from.borrow());
         let first = self.journal.first_after_pruning(keep_from);
@@ -401,16 +417,14 @@ impl Spool {
         let (agent_id, epoch) = (self.agent_id.clone(), self.epoch);
         unfinished
             .write(Snapshot { agent_id, epoch, first, open, ..Snapshot::default() })
-            .map_err(ConfirmError::Unfinished)?;
+            .map_err(PruneError::Unfinished)?;
         Ok(self.journal.prune_before(first)?)
     }
 
     /// Keeps everything from this seq on for a reader, whatever receipts say; `u64::MAX` wants nothing. Blocks where that makes room.
     pub(crate) fn want_from(&self, seq: u64) {
         self.wanted_from.send_replace(seq);
-        if let Err(error) = self.prune() {
-            tracing::warn!(%error, "what receipts cover was not removed");
-        }
+        self.remove_covered();
     }
 
     /// Waits until no reader needs the event at `seq` any more.
@@ -427,6 +441,11 @@ impl Spool {
     /// Says why the local audit log can't be written, or that it can.
     pub(crate) fn note_audit_log(&self, trouble: Option<String>) {
         lock(&self.troubles).audit_log = trouble;
+    }
+
+    /// Why what receipts cover was not removed, if so.
+    pub(crate) fn pruning_trouble(&self) -> Option<String> {
+        lock(&self.troubles).pruning.clone()
     }
 
     /// Why the local audit log can't be written, if so.

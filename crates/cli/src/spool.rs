@@ -102,6 +102,9 @@ fn running(status: &v1::GetSpoolStatusResponse) -> Vec<(&'static str, String)> {
     if !status.audit_log_trouble.is_empty() {
         rows.push(("audit log", status.audit_log_trouble.clone()));
     }
+    if !status.pruning_trouble.is_empty() {
+        rows.push(("not removed", status.pruning_trouble.clone()));
+    }
     rows
 }
 

@@ -75,6 +75,14 @@ pub enum ConfirmError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+/// Why what receipts cover can't be removed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PruneError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// What is known of open executions can't be written down, so nothing is removed.
     #[error("cannot write the list of open executions: {0}")]
     Unfinished(std::io::Error),

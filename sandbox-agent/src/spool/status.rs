@@ -44,6 +44,7 @@ impl Spool {
             publishing_trouble: publishing_trouble.unwrap_or_default(),
             condemned: self.condemned.get().cloned().unwrap_or_default(),
             audit_log_trouble: audit_log_trouble.unwrap_or_default(),
+            pruning_trouble: self.pruning_trouble().unwrap_or_default(),
         }
     }
 }

@@ -304,6 +304,26 @@ async fn the_status_says_what_waits_and_why() {
     assert!(status.refusing.contains("another history"), "{}", status.refusing);
 }
 
+#[tokio::test]
+async fn what_can_not_be_removed_stays_until_the_next_receipt_and_the_receipt_still_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path());
+    fill_a_segment(&spool).await;
+    let full = tempfile::tempdir().unwrap();
+    for name in ["unfinished.0", "unfinished.1"] {
+        std::os::unix::fs::symlink("/dev/full", full.path().join(name)).unwrap();
+    }
+    *lock(&spool.unfinished) = Unfinished::open(full.path(), 8, None).unwrap();
+    confirm_all(&spool).await;
+    assert_eq!((spool.first(), spool.confirmed_seq()), (1, 200));
+    let trouble = spool.status().await.pruning_trouble;
+    assert!(trouble.contains("cannot write the list of open executions"), "{trouble}");
+    *lock(&spool.unfinished) = Unfinished::open(dir.path(), 8, None).unwrap();
+    confirm_all(&spool).await;
+    assert!(spool.first() > 1);
+    assert_eq!(spool.status().await.pruning_trouble, "");
+}
+
 #[test]
 fn a_new_spool_begins_above_the_ledgers_epoch() {
     let dir = tempfile::tempdir().unwrap();
