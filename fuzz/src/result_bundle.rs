@@ -4,7 +4,8 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use exchequer_event::{
     bundle::{
         BundleParts, ContentDigests, Envelope, Hex, MAX_BUNDLE_BYTES, MAX_SIGNATURES, PAYLOAD_TYPE, SIGNED,
-        Signature, Statement, key_id, pae, read_unverified, sign_bundle, unsigned_bundle, verify_bundle,
+        Signature, Statement, key_id, pae, read_unverified, result_digest, sign_bundle, unsigned_bundle,
+        verify_bundle,
     },
     v1,
 };
@@ -71,13 +72,13 @@ pub(crate) fn bundles() -> Vec<Vec<u8>> {
         usage: Some(v1::Usage::default()),
         stdout: output(1),
         stderr: output(0),
-        result_digest: vec![6; 32].into(),
+        result_digest: result_digest([1, 0, 0], [&[5; 32], &[5; 32]], &[("o", &[1; 32]), ("p", &[])]).into(),
         artifacts: vec![file, problem],
         ..v1::ExecutionFinished::default()
     };
     let lost = v1::ExecutionFinished {
         cause: v1::ExitCause::Lost.into(),
-        result_digest: vec![6; 32].into(),
+        result_digest: result_digest([v1::ExitCause::Lost.into(), 0, 0], [&[], &[]], &[]).into(),
         ..v1::ExecutionFinished::default()
     };
     let (admitted_at, finished_at) = (head(1), head(2));

@@ -1,7 +1,7 @@
 //! What the sandbox reports, as it is recorded: the edge between the engine's types and the protocol's.
 
 use exchequer_event::{
-    bundle::{ContentDigests, ContentHasher},
+    bundle::{self, ContentDigests, ContentHasher},
     digest::{Digest, Hasher, Purpose},
     v1,
 };
@@ -164,16 +164,12 @@ pub fn lost(hold_id: &str, reserved: Vec<v1::MeterAmount>, detail: &str) -> v1::
     record
 }
 
-/// Equal for executions that ended the same way with the same output and the same files. docs/protocol.md defines it.
 fn result_digest(record: &v1::ExecutionFinished) -> Digest {
-    let numbers = [record.cause, record.exit_code, record.signal].map(i32::to_be_bytes);
+    let ending = [record.cause, record.exit_code, record.signal];
     let output = |output: &Option<v1::Output>| output.as_ref().map(|o| o.digest.clone()).unwrap_or_default();
     let outputs = [output(&record.stdout), output(&record.stderr)];
-    let count = (record.artifacts.len() as u64).to_be_bytes();
-    let count = (!record.artifacts.is_empty()).then_some(&count[..]);
-    let artifacts = record.artifacts.iter().flat_map(|file| [file.path.as_bytes(), &file.digest[..]]);
-    let fields = numbers.iter().map(<[u8; 4]>::as_slice).chain(outputs.iter().map(|o| &o[..]));
-    Purpose::Result.digest_fields(fields.chain(count).chain(artifacts))
+    let artifacts: Vec<_> = record.artifacts.iter().map(|file| (&*file.path, &file.digest[..])).collect();
+    bundle::result_digest(ending, [&outputs[0], &outputs[1]], &artifacts)
 }
 
 fn usage(usage: &Usage) -> v1::Usage {

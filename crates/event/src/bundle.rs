@@ -19,7 +19,7 @@ mod tests;
 
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 
-pub use content::{ContentDigests, ContentHasher, input_digest};
+pub use content::{ContentDigests, ContentHasher, input_digest, result_digest};
 pub use dsse::{Envelope, PAYLOAD_TYPE, Signature, pae};
 pub use execution::{
     Agent, Amount, Control, EgressTarget, Execution, ExecutionResult, File, Hold, Inputs, Limits, Position,

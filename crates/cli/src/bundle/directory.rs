@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use exchequer_event::{
-    bundle::{self, ARTIFACTS, ContentHasher, DigestSet, RESULT, STDERR, STDOUT, Statement},
+    bundle::{self, ARTIFACTS, ContentHasher, DigestSet, Hex, RESULT, STDERR, STDOUT, Statement},
+    digest::{Digest, Purpose},
     v1,
 };
 
@@ -67,16 +68,20 @@ fn open_plain(directory: &Path, name: &str) -> Result<File, String> {
 /// A subject's file, if it is the one that was signed.
 pub fn open_signed(directory: &Path, statement: &Statement, name: &str) -> Option<File> {
     let digest = statement.subject(name)?.digest;
-    (digests(open_plain(directory, name).ok()?).ok()? == digest).then(|| open_plain(directory, name).ok())?
+    (digests(open_plain(directory, name).ok()?).ok()?.0 == digest).then(|| open_plain(directory, name).ok())?
 }
 
-fn digests(mut file: File) -> io::Result<DigestSet> {
-    let mut hasher = ContentHasher::default();
+/// What anybody's tools say of a file, and its output digest.
+fn digests(mut file: File) -> io::Result<(DigestSet, Digest)> {
+    let (mut hasher, mut output) = (ContentHasher::default(), Purpose::Output.hasher());
     let mut chunk = vec![0; CHUNK];
     loop {
         match file.read(&mut chunk)? {
-            0 => return Ok(hasher.finish().into()),
-            read => hasher.update(&chunk[..read]),
+            0 => return Ok((hasher.finish().into(), output.finish())),
+            read => {
+                hasher.update(&chunk[..read]);
+                output.update(&chunk[..read]);
+            }
         }
     }
 }
@@ -95,13 +100,26 @@ pub fn check(directory: &Path, statement: &Statement, report: &mut Report) -> an
 }
 
 fn check_subjects(directory: &Path, statement: &Statement, report: &mut Report) {
+    let recorded = &statement.predicate.recorded;
     for subject in &statement.subject {
         let found = open_plain(directory, &subject.name)
             .and_then(|file| digests(file).map_err(|error| error.to_string()));
         match found {
-            Ok(digest) => report.compare(digest == subject.digest, || {
-                format!("{} has SHA-256 {}, signed is {}", subject.name, digest.sha256, subject.digest.sha256)
-            }),
+            Ok((digest, output)) => {
+                report.compare(digest == subject.digest, || {
+                    let (found, signed) = (digest.sha256, subject.digest.sha256);
+                    format!("{} has SHA-256 {found}, signed is {signed}", subject.name)
+                });
+                // The output digest is what the log's event has: it binds the stream to the log.
+                let logged = match &*subject.name {
+                    STDOUT => recorded.stdout_digest,
+                    STDERR => recorded.stderr_digest,
+                    _ => None,
+                };
+                report.compare(logged.is_none_or(|logged| logged == Hex(output.0)), || {
+                    format!("{} has output digest {output}, recorded is another", subject.name)
+                });
+            }
             Err(problem) => report.differences.push(format!("{} {problem}", subject.name)),
         }
     }

@@ -171,7 +171,8 @@ fn compare_records(
                     (--payload-key opens it)";
         report.notes.push(note.to_owned());
     }
-    // No event has the streams' SHA-256: those are the bundle's word, bound to the log by the digests that are in both.
+    // No event has the streams' SHA-256: those are the bundle's word. What binds it to the log are the files, which `directory` hashes both
+    // ways; without them a key that signed other plain digests is not found out here.
     let plain = |recorded: &Option<v1::Output>, said: Option<&Stream>| {
         let size = recorded.as_ref()?.size;
         Some(ContentDigests { sha256: said.map_or([0; 32], |stream| stream.sha256.0), blake3: [0; 32], size })

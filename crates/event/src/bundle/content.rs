@@ -74,6 +74,21 @@ pub fn input_digest(
     Purpose::Input.digest_fields(fields)
 }
 
+/// The result digest of an outcome: how it ended (cause, exit code, signal), the output digests of standard output and error (empty where
+/// nobody saw the end), and the artifacts in order, by path and BLAKE3 (empty where there is a problem); without artifacts there is no list
+/// of them. Equal for executions that ended the same way with the same output and the same files. docs/protocol.md defines it.
+pub fn result_digest(ending: [i32; 3], outputs: [&[u8]; 2], artifacts: &[(&str, &[u8])]) -> Digest {
+    let ending = ending.map(i32::to_be_bytes);
+    let count = (artifacts.len() as u64).to_be_bytes();
+    let fields = ending
+        .iter()
+        .map(<[u8; 4]>::as_slice)
+        .chain(outputs)
+        .chain((!artifacts.is_empty()).then_some(&count[..]))
+        .chain(artifacts.iter().flat_map(|(path, blake3)| [path.as_bytes(), blake3]));
+    Purpose::Result.digest_fields(fields)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BundleError, Hex};
+use super::{BundleError, Hex, content::result_digest};
 use crate::{name, v1};
 
 /// `signing_status` of a bundle that carries a signature.
@@ -313,7 +313,22 @@ impl Execution {
                 "either both streams have all their digests or neither has any",
             ));
         }
+        if self.result_digest() != Some(recorded.result_digest) {
+            return Err(BundleError::Inconsistent("recorded.result_digest is not that of the result"));
+        }
         Ok(())
+    }
+
+    /// The result digest of what this says came out; `None` if there is no such cause.
+    fn result_digest(&self) -> Option<Hex<32>> {
+        let (result, recorded) = (&self.result, &self.recorded);
+        let ending = [i32::from(cause(&result.cause)?), result.exit_code, result.signal];
+        let bytes = |digest: &Option<Hex<32>>| digest.map(|digest| digest.0.to_vec()).unwrap_or_default();
+        let outputs = [bytes(&recorded.stdout_digest), bytes(&recorded.stderr_digest)];
+        let digests: Vec<_> = result.artifacts.iter().map(|file| bytes(&file.blake3)).collect();
+        let artifacts: Vec<_> =
+            result.artifacts.iter().zip(&digests).map(|(file, digest)| (&*file.path, &digest[..])).collect();
+        Some(Hex(result_digest(ending, [&outputs[0], &outputs[1]], &artifacts).0))
     }
 }
 

@@ -52,18 +52,21 @@ fn admitted() -> v1::ExecutionAdmitted {
 fn finished() -> v1::ExecutionFinished {
     let missing =
         v1::File { path: "no.txt".into(), problem: "is a symbolic link".into(), ..v1::File::default() };
-    v1::ExecutionFinished {
+    let mut finished = v1::ExecutionFinished {
         cause: v1::ExitCause::Exited.into(),
         exit_code: 3,
         usage: Some(v1::Usage { wall_us: 9, memory_source: "cgroup1".into(), ..v1::Usage::default() }),
         stdout: Some(v1::Output { digest: vec![3; 32].into(), size: 3 }),
         stderr: Some(v1::Output { digest: vec![4; 32].into(), size: 0 }),
         hold_id: admitted().hold_id,
-        result_digest: vec![5; 32].into(),
         artifacts: vec![file("out.txt", b"out"), missing],
         egress: vec![v1::EgressTarget { host: "a.example".into(), port: 443, sent: 7, ..Default::default() }],
         ..v1::ExecutionFinished::default()
-    }
+    };
+    let artifacts: [(&str, &[u8]); 2] = [("out.txt", &ContentDigests::of(b"out").blake3), ("no.txt", &[])];
+    finished.result_digest =
+        result_digest([finished.cause, 3, 0], [&[3; 32], &[4; 32]], &artifacts).into();
+    finished
 }
 
 /// Makes parts of these records and hands them over.
@@ -165,7 +168,7 @@ fn an_execution_whose_end_nobody_saw_has_a_result_and_no_streams() {
         cause: v1::ExitCause::Lost.into(),
         hold_id: admitted().hold_id,
         detail: "the supervisor ended".into(),
-        result_digest: vec![5; 32].into(),
+        result_digest: result_digest([v1::ExitCause::Lost.into(), 0, 0], [&[], &[]], &[]).into(),
         ..v1::ExecutionFinished::default()
     };
     let bytes = with_parts(&admitted(), &lost, |parts| sign_bundle(parts, &key())).unwrap();
@@ -277,7 +280,7 @@ fn a_payload_in_any_other_encoding_is_refused_under_a_good_signature() {
 #[test]
 fn subjects_that_are_not_those_of_the_result_are_refused_under_a_good_signature() {
     type Change = fn(&mut Json);
-    let changes: [Change; 10] = [
+    let changes: [Change; 13] = [
         |payload| payload["subject"][0]["digest"]["sha256"] = json!("0".repeat(64)),
         |payload| payload["subject"][2]["digest"]["blake3"] = json!("0".repeat(64)),
         |payload| payload["subject"][2]["name"] = json!("artifacts/other.txt"),
@@ -290,6 +293,9 @@ fn subjects_that_are_not_those_of_the_result_are_refused_under_a_good_signature(
         },
         |payload| payload["predicate"]["result"]["exit_code"] = json!(0),
         |payload| payload["predicate"]["outcome"]["seq"] = json!(4),
+        |payload| payload["predicate"]["recorded"]["stdout_digest"] = json!("0".repeat(64)),
+        |payload| payload["predicate"]["recorded"]["stderr_digest"] = json!("0".repeat(64)),
+        |payload| payload["predicate"]["recorded"]["result_digest"] = json!("0".repeat(64)),
         |payload| payload["predicate"]["result"]["artifacts"][0]["problem"] = json!("is a device"),
     ];
     for (place, change) in changes.into_iter().enumerate() {
