@@ -13,7 +13,7 @@ const MAX_RECORDED_BYTES: usize = 8 << 10;
 /// What stands in place of a secret.
 const REDACTED: &str = "[redacted]";
 
-const SECRET_NAMES: [&str; 14] = [
+const SECRET_NAMES: [&str; 16] = [
     "password",
     "passwd",
     "passphrase",
@@ -28,6 +28,8 @@ const SECRET_NAMES: [&str; 14] = [
     "private-key",
     "private_key",
     "credential",
+    "authorization",
+    "cookie",
 ];
 const TOKEN_PREFIXES: [&str; 16] = [
     "ghp_",
@@ -47,6 +49,10 @@ const TOKEN_PREFIXES: [&str; 16] = [
     "AIza",
     "-----BEGIN",
 ];
+/// What ends a value within a word: of a query, a form, a header's list, a document.
+const SEPARATORS: [char; 6] = ['&', '?', ';', ',', '{', '}'];
+/// What a name or value in a document may stand in.
+const QUOTES: [char; 2] = ['"', '\''];
 const AUTH_SCHEMES: [&str; 3] = ["bearer ", "basic ", "token "];
 
 /// The arguments as they may be recorded.
@@ -55,12 +61,13 @@ pub fn redact_arguments(arguments: &[String]) -> Vec<String> {
     let (mut value_is_secret, mut bytes) = (false, 0);
     for argument in arguments.iter().take(MAX_ARGUMENTS) {
         let is_option = argument.starts_with('-');
-        if value_is_secret && !is_option {
+        // Whatever follows: a secret may begin with a dash.
+        let was_secret = value_is_secret;
+        value_is_secret = is_option && !argument.contains('=') && names_a_secret(argument);
+        if was_secret {
             redacted.push(REDACTED.to_owned());
-            value_is_secret = false;
             continue;
         }
-        value_is_secret = is_option && !argument.contains('=') && names_a_secret(argument);
         let argument = clip(redact(argument));
         bytes += argument.len();
         if bytes > MAX_RECORDED_BYTES {
@@ -85,40 +92,77 @@ pub fn redact(text: &str) -> String {
     {
         return format!("{}{REDACTED}", &text[..at]);
     }
-    if let Some((name, value)) = text.split_once(['=', ':'])
+    if let Some((name, value)) = text.split_once(['=', ':']).map(|(name, value)| (name, value.trim_start()))
         && !value.is_empty()
         && !value.starts_with("//")
         && names_a_secret(name)
     {
         return format!("{}{REDACTED}", &text[..text.len() - value.len()]);
     }
-    let words: Vec<_> = text.split(' ').map(redact_word).collect();
+    let mut words = Vec::new();
+    for word in text.split(' ') {
+        words.push(redact_word(word));
+        // What follows is its value, and nobody says how long that is.
+        if word.ends_with(['=', ':']) && names_a_secret(word) {
+            words.push(REDACTED.to_owned());
+            break;
+        }
+    }
     words.join(" ")
 }
 
 fn redact_word(word: &str) -> String {
     if let Some(start) = word.find("://").map(|at| at + 3) {
+        let scheme = redact_pieces(&word[..start]);
+        if scheme != word[..start] {
+            // The URL is itself a secret's value.
+            return scheme;
+        }
         let authority_end = word[start..].find(['/', '?', '#']).map_or(word.len(), |at| start + at);
         if let Some(at) = word[start..authority_end].rfind('@') {
-            return format!("{}{REDACTED}{}", &word[..start], &word[start + at..]);
+            return format!("{scheme}{REDACTED}{}", redact_pieces(&word[start + at..]));
         }
-        return word.to_owned();
+        return format!("{scheme}{}", redact_pieces(&word[start..]));
     }
-    for (at, _) in word.char_indices().filter(|(at, _)| starts_a_token(word, *at)) {
-        if TOKEN_PREFIXES
-            .iter()
-            .any(|prefix| word[at..].starts_with(prefix) && word[at..].len() >= prefix.len() + 8)
-        {
-            return format!("{}{REDACTED}", &word[..at]);
+    redact_pieces(word)
+}
+
+/// Each piece between separators by itself; the separators stay.
+fn redact_pieces(word: &str) -> String {
+    let (mut redacted, mut is_value) = (String::with_capacity(word.len()), false);
+    for piece in word.split_inclusive(SEPARATORS) {
+        let (piece, separator) = piece.split_at(piece.trim_end_matches(SEPARATORS).len());
+        // A value may hold a separator: what names nothing after a secret is more of it.
+        if is_value && !piece.is_empty() && !piece.contains(['=', ':']) {
+            continue;
+        }
+        let shown = redact_piece(piece);
+        is_value = shown != piece || is_value && piece.is_empty();
+        redacted.push_str(&shown);
+        redacted.push_str(separator);
+    }
+    redacted
+}
+
+fn redact_piece(piece: &str) -> String {
+    for (at, _) in piece.char_indices().filter(|(at, _)| starts_a_token(piece, *at)) {
+        let token = &piece[at..];
+        if TOKEN_PREFIXES.iter().any(|prefix| token.starts_with(prefix) && token.len() >= prefix.len() + 8) {
+            return format!("{}{REDACTED}", &piece[..at]);
         }
     }
-    if let Some((name, value)) = word.split_once('=')
-        && !value.is_empty()
-        && names_a_secret(name)
-    {
-        return format!("{name}={REDACTED}");
+    // Any of them may be the one: in `url=x:token=y` it is the last.
+    let mut start = 0;
+    for (at, _) in piece.match_indices(['=', ':']) {
+        let (name, value) = (&piece[start..at], &piece[at + 1..]);
+        start = at + 1;
+        if names_a_secret(name) && !value.starts_with("//") && !value.trim_matches(QUOTES).is_empty() {
+            let opening = value.len() - value.trim_start_matches(QUOTES).len();
+            let closing = value.trim_end_matches(QUOTES).len();
+            return format!("{}{REDACTED}{}", &piece[..=at + opening], &value[closing..]);
+        }
     }
-    word.to_owned()
+    piece.to_owned()
 }
 
 fn starts_a_token(word: &str, at: usize) -> bool {
@@ -155,7 +199,10 @@ mod tests {
         check(&["-la", "/tmp", "a=b", "key: value"], &["-la", "/tmp", "a=b", "key: value"]);
         check(&["--password=hunter2", "x"], &["--password=[redacted]", "x"]);
         check(&["--token", "abc", "x"], &["--token", "[redacted]", "x"]);
-        check(&["--token", "--verbose", "x"], &["--token", "--verbose", "x"]);
+        check(&["--token", "--verbose", "x"], &["--token", "[redacted]", "x"]);
+        check(&["--token", "--password", "x"], &["--token", "[redacted]", "[redacted]"]);
+        check(&["--password", "-hunter2", "x"], &["--password", "[redacted]", "x"]);
+        check(&["x", "--token"], &["x", "--token"]);
         check(&["DB_PASSWORD=x y"], &["DB_PASSWORD=[redacted]"]);
         check(&["https://user:pw@host/p?q=1"], &["https://[redacted]@host/p?q=1"]);
         check(&["-H", "Authorization: Bearer abc.def"], &["-H", "Authorization: Bearer [redacted]"]);
@@ -163,6 +210,20 @@ mod tests {
         check(&["run with sk-0123456789abc now"], &["run with [redacted] now"]);
         check(&["x=eyJhbGciOiJFZERTQSJ9"], &["x=[redacted]"]);
         check(&["echo API_KEY=1234 && ls"], &["echo API_KEY=[redacted]"]);
+    }
+
+    #[test]
+    fn a_secret_is_found_wherever_in_a_word_it_stands() {
+        check(&["https://h/p?access_token=abc"], &["https://h/p?access_token=[redacted]"]);
+        check(&["https://h/?k=ghp_0123456789abcdef"], &["https://h/?k=[redacted]"]);
+        check(&["https://u:p@h/?a=b&pwd=x&c=d"], &["https://[redacted]@h/?a=b&pwd=[redacted]&c=d"]);
+        check(&["user=a&password=hunter2"], &["user=a&password=[redacted]"]);
+        check(&["{\"user\":\"a\",\"password\":\"x\"}"], &["{\"user\":\"a\",\"password\":\"[redacted]\"}"]);
+        check(&["Authorization: abc"], &["Authorization: [redacted]"]);
+        check(&["a=1 DB_PASSWORD=a;b y"], &["a=1 DB_PASSWORD=[redacted]; y"]);
+        check(&["a=1 Cookie: b c"], &["a=1 Cookie: [redacted]"]);
+        check(&["curl -H 'Cookie: a=b; c'"], &["curl -H 'Cookie: [redacted]"]);
+        check(&["a=b;c,d", "http://h:80/p?q=1&r={x}"], &["a=b;c,d", "http://h:80/p?q=1&r={x}"]);
     }
 
     #[test]
