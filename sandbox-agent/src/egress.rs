@@ -36,6 +36,9 @@ const MAX_LOOKUPS: usize = 16;
 /// How long a listener that fails is left alone: descriptors may be short for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Lookups of one execution at one time: what it looks up must not keep the others waiting.
+const MAX_OWN_LOOKUPS: usize = 4;
+
 static LOOKUPS: Semaphore = Semaphore::const_new(MAX_LOOKUPS);
 
 /// What one execution's proxy takes on.
@@ -75,18 +78,32 @@ pub trait Resolve: Send + Sync {
     fn resolve(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 }
 
-/// The system's resolver.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SystemResolver;
+/// The system's resolver, as one execution may use it.
+#[derive(Clone, Debug)]
+pub struct SystemResolver {
+    own: Arc<Semaphore>,
+}
+
+impl Default for SystemResolver {
+    fn default() -> Self {
+        Self { own: Arc::new(Semaphore::new(MAX_OWN_LOOKUPS)) }
+    }
+}
 
 impl Resolve for SystemResolver {
     fn resolve(&self, name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
-        // A task of its own: whoever asked may give up, the thread goes on until the system's resolver does.
-        let lookup = tokio::spawn(async move {
-            let _one = LOOKUPS.acquire().await.map_err(io::Error::other)?;
-            Ok(tokio::net::lookup_host((name, port)).await?.collect())
-        });
-        Box::pin(async move { lookup.await.map_err(io::Error::other)? })
+        let own = Arc::clone(&self.own);
+        Box::pin(async move {
+            // Whoever gives up while waiting leaves both queues; its own first, so that it waits in the common one with few.
+            let own = own.acquire_owned().await.map_err(io::Error::other)?;
+            let one = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+            // A task of its own: whoever asked may give up, the thread goes on until the system's resolver does.
+            let lookup = tokio::spawn(async move {
+                let _until_answered = (own, one);
+                Ok(tokio::net::lookup_host((name, port)).await?.collect())
+            });
+            lookup.await.map_err(io::Error::other)?
+        })
     }
 }
 
@@ -105,7 +122,7 @@ pub struct Policy {
 impl Policy {
     /// By the system's resolver, with the default bounds.
     pub fn new(rules: Vec<Rule>, limit: u64) -> Self {
-        Self { rules, limit, bounds: Bounds::default(), resolver: Arc::new(SystemResolver) }
+        Self { rules, limit, bounds: Bounds::default(), resolver: Arc::new(SystemResolver::default()) }
     }
 }
 

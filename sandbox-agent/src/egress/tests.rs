@@ -418,7 +418,19 @@ async fn the_end_closes_listener_and_connections() {
 
 #[tokio::test]
 async fn the_systems_resolver_finds_this_host() {
-    let found = SystemResolver.resolve("localhost".to_owned(), 7).await.unwrap();
+    let found = SystemResolver::default().resolve("localhost".to_owned(), 7).await.unwrap();
     assert!(found.iter().all(|address| address.ip().is_loopback() && address.port() == 7), "{found:?}");
     assert!(!found.is_empty());
+}
+
+#[tokio::test]
+async fn who_gives_up_leaves_the_queue_and_one_execution_has_a_few_lookups() {
+    let resolver = SystemResolver::default();
+    let taken = Arc::clone(&resolver.own).acquire_many_owned(4).await.unwrap();
+    let waiting = resolver.resolve("localhost".to_owned(), 7);
+    assert!(tokio::time::timeout(Duration::from_millis(10), waiting).await.is_err());
+    let other = SystemResolver::default();
+    assert!(other.resolve("localhost".to_owned(), 7).await.is_ok(), "another execution goes on");
+    drop(taken);
+    assert_eq!(resolver.own.available_permits(), MAX_OWN_LOOKUPS);
 }
