@@ -12,8 +12,9 @@ use std::{
 };
 
 use anyhow::bail;
+use ed25519_dalek::VerifyingKey;
 use exchequer_event::{
-    bundle::{self, ARTIFACTS, Execution, ExecutionResult, STDERR, STDOUT, Statement},
+    bundle::{self, ARTIFACTS, ContentHasher, Execution, ExecutionResult, STDERR, STDOUT, Statement},
     v1::{self, execute_response::Part},
 };
 use serde::Serialize;
@@ -109,7 +110,7 @@ impl Replay {
         let mut report = Determinism::new(said);
         for _ in 0..self.runs.get() {
             let answer = agent.execute(request.clone()).await?.into_inner();
-            report.take(&said.result, once(answer, &statement, &self.directory).await?);
+            report.take(&said.result, once(answer, &statement, key.as_ref(), &self.directory).await?);
         }
         match self.format {
             Format::Json => print::json(&serde_json::to_value(&report)?)?,
@@ -123,6 +124,7 @@ impl Replay {
 async fn once(
     mut answer: tonic::Streaming<v1::ExecuteResponse>,
     statement: &Statement,
+    key: Option<&VerifyingKey>,
     directory: &Path,
 ) -> anyhow::Result<Run> {
     let said = &statement.predicate;
@@ -130,9 +132,13 @@ async fn once(
     let mut streams = [STDOUT, STDERR].map(|name| against(name.to_owned()));
     let asked = said.result.artifacts.iter();
     let mut artifacts: Vec<_> = asked.map(|file| against(format!("{ARTIFACTS}{}", file.path))).collect();
+    let mut was_admitted = false;
     while let Some(response) = answer.message().await? {
         match response.part {
-            Some(Part::Admitted(part)) => same_conditions(said, &part.record.unwrap_or_default())?,
+            Some(Part::Admitted(part)) => {
+                same_conditions(said, &part.record.unwrap_or_default())?;
+                was_admitted = true;
+            }
             Some(Part::Stdout(bytes)) => streams[0].push(&bytes)?,
             Some(Part::Stderr(bytes)) => streams[1].push(&bytes)?,
             Some(Part::Artifact(chunk)) => {
@@ -149,15 +155,17 @@ async fn once(
                 if part.bundle.is_empty() {
                     bail!(Refused("the agent answered no bundle".to_owned()));
                 }
-                let (statement, _) = bundle::read_unverified(&part.bundle).map_err(refused)?;
+                let (now, _) = verified(&part.bundle, key).map_err(refused)?;
+                is_of_run(said, &now.predicate, was_admitted, &part.execution_id)?;
                 let mut first = Vec::new();
                 for comparison in streams.into_iter().chain(artifacts) {
+                    comparison.is_signed(&now)?;
                     let name = comparison.name.clone();
                     first.extend(comparison.finish()?.map(|at| (name, at)));
                 }
                 return Ok(Run {
                     execution_id: part.execution_id,
-                    result: statement.predicate.result,
+                    result: now.predicate.result,
                     first,
                 });
             }
@@ -199,20 +207,37 @@ fn same_conditions(said: &Execution, admitted: &v1::ExecutionAdmitted) -> anyhow
     Ok(())
 }
 
+/// Whether what was signed is of this run, and of the same inputs and profile as the bundle.
+fn is_of_run(said: &Execution, now: &Execution, was_admitted: bool, id: &str) -> anyhow::Result<()> {
+    let rules = [
+        (was_admitted, "no admission came before it"),
+        (now.execution_id == id && id != said.execution_id, "it is of another execution"),
+        (now.inputs.digest == said.inputs.digest, "it is of other inputs"),
+        (now.profile == said.profile, "it is of another profile"),
+    ];
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, problem)) => bail!(Refused(format!("the run's bundle is not the run's: {problem}"))),
+        None => Ok(()),
+    }
+}
+
 /// Something that comes out, compared with the file that came out the first time, if that is at hand.
 struct Comparison {
     name: String,
     before: Option<BufReader<File>>,
+    /// What came.
+    content: ContentHasher,
     at: u64,
     first: Option<u64>,
 }
 
 impl Comparison {
     fn new(before: Option<File>, name: String) -> Self {
-        Self { name, before: before.map(BufReader::new), at: 0, first: None }
+        Self { name, before: before.map(BufReader::new), content: ContentHasher::default(), at: 0, first: None }
     }
 
     fn push(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.content.update(bytes);
         let Some(before) = self.before.as_mut().filter(|_| self.first.is_none()) else { return Ok(()) };
         let mut expected = Vec::with_capacity(bytes.len());
         before.take(bytes.len() as u64).read_to_end(&mut expected)?;
@@ -221,6 +246,17 @@ impl Comparison {
         if same < bytes.len() {
             self.first = Some(self.at);
         }
+        Ok(())
+    }
+
+    /// Whether what came is what was signed. A file that was not taken out has no subject, and nothing of it comes.
+    fn is_signed(&self, statement: &Statement) -> anyhow::Result<()> {
+        let came = self.content.finish();
+        let holds = match statement.subject(&self.name) {
+            Some(subject) => subject.digest == came.into(),
+            None => came.size == 0,
+        };
+        anyhow::ensure!(holds, Refused(format!("{}: what came is not what the agent signed", self.name)));
         Ok(())
     }
 
