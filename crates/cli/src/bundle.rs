@@ -128,9 +128,9 @@ impl fmt::Display for Report {
             let source = if self.key_given { "given by you" } else { "the bundle's own word" };
             write!(f, "\n  signed with key {} ({source})", self.key_id)?;
         }
-        self.checked.iter().try_for_each(|line| write!(f, "\n  checked: {line}"))?;
-        self.differences.iter().try_for_each(|line| write!(f, "\n  differs: {line}"))?;
-        self.notes.iter().try_for_each(|line| write!(f, "\n  note: {line}"))
+        self.checked.iter().try_for_each(|line| write!(f, "\n  checked: {}", print::escaped(line)))?;
+        self.differences.iter().try_for_each(|line| write!(f, "\n  differs: {}", print::escaped(line)))?;
+        self.notes.iter().try_for_each(|line| write!(f, "\n  note: {}", print::escaped(line)))
     }
 }
 
@@ -193,7 +193,7 @@ impl Show {
                 let keys: Vec<_> = envelope.signatures.iter().map(|signature| &*signature.key_id).collect();
                 print::text(&match keys[..] {
                     [] => "signatures    none: unsigned".to_owned(),
-                    _ => format!("signatures    by key {} (not checked)", keys.join(", ")),
+                    _ => format!("signatures    by key {} (not checked)", print::escaped(&keys.join(", "))),
                 })?;
             }
         }
@@ -222,8 +222,10 @@ fn verified(bytes: &[u8], key: Option<&VerifyingKey>) -> Result<(Statement, Veri
 
 /// The bytes of a bundle that is a file, or lies in a directory.
 fn read_bundle(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let file = if path.is_dir() { path.join(directory::BUNDLE) } else { path.to_owned() };
-    directory::read(&file, MAX_BUNDLE_BYTES)
+    if path.is_dir() {
+        return directory::read_within(path, directory::BUNDLE, MAX_BUNDLE_BYTES);
+    }
+    directory::read(path, MAX_BUNDLE_BYTES)
 }
 
 /// A public key given as hex, or as a file with hex or PEM.
@@ -288,7 +290,7 @@ fn show(statement: &Statement) -> std::io::Result<()> {
         ("result digest", said.recorded.result_digest.to_string()),
     ];
     if let Some(usage) = &said.usage {
-        let cpu = usage.cpu_user_us + usage.cpu_system_us;
+        let cpu = usage.cpu_user_us.saturating_add(usage.cpu_system_us);
         let (wall, peak, source) = (usage.wall_us, usage.peak_memory_bytes, &usage.memory_source);
         let output = usage.output_bytes;
         rows.push((
@@ -309,7 +311,7 @@ fn show(statement: &Statement) -> std::io::Result<()> {
         rows.push(("subject", format!("{} sha256:{}", subject.name, subject.digest.sha256)));
     }
     rows.push(("signing", said.signing_status.clone()));
-    rows.into_iter().try_for_each(|(name, value)| print::text(&format!("{name:<13} {value}")))
+    rows.into_iter().try_for_each(|(name, value)| print::text(&format!("{name:<13} {}", print::escaped(&value))))
 }
 
 #[cfg(test)]

@@ -24,6 +24,20 @@ pub fn text(line: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// Somebody else's text on a line of ours: its control characters, which a terminal would obey, as escapes.
+pub fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        // Beside controls what turns the direction of text around, so that it reads as something else.
+        if character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
 /// A JSON document on a line.
 pub fn json(document: &Json) -> io::Result<()> {
     text(&document.to_string())
@@ -59,4 +73,14 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> io::Resul
 pub fn remark(line: &str) {
     // Nobody is left to tell that standard error is closed.
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_as_an_escape() {
+        assert_eq!(escaped("a\u{1b}[2J\nb\u{202e}é"), "a\\u{1b}[2J\\u{a}b\\u{202e}é");
+    }
 }

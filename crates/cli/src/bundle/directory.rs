@@ -32,6 +32,22 @@ const MAX_FOUND: usize = 16_384;
 /// A file of at most so many bytes.
 pub fn read(path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
+    read_file(file, path, max)
+}
+
+/// A regular file of at most so many bytes in a directory that may be anybody's: no link is followed, and no pipe waited for.
+pub fn read_within(directory: &Path, name: &str, max: usize) -> anyhow::Result<Vec<u8>> {
+    let path = directory.join(name);
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).with_context(at(&path))?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(&path).with_context(at(&path))?;
+    if !file.metadata().with_context(at(&path))?.is_file() {
+        bail!("{} is no regular file", path.display());
+    }
+    read_file(file, &path, max)
+}
+
+fn read_file(file: File, path: &Path, max: usize) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut bytes).with_context(|| path.display().to_string())?;
     if bytes.len() > max {
@@ -277,5 +293,8 @@ mod tests {
         assert_eq!(open_plain(dir.path(), "stdout").unwrap_err(), "is no regular file");
         assert_eq!(open_plain(dir.path(), "artifacts/x").unwrap_err(), "is no regular file");
         assert_eq!(open_plain(dir.path(), "stderr").unwrap_err(), "is missing");
+        assert_eq!(read_within(&dir.path().join("real"), "x", 1).unwrap(), b"x");
+        assert!(read_within(dir.path(), "stdout", 1).is_err());
+        assert!(read_within(dir.path(), "real", 1).unwrap_err().to_string().contains("is no regular file"));
     }
 }

@@ -96,7 +96,7 @@ impl Given {
 
     /// Reads a bundle's directory.
     pub fn read(directory: &Path) -> anyhow::Result<Self> {
-        let bytes = directory::read(&directory.join(INPUTS), MAX_INPUTS_BYTES)?;
+        let bytes = directory::read_within(directory, INPUTS, MAX_INPUTS_BYTES)?;
         let given: Self = serde_json::from_slice(&bytes).context(INPUTS)?;
         if let Some(file) =
             given.inputs.iter().find(|file| file.content.is_some() == file.workspace_path.is_some())
