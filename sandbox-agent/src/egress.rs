@@ -100,7 +100,7 @@ impl Resolve for SystemResolver {
             // A task of its own: whoever asked may give up, the thread goes on until the system's resolver does.
             let lookup = tokio::spawn(async move {
                 let _until_answered = (own, one);
-                Ok(tokio::net::lookup_host((name, port)).await?.collect())
+                Ok::<Vec<_>, io::Error>(tokio::net::lookup_host((name, port)).await?.collect())
             });
             lookup.await.map_err(io::Error::other)?
         })
