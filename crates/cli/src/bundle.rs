@@ -311,7 +311,8 @@ fn show(statement: &Statement) -> std::io::Result<()> {
         rows.push(("subject", format!("{} sha256:{}", subject.name, subject.digest.sha256)));
     }
     rows.push(("signing", said.signing_status.clone()));
-    rows.into_iter().try_for_each(|(name, value)| print::text(&format!("{name:<13} {}", print::escaped(&value))))
+    rows.into_iter()
+        .try_for_each(|(name, value)| print::text(&format!("{name:<13} {}", print::escaped(&value))))
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ fn open_plain(directory: &Path, name: &str) -> Result<File, String> {
 /// A subject's file, if it is the one that was signed.
 pub fn open_signed(directory: &Path, statement: &Statement, name: &str) -> Option<File> {
     let digest = statement.subject(name)?.digest;
-    (digests(open_plain(directory, name).ok()?).ok()?.0 == digest).then(|| open_plain(directory, name).ok())?
+    (digests(open_plain(directory, name).ok()?).ok()?.0 == digest)
+        .then(|| open_plain(directory, name).ok())?
 }
 
 /// What anybody's tools say of a file, and its output digest.

@@ -163,11 +163,7 @@ async fn once(
                     let name = comparison.name.clone();
                     first.extend(comparison.finish()?.map(|at| (name, at)));
                 }
-                return Ok(Run {
-                    execution_id: part.execution_id,
-                    result: now.predicate.result,
-                    first,
-                });
+                return Ok(Run { execution_id: part.execution_id, result: now.predicate.result, first });
             }
             None => {}
         }
@@ -233,7 +229,13 @@ struct Comparison {
 
 impl Comparison {
     fn new(before: Option<File>, name: String) -> Self {
-        Self { name, before: before.map(BufReader::new), content: ContentHasher::default(), at: 0, first: None }
+        Self {
+            name,
+            before: before.map(BufReader::new),
+            content: ContentHasher::default(),
+            at: 0,
+            first: None,
+        }
     }
 
     fn push(&mut self, bytes: &[u8]) -> std::io::Result<()> {

@@ -64,8 +64,7 @@ fn finished() -> v1::ExecutionFinished {
         ..v1::ExecutionFinished::default()
     };
     let artifacts: [(&str, &[u8]); 2] = [("out.txt", &ContentDigests::of(b"out").blake3), ("no.txt", &[])];
-    finished.result_digest =
-        result_digest([finished.cause, 3, 0], [&[3; 32], &[4; 32]], &artifacts).into();
+    finished.result_digest = result_digest([finished.cause, 3, 0], [&[3; 32], &[4; 32]], &artifacts).into();
     finished
 }
 
