@@ -204,10 +204,7 @@ impl Agent {
             _ if self.executor.options.audit_log.is_none() => Readiness::new(),
             trouble => Readiness::new().component("audit_log", trouble.map_or(Ok(()), Err)),
         };
-        readiness
-            .component("spool", room)
-            .component(CONTROLS, controls)
-            .component("publishing", publishing)
+        readiness.component("spool", room).component(CONTROLS, controls).component("publishing", publishing)
     }
 
     /// Refuses new executions, lets running ones end, records the stop, waits a little for the last receipt, and gives its

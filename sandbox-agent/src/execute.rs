@@ -155,11 +155,7 @@ impl Executor {
         key: SigningKey,
     ) -> Arc<Self> {
         Arc::new(Self {
-            slots: Slots::new(
-                options.max_concurrent,
-                options.max_concurrent_per_tenant,
-                options.max_waiting,
-            ),
+            slots: Slots::new(options.max_concurrent, options.max_concurrent_per_tenant, options.max_waiting),
             throttle: Mutex::default(),
             began: Instant::now(),
             probes: Semaphore::new(MAX_PROBES),

@@ -46,14 +46,14 @@ use exchequer_stream::{
 use prost::{Message, bytes::Bytes};
 use tokio::sync::watch;
 
-pub use self::{
-    error::{ConfirmError, RecordError, SpoolError},
-    inspect::{Inspection, inspect},
-};
 use self::{
     error::PruneError,
     replay::Replayed,
     unfinished::{Open, Snapshot, Unfinished},
+};
+pub use self::{
+    error::{ConfirmError, RecordError, SpoolError},
+    inspect::{Inspection, inspect},
 };
 
 /// Room beyond the configured limit for denials and the agent's own events. Denials may use half of it.

@@ -113,7 +113,9 @@ impl Denial {
         let (slots, of_one) = (options.max_concurrent, options.max_concurrent_per_tenant);
         let run = format!("as many executions run as may ({slots}, of one tenant {of_one})");
         match refusal {
-            NoSlot::Full { retry_after } => busy("QUEUE_FULL", format!("{run} and as many wait"), retry_after),
+            NoSlot::Full { retry_after } => {
+                busy("QUEUE_FULL", format!("{run} and as many wait"), retry_after)
+            }
             NoSlot::Patience { retry_after } => busy(
                 "WAITED_TOO_LONG",
                 format!("{run}, and its turn did not come in {} ms", waited.as_millis()),
