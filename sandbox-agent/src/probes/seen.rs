@@ -2,7 +2,7 @@
 //!
 //! Left out: whether that is as it should be. Invariant: what can't be understood is [`Seen::Nothing`], which no table expects.
 
-use std::{borrow::Cow, fmt, io};
+use std::{borrow::Cow, collections::BTreeSet, fmt, io};
 
 use crate::sandbox::ExitCause;
 
@@ -62,20 +62,56 @@ impl Seen {
         }
     }
 
-    /// The results among the lines (`probes/attack.h`); others are not looked at.
+    /// The results among the lines (`probes/attack.h`). Beside a single one others are not looked at; where there is one for each of
+    /// several, a line that is none of them may hide one that is missing.
     fn parse(text: &str) -> Option<Self> {
         let mut each = vec![];
         let mut last = None;
-        for line in text.lines().map(|line| line.trim_matches('\0')) {
+        let mut stray = None;
+        for line in text.lines().map(|line| line.trim_matches('\0')).filter(|line| !line.is_empty()) {
             if let Some(seen) = Self::result(line) {
                 last = Some(seen);
+                stray = Some(line);
             } else if let Some((label, seen)) =
                 line.split_once(' ').and_then(|(label, rest)| Some((label, Self::result(rest)?)))
             {
                 each.push((label.to_owned(), seen));
+            } else {
+                stray = Some(line);
             }
         }
-        if each.is_empty() { last } else { Some(Self::Each(each)) }
+        match stray {
+            _ if each.is_empty() => last,
+            Some(line) => {
+                let line = line.chars().take(STRAY_CHARS).collect::<String>();
+                Some(Self::Nothing(format!("among its results is the line '{line}'")))
+            }
+            None => Some(Self::Each(each)),
+        }
+    }
+
+    /// This, if it has a result for each of those for which `control` has one, and for no other; else no result. An attack that has several
+    /// results and was ended as a whole has shown nothing of any of them.
+    pub(super) fn compared(self, control: &Self) -> Self {
+        let labels = |results: &[(String, Self)]| {
+            results.iter().map(|(label, _)| label.clone()).collect::<BTreeSet<_>>()
+        };
+        let (wanted, found) = match (control, &self) {
+            (Self::Each(wanted), Self::Each(found)) => (labels(wanted), labels(found)),
+            (Self::Each(_), Self::Nothing(_)) => return self,
+            (Self::Each(_), one) => {
+                return Self::Nothing(format!("{one}, where its control has several results"));
+            }
+            (_, Self::Each(_)) => return Self::Nothing("its control has no result for each".to_owned()),
+            _ => return self,
+        };
+        match wanted.symmetric_difference(&found).next() {
+            None => self,
+            Some(label) if found.contains(label) => {
+                Self::Nothing(format!("its control has no result for {label}"))
+            }
+            Some(label) => Self::Nothing(format!("no result for {label}, which its control has")),
+        }
     }
 
     fn result(line: &str) -> Option<Self> {
@@ -89,6 +125,8 @@ impl Seen {
     }
 }
 
+/// How much of a line that is no result is repeated.
+const STRAY_CHARS: usize = 80;
 /// How many differing results are spelt out.
 const NAMED: usize = 8;
 
@@ -184,5 +222,28 @@ mod tests {
         assert!(exited("1 errno 1\n2 errno 1\n").is(&Seen::Errno(1)));
         assert!(!exited("1 errno 1\n2 done\n").is(&Seen::Errno(1)));
         assert_eq!(exited("1 errno 1\n2 errno 1\n3 done\n").to_string(), "2 of 3: EPERM, 3: succeeded");
+    }
+
+    #[test]
+    fn a_line_among_several_results_that_is_none_of_them_is_no_result() {
+        for said in ["1 errno 1\n2 err\n", "1 errno 1\nerrno 11\n", "swapping\n1 errno 1\n"] {
+            assert!(matches!(exited(said), Seen::Nothing(_)), "{said}");
+        }
+        assert_eq!(exited("swapping\ndone\n"), Seen::Done);
+    }
+
+    #[test]
+    fn several_results_count_only_for_the_same_as_in_the_control() {
+        let control = exited("1 done\n2 done\n");
+        let check = |inside: Seen, counts: bool| {
+            let compared = inside.clone().compared(&control);
+            assert_eq!(!matches!(compared, Seen::Nothing(_)), counts, "{inside}");
+        };
+        check(exited("2 killed 31\n1 killed 31\n"), true);
+        check(exited("1 killed 31\n"), false);
+        check(exited("1 killed 31\n2 killed 31\n3 killed 31\n"), false);
+        check(Seen::Killed(libc::SIGSYS), false);
+        assert_eq!(Seen::Killed(31).compared(&Seen::Done), Seen::Killed(31));
+        assert!(matches!(control.clone().compared(&Seen::Killed(9)), Seen::Nothing(_)));
     }
 }

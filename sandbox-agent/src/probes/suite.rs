@@ -175,7 +175,8 @@ impl Suite {
             return report;
         }
         let off = others(probe, only);
-        let inside = self.inside(probe, &off).await;
+        let mut inside = self.inside(probe, &off).await;
+        inside.seen = inside.seen.compared(control);
         let MustSee { guard, expected, whole } = must_see(probe, &inside.controls, &off);
         report.observed = inside.seen.to_string();
         report.control = describe_control(probe, control);
