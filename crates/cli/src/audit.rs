@@ -63,7 +63,7 @@ impl Audit {
         let suite = Suite::start(sandbox).await?;
         let controls = suite.read_back().await?;
         let reports = suite.audit().await;
-        let mutations = if self.mutations { Some(suite.mutations(&reports).await) } else { None };
+        let mutations = if self.mutations { Some(suite.mutations(&controls, &reports).await) } else { None };
         let audited = Audited { controls, reports, mutations };
         let findings = audited.findings();
         match self.format {

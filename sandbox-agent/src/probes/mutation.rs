@@ -5,10 +5,10 @@
 
 use super::{
     seen::Seen,
-    suite::{Report, Suite, Verdict, others, status},
+    suite::{Report, Suite, Verdict, others},
     table,
 };
-use crate::sandbox::{ControlStatus, Layer};
+use crate::sandbox::{Control, ControlStatus, Layer};
 
 /// What came of a layer being off.
 #[derive(Clone, Debug)]
@@ -33,20 +33,23 @@ impl Mutation {
 }
 
 impl Suite {
-    /// Each layer off in turn. `reports` are those of an audit just before.
-    pub async fn mutations(&self, reports: &[Report]) -> Vec<Mutation> {
+    /// Each layer off in turn. `controls` and `reports` are those of an audit just before: what could not be had then is not switched off.
+    pub async fn mutations(&self, controls: &[Control], reports: &[Report]) -> Vec<Mutation> {
         let mut mutations = vec![];
         for layer in Layer::ALL {
-            mutations.push(self.mutate(layer, reports).await);
+            mutations.push(self.mutate(layer, controls, reports).await);
         }
         mutations
     }
 
-    async fn mutate(&self, layer: Layer, reports: &[Report]) -> Mutation {
+    async fn mutate(&self, layer: Layer, controls: &[Control], reports: &[Report]) -> Mutation {
         let (noticed, noticed_alone) = (vec![], vec![]);
         let mut mutation = Mutation { layer, available: true, noticed, noticed_alone, read_back: true };
-        let controls = self.read_back().await.unwrap_or_default();
-        if status(&controls, layer) == ControlStatus::Unavailable {
+        // Only a read-back's word makes a layer one that can't be had: one that is not in it has to be noticed.
+        let is_missing = |control: &Control| {
+            control.layer == layer && control.status == ControlStatus::Unavailable
+        };
+        if controls.iter().any(is_missing) {
             mutation.available = false;
             return mutation;
         }

@@ -41,8 +41,9 @@ async fn where_layers_are_missing_those_that_remain_stop_what_they_should() {
 async fn a_layer_that_is_switched_off_is_noticed_whichever_it_is() {
     for host in [Host::AsIs, Host::PlainUser] {
         let suite = Suite::start(host.sandbox()).await.unwrap();
+        let controls = suite.read_back().await.unwrap();
         let reports = suite.audit().await;
-        let mutations = suite.mutations(&reports).await;
+        let mutations = suite.mutations(&controls, &reports).await;
         assert_eq!(mutations.iter().map(|mutation| mutation.layer).collect::<Vec<_>>(), Layer::ALL);
         for mutation in &mutations {
             assert!(mutation.is_noticed(), "{host:?}: {mutation:#?}");
