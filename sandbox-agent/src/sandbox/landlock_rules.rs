@@ -27,6 +27,16 @@ pub(super) enum Reach {
     Proxy,
 }
 
+/// The rights that [`restrict`] asks a kernel with this ABI to handle, as the kernel's bit sets: what no rule grants of them is denied.
+pub(super) fn handled(abi: i64, reach: Reach) -> String {
+    let abi = ABI::from(i32::try_from(abi).unwrap_or(0)).min(NEWEST);
+    let files = AccessFs::from_all(abi).bits();
+    // As in `restrict`.
+    let net = if reach == Reach::Loopback { 0 } else { AccessNet::from_all(abi).bits() };
+    let scope = Scope::from_all(abi).bits();
+    format!("asked to handle fs {files:#x}, net {net:#x}, scope {scope:#x}")
+}
+
 /// Restricts this process and its descendants for good. `work` is where the work area really is; files that the engine
 /// made itself (accounts, `/proc`) are granted only where they are its own and not the host's. `reach` is what
 /// TCP there is. Without `no_new_privs` the kernel asks for a capability instead.
@@ -68,4 +78,20 @@ pub(super) fn restrict(
         .no_new_privs(no_new_privs)
         .restrict_self()
         .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rights_that_are_asked_for_are_those_that_the_kernel_knows() {
+        let check = |abi, reach, expected: &str| {
+            assert_eq!(handled(abi, reach), format!("asked to handle {expected}"));
+        };
+        check(0, Reach::Nothing, "fs 0x0, net 0x0, scope 0x0");
+        check(1, Reach::Nothing, "fs 0x1fff, net 0x0, scope 0x0");
+        check(6, Reach::Nothing, "fs 0xffff, net 0x3, scope 0x3");
+        check(6, Reach::Loopback, "fs 0xffff, net 0x0, scope 0x3");
+    }
 }

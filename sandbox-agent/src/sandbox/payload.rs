@@ -71,6 +71,7 @@ struct Confined {
     /// By the execution's cgroup.
     memory_is_counted: bool,
     refusals: Vec<Refusal>,
+    handled: String,
     before: Tries,
     under: Tries,
 }
@@ -124,6 +125,10 @@ fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
     }
     // The mode that execve gives any readable program: the supervisor reads this process's state through it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| ("dumpable", e.into()))?;
+    let mut handled = "no rights handled".to_owned();
+    if on(Layer::Landlock) {
+        handled = landlock_rules::handled(sys::landlock_abi().unwrap_or(0), reach);
+    }
     if on(Layer::Landlock)
         && let Err(error) =
             landlock_rules::restrict(&surroundings.profile, work, own, reach, on(Layer::NoNewPrivs))
@@ -131,7 +136,7 @@ fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
         let error = io::Error::other(error.to_string());
         refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
     }
-    Ok(Confined { memory_is_counted, refusals, before, under: Tries::make(parent) })
+    Ok(Confined { memory_is_counted, refusals, handled, before, under: Tries::make(parent) })
 }
 
 /// Waits for its program and takes its streams. `None`: there will be none.
@@ -150,7 +155,7 @@ fn receive_program(link: BorrowedFd<'_>) -> Result<Option<Program>, Failed> {
 fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Failed> {
     let &Payload { surroundings, filters, reach, .. } = payload;
     let on = |layer| surroundings.has(layer);
-    let Confined { memory_is_counted, refusals, before, under } = confine(payload)?;
+    let Confined { memory_is_counted, refusals, handled, before, under } = confine(payload)?;
     let Some(Program { name: program, args, env, cwd, mut rlimits, memory_is_limited }) =
         receive_program(link)?
     else {
@@ -174,6 +179,7 @@ fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Fai
         environment: names,
         keyrings: attempt("searching the helper's key", before.keyrings, under.keyrings),
         landlock_abi: sys::landlock_abi().unwrap_or(0),
+        landlock_handled: handled,
         landlock_files: attempt("open(\"/\")", before.files, under.files),
         landlock_tcp: attempt("bind(TCP 0.0.0.0:0)", before.tcp, under.tcp),
         landlock_signals: attempt("kill(init, 0)", before.signals, under.signals),

@@ -233,7 +233,8 @@ impl Payload<'_> {
         let setuid = mounts.iter().find(|mount| !mount.has("nosuid"));
         let points =
             mounts.iter().map(|mount| mount.point.as_str()).take(MOUNTS_NAMED).collect::<Vec<_>>().join(" ");
-        let listed = format!("mountinfo has {} mounts: {points}", mounts.len());
+        let listed =
+            format!("mountinfo has {} mounts: {points}; mountinfo BLAKE3 {}", mounts.len(), digest(mounts));
         if !root_is_own {
             return Ok((UNAVAILABLE, format!("the root is not the sandbox's own; {listed}")));
         }
@@ -319,7 +320,8 @@ impl Payload<'_> {
             let Attempt { what, before, under } = attempt;
             format!("{what}: {} before, {} under the rules", errno_name(*before), errno_name(*under))
         });
-        let evidence = format!("ABI {}; {}", report.landlock_abi, text.join(", "));
+        let evidence =
+            format!("ABI {}, {}; {}", report.landlock_abi, report.landlock_handled, text.join(", "));
         // On a loopback of its own a program may use TCP: nothing else is there to be reached.
         let free = |name: &str| name == "TCP" && self.spec.profile.network == Network::Loopback;
         let missing =
@@ -477,9 +479,36 @@ impl Mount {
     }
 }
 
+/// BLAKE3 of the mounts without what differs from run to run (ids, device numbers, order): for each a line of mount point, type, options and
+/// the superblock's options, in the kernel's spelling, sorted.
+fn digest(mounts: &[Mount]) -> String {
+    let line = |mount: &Mount| {
+        let Mount { point, options, kind, limits } = mount;
+        format!("{point} {kind} {} {}\n", options.join(","), limits.join(","))
+    };
+    let mut lines = mounts.iter().map(line).collect::<Vec<_>>();
+    lines.sort_unstable();
+    blake3::hash(lines.concat().as_bytes()).to_hex().to_string()
+}
+
 fn errno_name(errno: i32) -> String {
     match errno {
         0 => "success".to_owned(),
         other => io::Error::from_raw_os_error(other).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_the_mounts_is_of_what_the_profile_leads_to() {
+        let of = |text: &str| digest(&text.lines().filter_map(Mount::parse).collect::<Vec<_>>());
+        let one = of("21 20 0:31 / / ro,nosuid shared:7 - tmpfs tmpfs rw,size=4k\n22 21 8:1 /usr /usr ro,nosuid - ext4 /dev/sda1 rw");
+        let other = of("94 91 8:2 /usr /usr ro,nosuid - ext4 /dev/sdb2 rw\n91 90 0:77 / / ro,nosuid - tmpfs tmpfs rw,size=4k");
+        assert_eq!((one.len(), &one), (64, &other));
+        let writable = of("91 90 0:77 / / ro,nosuid - tmpfs tmpfs rw,size=4k\n94 91 8:2 /usr /usr rw,nosuid - ext4 /dev/sdb2 rw");
+        assert_ne!(one, writable);
     }
 }

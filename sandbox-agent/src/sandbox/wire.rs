@@ -175,6 +175,8 @@ pub(super) struct PayloadReport {
     pub(super) environment: Vec<String>,
     pub(super) keyrings: Attempt,
     pub(super) landlock_abi: i64,
+    /// The rights that Landlock was asked to handle.
+    pub(super) landlock_handled: String,
     pub(super) landlock_files: Attempt,
     pub(super) landlock_tcp: Attempt,
     pub(super) landlock_signals: Attempt,
