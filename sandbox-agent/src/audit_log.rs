@@ -32,6 +32,10 @@ use crate::{metrics, spool::Spool};
 const MAX_LINE_BYTES: u64 = 10 * MAX_EVENT_BYTES as u64;
 /// Bytes of events that are written and synced together.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Why lines are missing that someone took away behind the agent's back: [`Report::is_gone`].
+const GONE: &str = "were written and are gone";
+/// What was written last, beside the spool.
+const MARK_FILE: &str = "audit_log_mark.json";
 /// First pause after a failure; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -85,8 +89,10 @@ pub fn follow(spool: Arc<Spool>, options: AuditLogOptions) -> impl Future<Output
     spool.want_from(0);
     async move {
         let mut backoff = MIN_BACKOFF;
+        // Said for as long as this runs: nothing brings back what is gone.
+        let mut gone = None;
         loop {
-            let Err(error) = write_on(&spool, &options, &mut backoff).await;
+            let Err(error) = write_on(&spool, &options, &mut backoff, &mut gone).await;
             let trouble = format!("{}: {error}", options.path.display());
             tracing::error!(trouble, "the local audit log can't be written; executions go on");
             metrics::audit_log_failures().add(1, &[]);
@@ -105,12 +111,20 @@ async fn write_on(
     spool: &Arc<Spool>,
     options: &AuditLogOptions,
     backoff: &mut Duration,
+    gone: &mut Option<String>,
 ) -> io::Result<std::convert::Infallible> {
     let (begun, options) = (Arc::clone(spool), options.clone());
-    let (mut log, mut next) = tokio::task::spawn_blocking(move || begin(&begun, &options)).await??;
+    let path = options.path.display().to_string();
+    let (mut log, mut next, missing) =
+        tokio::task::spawn_blocking(move || begin(&begun, &options)).await??;
+    if let Some(missing) = missing {
+        let trouble = format!("{path}: {missing}");
+        tracing::error!(trouble, "lines of the local audit log were taken away");
+        *gone = Some(trouble);
+    }
     let mut reader = spool.reader();
     loop {
-        spool.note_audit_log(None);
+        spool.note_audit_log(gone.clone());
         reader.wait_for(next).await.map_err(io::Error::other)?;
         let spool = Arc::clone(spool);
         (log, next) = tokio::task::spawn_blocking(move || write_chunk(&spool, log, next)).await??;
@@ -118,10 +132,10 @@ async fn write_on(
     }
 }
 
-/// Opens the file; the seq to go on with.
-fn begin(spool: &Spool, options: &AuditLogOptions) -> io::Result<(LogFile, u64)> {
-    let log = LogFile::open(options)?;
-    let next = match log.end() {
+/// Opens the file; the seq to go on with, and what was written and is gone.
+fn begin(spool: &Spool, options: &AuditLogOptions) -> io::Result<(LogFile, u64, Option<String>)> {
+    let mut log = LogFile::open(options, &spool.dir().join(MARK_FILE))?;
+    let mut next = match log.end() {
         Some(end) if end.agent != spool.agent_id() => {
             return Err(io::Error::other(format!("it is agent {}'s", end.agent)));
         }
@@ -134,8 +148,27 @@ fn begin(spool: &Spool, options: &AuditLogOptions) -> io::Result<(LogFile, u64)>
         Some(end) if end.epoch == spool.epoch() => end.seq + 1,
         _ => 1,
     };
+    // A spool has one epoch for good: a mark of another is none of this one's.
+    let mark = log.mark().filter(|mark| mark.epoch == spool.epoch()).cloned();
+    let mut gone = None;
+    if let Some(mark) = mark {
+        if mark.seq > spool.tip() {
+            let tip = spool.tip();
+            return Err(io::Error::other(format!("event {} was written, this spool ends at {tip}", mark.seq)));
+        }
+        if mark.seq + 1 == next && log.last_hash() != Some(mark.hash.as_str()) {
+            let what = "its last line is not the one that was written; keep the file as evidence and move it away";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        if next <= mark.seq {
+            log.missing(spool.agent_id(), spool.epoch(), next, mark.seq, GONE)?;
+            log.flush()?;
+            gone = Some(format!("events {next} to {} {GONE}", mark.seq));
+            next = mark.seq + 1;
+        }
+    }
     spool.want_from(next);
-    Ok((log, next))
+    Ok((log, next, gone))
 }
 
 fn write_chunk(spool: &Spool, mut log: LogFile, mut next: u64) -> io::Result<(LogFile, u64)> {

@@ -27,7 +27,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -140,6 +140,7 @@ pub type Headers = Vec<(String, String)>;
 /// The open spool.
 #[derive(Debug)]
 pub struct Spool {
+    dir: PathBuf,
     agent_id: String,
     epoch: u64,
     limit: u64,
@@ -193,6 +194,7 @@ impl Spool {
         });
         let confirmed = Confirmed { seq: journal.first() - 1, running: running.collect() };
         let spool = Self {
+            dir: dir.to_owned(),
             agent_id: agent_id.to_owned(),
             epoch,
             limit,
@@ -419,6 +421,11 @@ impl Spool {
             .write(Snapshot { agent_id, epoch, first, open, ..Snapshot::default() })
             .map_err(PruneError::Unfinished)?;
         Ok(self.journal.prune_before(first)?)
+    }
+
+    /// Where it is.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Keeps everything from this seq on for a reader, whatever receipts say; `u64::MAX` wants nothing. Blocks where that makes room.

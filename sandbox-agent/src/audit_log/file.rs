@@ -3,15 +3,21 @@
 //! `FILE` is written; `FILE.1` is the one before, `FILE.2` the one before that, and so on. The chain goes on across files. A file is begun
 //! when the next line would make the present one larger than it may be, so only a line that is too long by itself makes a larger file.
 //!
+//! A mark beside the spool says what was written last, so that lines that are cut off at the end, or a file that is removed, are told when it
+//! is opened again. It is placed after the lines are synced and is not synced itself: after a crash it may be an older one, or none,
+//! and then less is told; it never claims a line that was not on disk.
+//!
 //! Left out: where lines come from. Invariant: a whole line that was written is never changed; a torn one is cut before the next is
 //! written, and that says so.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     AuditLogOptions, MAX_LINE_BYTES,
@@ -27,12 +33,49 @@ pub(super) struct End {
     pub(super) seq: u64,
 }
 
+/// What was written last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The file: another one was never written so far.
+    path: PathBuf,
+    pub(super) epoch: u64,
+    pub(super) seq: u64,
+    /// SHA-256 of the line, in hex.
+    pub(super) hash: String,
+}
+
+impl Mark {
+    /// The mark at this place, if it is one of that file. One that can't be understood is none.
+    fn read(place: &Path, path: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read(place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read?,
+        };
+        let mark: Option<Self> = serde_json::from_slice(&text)
+            .inspect_err(|error| tracing::warn!(%error, "the mark of what was written last can't be read"))
+            .ok();
+        Ok(mark.filter(|mark| mark.path == path))
+    }
+
+    fn write(&self, place: &Path) -> io::Result<()> {
+        let staged = place.with_extension("new");
+        fs::write(&staged, serde_json::to_vec(self)?)?;
+        fs::rename(&staged, place)
+    }
+}
+
 /// An audit log, open for appending. After an error it has to be opened again.
 #[derive(Debug)]
 pub(super) struct LogFile {
     options: AuditLogOptions,
+    /// Where the mark of what was written last is.
+    place: PathBuf,
+    mark: Option<Mark>,
     file: File,
+    /// Of its whole lines.
     size: u64,
+    /// All that is in it.
+    length: u64,
     link: Link,
     end: Option<End>,
     /// Whole lines that are not written yet.
@@ -77,7 +120,7 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 
 impl LogFile {
     /// Opens it where it ended, or begins one. Blocks.
-    pub(super) fn open(options: &AuditLogOptions) -> io::Result<Self> {
+    pub(super) fn open(options: &AuditLogOptions, place: &Path) -> io::Result<Self> {
         let path = &options.path;
         finish_rotation(path)?;
         let mut file =
@@ -108,11 +151,22 @@ impl LogFile {
             link.prev_hash = Some(line::hash(&last));
             end = Some(End { seq: line.span().1, agent: line.agent, epoch: line.epoch });
         }
-        Ok(Self { options: options.clone(), file, size, link, end, waiting: Vec::new() })
+        let (options, place, mark) = (options.clone(), place.to_owned(), Mark::read(place, path)?);
+        Ok(Self { options, place, mark, file, size, length, link, end, waiting: Vec::new() })
     }
 
     pub(super) fn end(&self) -> Option<&End> {
         self.end.as_ref()
+    }
+
+    /// What was written last, as far as that is known.
+    pub(super) fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
+    /// SHA-256 of its last line, in hex.
+    pub(super) fn last_hash(&self) -> Option<&str> {
+        self.link.prev_hash.as_deref()
     }
 
     /// Adds the line of an event, which [`flush`](Self::flush) writes.
@@ -136,14 +190,15 @@ impl LogFile {
 
     fn push(&mut self, line: &Line) -> io::Result<()> {
         let mut text = line.text().map_err(io::Error::other)?.into_bytes();
-        self.link = Link { prev_hash: Some(line::hash(&text)), cut_bytes: 0 };
-        self.end = Some(End { agent: line.agent.clone(), epoch: line.epoch, seq: line.span().1 });
+        let hash = line::hash(&text);
         text.push(b'\n');
         let held = self.size + self.waiting.len() as u64;
         if held > 0 && held + text.len() as u64 > self.options.max_bytes {
             self.flush()?;
             self.rotate()?;
         }
+        self.link = Link { prev_hash: Some(hash), cut_bytes: 0 };
+        self.end = Some(End { agent: line.agent.clone(), epoch: line.epoch, seq: line.span().1 });
         self.waiting.extend(text);
         Ok(())
     }
@@ -153,13 +208,35 @@ impl LogFile {
         if self.waiting.is_empty() {
             return Ok(());
         }
+        self.check_place()?;
         // What is beyond the last whole line is torn.
         self.file.set_len(self.size)?;
         self.file.seek(SeekFrom::Start(self.size))?;
         self.file.write_all(&self.waiting)?;
         self.file.sync_data()?;
         self.size += self.waiting.len() as u64;
+        self.length = self.size;
         self.waiting.clear();
+        if let (Some(end), Some(hash)) = (&self.end, &self.link.prev_hash) {
+            let path = self.options.path.clone();
+            let mark = Mark { path, epoch: end.epoch, seq: end.seq, hash: hash.clone() };
+            mark.write(&self.place)?;
+            self.mark = Some(mark);
+        }
+        Ok(())
+    }
+
+    /// That the open file is still the one at its path, and as long as it was left.
+    fn check_place(&self) -> io::Result<()> {
+        let open = self.file.metadata()?;
+        let there = fs::metadata(&self.options.path)?;
+        if (open.dev(), open.ino()) != (there.dev(), there.ino()) {
+            return Err(io::Error::other("another file is in the place of the one that was written"));
+        }
+        if open.len() != self.length {
+            let (length, wrote) = (open.len(), self.length);
+            return Err(io::Error::other(format!("it has {length} bytes, and {wrote} were written")));
+        }
         Ok(())
     }
 
@@ -174,7 +251,7 @@ impl LogFile {
         }
         fs::rename(path, numbered(path, 1))?;
         self.file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o640).open(path)?;
-        self.size = 0;
+        (self.size, self.length) = (0, 0);
         sync_dir(path)
     }
 }

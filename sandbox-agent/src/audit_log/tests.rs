@@ -51,6 +51,11 @@ impl Rig {
             .map_err(|error| error.to_string().replace(&format!("{}/", self.dir.path().display()), ""))
     }
 
+    /// As a crash leaves it that came before the mark of what was written last.
+    fn forget_the_mark(&self) {
+        fs::remove_file(self.dir.path().join("spool").join(MARK_FILE)).unwrap();
+    }
+
     /// Writes until all that the spool holds is in the file.
     async fn follow(&self, spool: &Arc<Spool>) {
         let following = tokio::spawn(follow(Arc::clone(spool), self.options.clone()));
@@ -210,8 +215,13 @@ async fn whatever_is_done_to_a_line_is_named_at_the_first_place_where_it_can_be_
         // Cut in the middle of the last line.
         let whole = fs::read(rig.path(*number)).unwrap();
         fs::write(rig.path(*number), &whole[..whole.len() - 20]).unwrap();
-        let found = rig.verify().unwrap_err();
-        assert_eq!(found, format!("{} line {}: is cut off", name(*number), lines.len()));
+        match rig.verify() {
+            Ok(report) => assert_eq!((*number, report.unfinished), (0, Some(lines.len() as u64))),
+            Err(found) => {
+                assert_ne!(*number, 0, "{found}");
+                assert_eq!(found, format!("{} line {}: is cut off", name(*number), lines.len()));
+            }
+        }
         fs::write(rig.path(*number), &whole).unwrap();
     }
     // A line that was forged as a whole is not the one that the next line follows.
@@ -246,6 +256,7 @@ async fn after_a_crash_a_torn_line_is_cut_the_cut_is_noted_and_nothing_is_missin
     let last = whole.len() - rig.lines(0)[3].len() - 1;
     for torn in [last + 1, last + 50, whole.len() - 1] {
         fs::write(&rig.options.path, &whole[..torn]).unwrap();
+        rig.forget_the_mark();
         rig.follow(&spool).await;
         let lines = rig.lines(0);
         assert_eq!(lines.len(), 4);
@@ -256,6 +267,7 @@ async fn after_a_crash_a_torn_line_is_cut_the_cut_is_noted_and_nothing_is_missin
     }
     // A crash before the file's first line was whole.
     fs::write(&rig.options.path, &whole[..30]).unwrap();
+    rig.forget_the_mark();
     rig.follow(&spool).await;
     assert_eq!(rig.verify().unwrap().events, 4);
 }
@@ -333,6 +345,65 @@ async fn what_receipts_cover_is_kept_until_it_is_written_unless_the_file_can_not
     let [hole] = &report.holes[..] else { panic!("{:?}", report.holes) };
     assert_eq!((hole.from, hole.until), (151, removed));
     assert_eq!((report.events, report.last.unwrap().seq), (450 - (removed - 150), 450));
+}
+
+#[tokio::test]
+async fn lines_that_were_written_and_are_gone_are_named_when_it_is_opened_again() {
+    let rig = Rig::new(1 << 20, 3);
+    let spool = rig.spool();
+    record(&spool, 4).await;
+    rig.follow(&spool).await;
+    // The last two lines are cut off, then the whole file is.
+    for (kept, from) in [(2, 3), (0, 1)] {
+        let lines = rig.lines(0);
+        rig.write(0, &lines[..kept]);
+        let (log, next, gone) = begin(&spool, &rig.options).unwrap();
+        drop(log);
+        assert_eq!((next, gone), (5, Some(format!("events {from} to 4 were written and are gone"))));
+        let report = rig.verify().unwrap();
+        let [hole] = &report.holes[..] else { panic!("{:?}", report.holes) };
+        assert_eq!((hole.from, hole.until, report.is_gone()), (from, 4, true));
+        assert_eq!(begin(&spool, &rig.options).unwrap().2, None);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_taken_away_while_it_is_written_is_trouble() {
+    let rig = Rig::new(1 << 20, 3);
+    let spool = rig.spool();
+    record(&spool, 2).await;
+    let away = rig.dir.path().join("away");
+    let check = |change: &dyn Fn(), expected: &str| {
+        let _ = fs::remove_file(&rig.options.path);
+        let (log, next, _) = begin(&spool, &rig.options).unwrap();
+        change();
+        let error = write_chunk(&spool, log, next).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(&|| fs::remove_file(&rig.options.path).unwrap(), "No such file");
+    check(
+        &|| {
+            fs::rename(&rig.options.path, &away).unwrap();
+            fs::write(&rig.options.path, "").unwrap();
+        },
+        "another file is in the place",
+    );
+    check(&|| fs::write(&rig.options.path, "x").unwrap(), "it has 1 bytes, and 0 were written");
+}
+
+#[tokio::test]
+async fn a_missing_file_and_a_beginning_that_no_rotation_removed_are_broken() {
+    let rig = Rig::new(1 << 20, 3);
+    let spool = rig.spool();
+    record(&spool, 3).await;
+    rig.follow(&spool).await;
+    let lines = rig.lines(0);
+    rig.write(0, &lines[1..]);
+    let found = rig.verify().unwrap_err();
+    assert_eq!(found, "audit.ndjson line 1: lines before it are missing, and no earlier file is there");
+    rig.write(0, &lines);
+    fs::rename(rig.path(0), rig.path(1)).unwrap();
+    assert_eq!(rig.verify().unwrap_err(), "audit.ndjson is missing");
 }
 
 #[tokio::test]

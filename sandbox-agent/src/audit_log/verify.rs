@@ -2,24 +2,31 @@
 //!
 //! [`Chain`] is pure: it is shown lines, oldest first. [`verify`] finds and reads the files. Left out: whether the log holds the same
 //! events; their digests are there to compare. Invariant: a fault is named with the first line at which it can be told. What can't be told
-//! from the files alone: lines that were cut off at the end, files that were removed from the beginning (as rotation does), and a
+//! from the files alone: lines that were cut off at the end while the agent has not run since, files that were removed from the beginning (as rotation does), and a
 //! chain that was written anew as a whole.
 
 use std::{
     fmt,
     fs::File,
     io::{self, BufRead, BufReader, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
+    time::Duration,
 };
 
 use exchequer_event::digest::Digest;
 use serde::Serialize;
 
 use super::{
-    MAX_LINE_BYTES,
+    GONE, MAX_LINE_BYTES,
     file::{numbered, rotated},
     line::{self, Content, Line},
 };
+
+/// How often files are read that change meanwhile.
+const ATTEMPTS: usize = 5;
+/// Before they are read again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// An event's place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,6 +74,15 @@ pub struct Report {
     pub holes: Vec<Hole>,
     /// Torn lines that were cut off: crashes while a line was written.
     pub cuts: u64,
+    /// The number of the file's last line, if it has no end: it is being written, or was torn by a crash. It is not among the lines.
+    pub unfinished: Option<u64>,
+}
+
+impl Report {
+    /// Whether lines were written and taken away later, as the agent has noted.
+    pub fn is_gone(&self) -> bool {
+        self.holes.iter().any(|hole| hole.reason == GONE)
+    }
 }
 
 /// The first line that is not as it was written, or that does not follow the one before.
@@ -212,8 +228,45 @@ fn continues(before: &Position, line: &Line) -> Result<(), String> {
     }
 }
 
-/// Checks an audit log, with the files that rotation left of it, oldest first. Blocks.
+/// Checks an audit log, with the files that rotation left of it, oldest first. Blocks. While an agent writes it, it is read again where it was
+/// rotated meanwhile.
 pub fn verify(path: &Path) -> Result<Report, VerifyError> {
+    let io = |source| VerifyError::Io { file: path.display().to_string(), source };
+    for _ in 1..ATTEMPTS {
+        let before = listed(path).map_err(io)?;
+        let found = examine(path);
+        let is_unfinished = matches!(&found, Ok(report) if report.unfinished.is_some());
+        // A rotation that is just going on.
+        let is_absent = before.first().is_none_or(|(number, ..)| *number != 0);
+        if before == listed(path).map_err(io)? && !is_unfinished && !is_absent {
+            return found;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    let before = listed(path).map_err(io)?;
+    let found = examine(path);
+    if before == listed(path).map_err(io)? {
+        return found;
+    }
+    Err(io(io::Error::other("its files change faster than they can be read")))
+}
+
+/// The files that there are: number, device, inode; `FILE` is 0 and first.
+fn listed(path: &Path) -> io::Result<Vec<(u64, u64, u64)>> {
+    let mut files = Vec::new();
+    for number in [0].into_iter().chain(rotated(path)?) {
+        let file = if number == 0 { path.to_owned() } else { numbered(path, number) };
+        match file.metadata() {
+            Ok(found) => files.push((number, found.dev(), found.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(files)
+}
+
+/// Checks the files as they are now.
+fn examine(path: &Path) -> Result<Report, VerifyError> {
     let io = |file: &Path| {
         let file = file.display().to_string();
         move |source| VerifyError::Io { file, source }
@@ -225,9 +278,9 @@ pub fn verify(path: &Path) -> Result<Report, VerifyError> {
     let mut expected = numbers.last().copied().unwrap_or_default();
     for (number, path) in files {
         let file = match File::open(&path) {
-            // Between a rotation and the next line there is none.
             Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 && !numbers.is_empty() => {
-                break;
+                let file = path.display().to_string();
+                return Err(Broken { file, line: 0, problem: "is missing".to_owned() }.into());
             }
             opened => opened.map_err(io(&path))?,
         };
@@ -236,7 +289,7 @@ pub fn verify(path: &Path) -> Result<Report, VerifyError> {
         let missing = numbered_name(&path, number, expected);
         expected = number.saturating_sub(1);
         chain.report.files.push(name.clone());
-        match read(&mut chain, &name, BufReader::new(file)) {
+        match read(&mut chain, &name, number == 0, BufReader::new(file)) {
             Ok(()) => {}
             Err(Ok(broken)) if is_behind_gap && (broken.line <= 1 || broken.file != name) => {
                 return Err(Broken { file: missing, line: 0, problem: "is missing".to_owned() }.into());
@@ -245,7 +298,13 @@ pub fn verify(path: &Path) -> Result<Report, VerifyError> {
             Err(Err(error)) => return Err(io(&path)(error)),
         }
     }
-    Ok(chain.finish())
+    let report = chain.finish();
+    // Rotation leaves at least one earlier file.
+    if report.begins_later && numbers.is_empty() {
+        let problem = "lines before it are missing, and no earlier file is there".to_owned();
+        return Err(Broken { file: path.display().to_string(), line: 1, problem }.into());
+    }
+    Ok(report)
 }
 
 /// The name of the file `expected`, beside this one with another number.
@@ -255,8 +314,13 @@ fn numbered_name(path: &Path, number: u64, expected: u64) -> String {
     format!("{base}.{expected}")
 }
 
-/// Takes a file's lines.
-fn read(chain: &mut Chain, name: &str, mut lines: impl BufRead) -> Result<(), Result<Broken, io::Error>> {
+/// Takes a file's lines. Only one that may be written at this moment may end within a line.
+fn read(
+    chain: &mut Chain,
+    name: &str,
+    is_written: bool,
+    mut lines: impl BufRead,
+) -> Result<(), Result<Broken, io::Error>> {
     for number in 1.. {
         let mut line = Vec::new();
         lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(Err)?;
@@ -267,6 +331,10 @@ fn read(chain: &mut Chain, name: &str, mut lines: impl BufRead) -> Result<(), Re
             Some(b'\n') => chain.take(name, number, &line).map_err(Ok)?,
             Some(_) if line.len() as u64 + 1 == MAX_LINE_BYTES => {
                 return Err(Ok(broken("is longer than lines are")));
+            }
+            Some(_) if is_written => {
+                chain.report.unfinished = Some(number);
+                break;
             }
             Some(_) => return Err(Ok(broken("is cut off"))),
         }
