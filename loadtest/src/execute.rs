@@ -1,7 +1,8 @@
 //! `execute`: `/bin/true` behind every layer of the sandbox, against bubblewrap in the same run; then many at a time, and what is left
 //! of them.
 //!
-//! First single executions, warm, from request to sealed result without the disk, in turns with bubblewrap over the same paths. Then
+//! First single executions, warm, from request to sealed result without the disk, in turns with bubblewrap over the same paths: a block of
+//! ours, then one of bubblewrap's when nothing of ours is being built any more. Then the same with nothing built ahead. Then
 //! many at a time, after which processes, descriptors, mounts, cgroups, network namespaces and directories have to be as many as before.
 //! Then both again through the RPC of an agent in a process of its own beside ledger and metering: hold, two durable records, bundle. Left out:
 //! programs that do something. Invariant: nothing counts that did not exit with 0, and a leak is a failed run.
@@ -11,6 +12,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Args;
 use hdrhistogram::Histogram;
+use sandbox_agent::sandbox::StartOptions;
 use serde::Serialize;
 
 mod audited;
@@ -27,6 +29,9 @@ const PROGRAM: &str = "/bin/true";
 /// Executions before anything is measured, and before anything is counted.
 const WARM_UP: u64 = 20;
 
+/// Single executions of one kind before the other's turn.
+const BLOCK: u64 = 50;
+
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -42,6 +47,9 @@ pub(crate) struct Arguments {
     /// Executions at one time.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrent: u16,
+    /// Measure where a layer is missing as well.
+    #[arg(long)]
+    allow_degraded: bool,
 }
 
 /// The result.
@@ -51,6 +59,10 @@ struct Report {
     /// Single executions, one after the other, from the request to the signed bundle.
     p50_ms: f64,
     p99_ms: f64,
+    /// Surroundings built ahead of the executions of `p50_ms`.
+    prebuilt: usize,
+    /// With nothing built ahead: everything is on the clock.
+    cold_p50_ms: f64,
     /// Of the concurrent phase.
     per_s: f64,
     bwrap_p50_ms: f64,
@@ -117,26 +129,36 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Result<Report> {
     say("single executions, ours and bubblewrap's in turn …");
-    let engine = Engine::start()?;
+    let prebuilt = StartOptions::default().ready;
+    let engine = Engine::start(prebuilt)?;
     for _ in 0..WARM_UP {
         engine.execute().await?;
         bwrap.execute()?;
     }
     let (mut ours, mut theirs) = (histogram(), histogram());
-    for _ in 0..arguments.single {
-        record(&mut ours, engine.execute().await?)?;
-        record(&mut theirs, bwrap.execute()?)?;
+    while ours.len() < arguments.single {
+        let block = BLOCK.min(arguments.single - ours.len());
+        for _ in 0..block {
+            record(&mut ours, engine.execute().await?)?;
+        }
+        Census::quiet(std::process::id()).await?;
+        for _ in 0..block {
+            record(&mut theirs, bwrap.execute()?)?;
+        }
     }
+    let cold = cold(arguments).await?;
     let (p50_ms, bwrap_p50_ms) = (ms(&ours, 0.5), ms(&theirs, 0.5));
 
     say(format!("{p50_ms:.2} ms against {bwrap_p50_ms:.2} ms; now {} at once …", arguments.concurrent));
     let at_once = arguments.concurrent;
     engine.many(at_once, u64::from(at_once)).await?;
-    let before = Census::of(std::process::id())?;
+    let before = Census::of(std::process::id(), None)?;
     let many = engine.many(at_once, arguments.runs).await?;
-    let after = Census::settled(&before).await?;
+    let after = Census::settled(&before, None).await?;
     let concurrent = Phase::new(arguments, many, before, after);
     let layers = engine.layers();
+    let missing = &layers.missing;
+    ensure!(arguments.allow_degraded || missing.is_empty(), "not enforced in each execution: {}", missing.join(", "));
     drop(engine);
 
     say(format!("{:.0} /s; now through the agent's RPC …", concurrent.per_s));
@@ -152,14 +174,16 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
         record(&mut audited, executed.time)?;
         audited_bundle &= executed.has_bundle;
     }
+    ensure!(audited_bundle, "an audited execution was answered without its result bundle");
     let mut clients = vec![client];
     while clients.len() < audited::CONNECTIONS {
         clients.push(world.client().await?);
     }
     audited::many(&clients, at_once, u64::from(at_once)).await?;
-    let before = Census::of(world.pid())?;
+    let data = Some(world.data());
+    let before = Census::of(world.pid(), data)?;
     let many = audited::many(&clients, at_once, arguments.audited_runs).await?;
-    let after = Census::settled(&before).await?;
+    let after = Census::settled(&before, data).await?;
     let audited_concurrent = Phase::new(arguments, many, before, after);
     drop(clients);
     world.stop()?;
@@ -167,6 +191,8 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
         scenario: "execute",
         p50_ms,
         p99_ms: ms(&ours, 0.99),
+        prebuilt,
+        cold_p50_ms: ms(&cold, 0.5),
         per_s: concurrent.per_s,
         bwrap_p50_ms,
         bwrap_p99_ms: ms(&theirs, 0.99),
@@ -179,6 +205,19 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
         concurrent,
         audited_concurrent,
     })
+}
+
+/// Single executions by a sandbox that builds nothing ahead.
+async fn cold(arguments: &Arguments) -> anyhow::Result<Histogram<u64>> {
+    let engine = Engine::start(0)?;
+    for _ in 0..WARM_UP {
+        engine.execute().await?;
+    }
+    let mut latencies = histogram();
+    for _ in 0..arguments.single {
+        record(&mut latencies, engine.execute().await?)?;
+    }
+    Ok(latencies)
 }
 
 /// So many executions in all, so many at a time, each counted if it succeeded; the first failure is the phase's.

@@ -109,6 +109,11 @@ impl World {
         self.child.id()
     }
 
+    /// Where it keeps what it stores.
+    pub(super) fn data(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Stops it in good order.
     pub(super) fn stop(mut self) -> anyhow::Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
@@ -167,7 +172,11 @@ pub(super) async fn many(clients: &[Client], concurrent: u16, runs: u64) -> anyh
     let clients: Arc<[Client]> = clients.into();
     at_once(concurrent, runs, move |lane| {
         let client = clients[usize::from(lane) % clients.len()].clone();
-        async move { Ok(client.execute().await?.time) }
+        async move {
+            let executed = client.execute().await?;
+            ensure!(executed.has_bundle, "an execution was answered without its result bundle");
+            Ok(executed.time)
+        }
     })
     .await
 }

@@ -1,6 +1,6 @@
 //! What an agent has of the kernel: processes, descriptors, mounts, cgroups, namespaces, directories.
 //!
-//! Left out: regular files that are open (stores open and close theirs as they please) and memory. Invariant: what can't be read is an
+//! Left out: files that an agent has open below its data directory (stores open and close theirs as they please) and memory. Invariant: what can't be read is an
 //! error, not zero.
 
 use std::{
@@ -15,6 +15,8 @@ use serde::Serialize;
 
 /// How long what executions had may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long nothing may change for the helper to be quiet.
+const QUIET: Duration = Duration::from_millis(50);
 /// The argument that makes a binary the sandbox's helper.
 const HELPER: &str = "__sandbox-helper";
 
@@ -27,8 +29,9 @@ pub(super) struct Census {
     /// Below the agent, in all.
     processes: usize,
     zombies: usize,
-    /// Descriptors that are not of files with a path.
+    /// Descriptors that are not of files below its data directory.
     agent_descriptors: usize,
+    /// All.
     helper_descriptors: usize,
     /// Where the helper lives.
     mounts: usize,
@@ -42,7 +45,7 @@ pub(super) struct Census {
 
 impl Census {
     /// Counts now.
-    pub(super) fn of(agent: u32) -> anyhow::Result<Self> {
+    pub(super) fn of(agent: u32, data: Option<&Path>) -> anyhow::Result<Self> {
         let below = below(agent)?;
         let helpers: Vec<_> = below.iter().filter(|(pid, _)| is_helper(**pid)).map(|(pid, _)| *pid).collect();
         // A supervisor that was just forked still looks like the helper; the helper is the agent's own child.
@@ -69,8 +72,8 @@ impl Census {
             helper,
             processes: below.len(),
             zombies: below.values().filter(|process| process.is_zombie).count(),
-            agent_descriptors: descriptors(agent)?,
-            helper_descriptors: descriptors(helper)?,
+            agent_descriptors: descriptors(agent, data)?,
+            helper_descriptors: descriptors(helper, None)?,
             mounts: mounts.lines().count(),
             cgroups,
             network_namespaces: network_namespaces.len(),
@@ -78,11 +81,28 @@ impl Census {
         })
     }
 
+    /// Waits until nothing is built below the agent: for a while no process comes, goes or computes.
+    pub(super) async fn quiet(agent: u32) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut last, mut since) = (Activity::of(agent)?, Instant::now());
+        while since.elapsed() < QUIET {
+            if Instant::now() >= deadline {
+                bail!("the helper is not quiet {PATIENCE:?} after the last execution");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let now = Activity::of(agent)?;
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until everything is as before; an error that says what is not.
-    pub(super) async fn settled(before: &Self) -> anyhow::Result<Self> {
+    pub(super) async fn settled(before: &Self, data: Option<&Path>) -> anyhow::Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let now = Self::of(before.agent)?;
+            let now = Self::of(before.agent, data)?;
             if now == *before {
                 return Ok(now);
             }
@@ -94,9 +114,26 @@ impl Census {
     }
 }
 
+#[derive(PartialEq, Eq)]
+struct Activity {
+    /// Processes below the agent.
+    pids: Vec<u32>,
+    /// Processor time that they have used, in ticks.
+    ticks: u64,
+}
+
+impl Activity {
+    fn of(agent: u32) -> anyhow::Result<Self> {
+        let below = below(agent)?;
+        let ticks = below.values().map(|process| process.ticks).sum();
+        Ok(Self { pids: below.into_keys().collect(), ticks })
+    }
+}
+
 struct Process {
     parent: u32,
     is_zombie: bool,
+    ticks: u64,
 }
 
 /// Every process below this one.
@@ -111,7 +148,12 @@ fn below(root: u32) -> anyhow::Result<BTreeMap<u32, Process>> {
         let mut fields = stat.rsplit_once(')').context("a stat without a name")?.1.split_whitespace();
         let is_zombie = fields.next().context("a stat without a state")? == "Z";
         let parent = fields.next().context("a stat without a parent")?.parse()?;
-        all.insert(pid, Process { parent, is_zombie });
+        // utime and stime, the 14th and 15th of proc_pid_stat(5).
+        let mut ticks = 0;
+        for field in fields.skip(9).take(2) {
+            ticks += field.parse::<u64>()?;
+        }
+        all.insert(pid, Process { parent, is_zombie, ticks });
     }
     let mut found = BTreeSet::from([root]);
     loop {
@@ -132,14 +174,14 @@ fn is_helper(pid: u32) -> bool {
     arguments.split(|byte| *byte == 0).nth(1) == Some(HELPER.as_bytes())
 }
 
-fn descriptors(pid: u32) -> anyhow::Result<usize> {
+/// All but those of files below `without`.
+fn descriptors(pid: u32, without: Option<&Path>) -> anyhow::Result<usize> {
     let directory = format!("/proc/{pid}/fd");
     let mut count = 0;
     for entry in fs::read_dir(&directory).with_context(|| directory.clone())? {
         // Closed meanwhile.
         let Ok(target) = fs::read_link(entry?.path()) else { continue };
-        let is_file = target.is_absolute() && !target.to_string_lossy().starts_with("/memfd:");
-        count += usize::from(!is_file);
+        count += usize::from(without.is_none_or(|without| !target.starts_with(without)));
     }
     Ok(count)
 }
@@ -173,10 +215,10 @@ mod tests {
     #[test]
     fn a_descriptor_more_and_a_process_more_are_counted() {
         let own = std::process::id();
-        let before = descriptors(own).unwrap();
+        let before = descriptors(own, None).unwrap();
         let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().unwrap();
         // The pipe; other tests of this process may open more meanwhile.
-        assert!(descriptors(own).unwrap() > before);
+        assert!(descriptors(own, None).unwrap() > before);
         let pid = child.id();
         assert!(!below(own).unwrap()[&pid].is_zombie);
         drop(child.stdin.take());

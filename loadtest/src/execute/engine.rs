@@ -33,8 +33,10 @@ struct Seen {
 }
 
 impl Engine {
-    pub(super) fn start() -> anyhow::Result<Self> {
-        let sandbox = Sandbox::start(StartOptions::default()).context("the sandbox's helper")?;
+    /// With so many surroundings built ahead.
+    pub(super) fn start(ready: usize) -> anyhow::Result<Self> {
+        let options = StartOptions { ready, ..StartOptions::default() };
+        let sandbox = Sandbox::start(options).context("the sandbox's helper")?;
         let spec = Arc::new(Spec::new(PROGRAM, [""; 0]));
         Ok(Self { sandbox, spec, sealer: Arc::new(Sealer::new()), seen: Arc::default() })
     }
