@@ -158,7 +158,11 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
     let concurrent = Phase::new(arguments, many, before, after);
     let layers = engine.layers();
     let missing = &layers.missing;
-    ensure!(arguments.allow_degraded || missing.is_empty(), "not enforced in each execution: {}", missing.join(", "));
+    ensure!(
+        arguments.allow_degraded || missing.is_empty(),
+        "not enforced in each execution: {}",
+        missing.join(", ")
+    );
     drop(engine);
 
     say(format!("{:.0} /s; now through the agent's RPC …", concurrent.per_s));

@@ -115,8 +115,7 @@ async fn write_on(
 ) -> io::Result<std::convert::Infallible> {
     let (begun, options) = (Arc::clone(spool), options.clone());
     let path = options.path.display().to_string();
-    let (mut log, mut next, missing) =
-        tokio::task::spawn_blocking(move || begin(&begun, &options)).await??;
+    let (mut log, mut next, missing) = tokio::task::spawn_blocking(move || begin(&begun, &options)).await??;
     if let Some(missing) = missing {
         let trouble = format!("{path}: {missing}");
         tracing::error!(trouble, "lines of the local audit log were taken away");
@@ -154,10 +153,14 @@ fn begin(spool: &Spool, options: &AuditLogOptions) -> io::Result<(LogFile, u64, 
     if let Some(mark) = mark {
         if mark.seq > spool.tip() {
             let tip = spool.tip();
-            return Err(io::Error::other(format!("event {} was written, this spool ends at {tip}", mark.seq)));
+            return Err(io::Error::other(format!(
+                "event {} was written, this spool ends at {tip}",
+                mark.seq
+            )));
         }
         if mark.seq + 1 == next && log.last_hash() != Some(mark.hash.as_str()) {
-            let what = "its last line is not the one that was written; keep the file as evidence and move it away";
+            let what =
+                "its last line is not the one that was written; keep the file as evidence and move it away";
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         if next <= mark.seq {

@@ -83,9 +83,11 @@ pub enum Purpose {
     RefillMark,
     /// A sandbox profile in its canonical form.
     Profile,
+    /// What is mounted in a sandbox, as it is read back.
+    Mounts,
 }
 
-const CONTEXTS: [(Purpose, &str); 17] = [
+const CONTEXTS: [(Purpose, &str); 18] = [
     (Purpose::Event, "exchequer.v1 event"),
     (Purpose::DecisionRun, "exchequer.v1 decision run"),
     (Purpose::TreeNode, "exchequer.v1 tree node"),
@@ -103,10 +105,11 @@ const CONTEXTS: [(Purpose, &str); 17] = [
     (Purpose::PayloadCommitment, "exchequer.v1 payload commitment"),
     (Purpose::RefillMark, "exchequer.v1 refill mark"),
     (Purpose::Profile, "exchequer.v1 sandbox profile"),
+    (Purpose::Mounts, "exchequer.v1 sandbox mounts"),
 ];
 
 // Deriving the context key costs as much as hashing a short event, so it is done once.
-static KEYS: LazyLock<[ContextKey; 17]> =
+static KEYS: LazyLock<[ContextKey; 18]> =
     LazyLock::new(|| CONTEXTS.map(|(_, context)| hash_derive_key_context(context)));
 
 impl Purpose {

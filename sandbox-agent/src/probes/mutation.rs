@@ -46,9 +46,8 @@ impl Suite {
         let (noticed, noticed_alone) = (vec![], vec![]);
         let mut mutation = Mutation { layer, available: true, noticed, noticed_alone, read_back: true };
         // Only a read-back's word makes a layer one that can't be had: one that is not in it has to be noticed.
-        let is_missing = |control: &Control| {
-            control.layer == layer && control.status == ControlStatus::Unavailable
-        };
+        let is_missing =
+            |control: &Control| control.layer == layer && control.status == ControlStatus::Unavailable;
         if controls.iter().any(is_missing) {
             mutation.available = false;
             return mutation;

@@ -10,6 +10,8 @@ use std::io;
 use std::path::Path;
 
 use super::cgroup::Leaf;
+use exchequer_event::digest::Purpose;
+
 use super::control::{Control, ControlStatus, Layer};
 use super::profile::Network;
 use super::rlimits::Planned;
@@ -488,7 +490,7 @@ fn digest(mounts: &[Mount]) -> String {
     };
     let mut lines = mounts.iter().map(line).collect::<Vec<_>>();
     lines.sort_unstable();
-    blake3::hash(lines.concat().as_bytes()).to_hex().to_string()
+    Purpose::Mounts.digest(lines.concat().as_bytes()).to_string()
 }
 
 fn errno_name(errno: i32) -> String {
@@ -505,10 +507,16 @@ mod tests {
     #[test]
     fn the_digest_of_the_mounts_is_of_what_the_profile_leads_to() {
         let of = |text: &str| digest(&text.lines().filter_map(Mount::parse).collect::<Vec<_>>());
-        let one = of("21 20 0:31 / / ro,nosuid shared:7 - tmpfs tmpfs rw,size=4k\n22 21 8:1 /usr /usr ro,nosuid - ext4 /dev/sda1 rw");
-        let other = of("94 91 8:2 /usr /usr ro,nosuid - ext4 /dev/sdb2 rw\n91 90 0:77 / / ro,nosuid - tmpfs tmpfs rw,size=4k");
+        let one = of(
+            "21 20 0:31 / / ro,nosuid shared:7 - tmpfs tmpfs rw,size=4k\n22 21 8:1 /usr /usr ro,nosuid - ext4 /dev/sda1 rw",
+        );
+        let other = of(
+            "94 91 8:2 /usr /usr ro,nosuid - ext4 /dev/sdb2 rw\n91 90 0:77 / / ro,nosuid - tmpfs tmpfs rw,size=4k",
+        );
         assert_eq!((one.len(), &one), (64, &other));
-        let writable = of("91 90 0:77 / / ro,nosuid - tmpfs tmpfs rw,size=4k\n94 91 8:2 /usr /usr rw,nosuid - ext4 /dev/sdb2 rw");
+        let writable = of(
+            "91 90 0:77 / / ro,nosuid - tmpfs tmpfs rw,size=4k\n94 91 8:2 /usr /usr rw,nosuid - ext4 /dev/sdb2 rw",
+        );
         assert_ne!(one, writable);
     }
 }
