@@ -2,9 +2,9 @@
 //! of them.
 //!
 //! First single executions, warm, from request to sealed result without the disk, in turns with bubblewrap over the same paths: a block of
-//! ours, then one of bubblewrap's when nothing of ours is being built any more. Then the same with nothing built ahead. Then
+//! ours, then one of bubblewrap's when nothing of ours is being built any more. Then
 //! many at a time, after which processes, descriptors, mounts, cgroups, network namespaces and directories have to be as many as before.
-//! Then both again through the RPC of an agent in a process of its own beside ledger and metering: hold, two durable records, bundle. Left out:
+//! Then single ones with nothing built ahead. Then both again through the RPC of an agent in a process of its own beside ledger and metering: hold, two durable records, bundle. Left out:
 //! programs that do something. Invariant: nothing counts that did not exit with 0, and a leak is a failed run.
 
 use std::time::Duration;
@@ -146,7 +146,6 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
             record(&mut theirs, bwrap.execute()?)?;
         }
     }
-    let cold = cold(arguments).await?;
     let (p50_ms, bwrap_p50_ms) = (ms(&ours, 0.5), ms(&theirs, 0.5));
 
     say(format!("{p50_ms:.2} ms against {bwrap_p50_ms:.2} ms; now {} at once …", arguments.concurrent));
@@ -164,6 +163,8 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
         missing.join(", ")
     );
     drop(engine);
+    // A helper more, or one that is ending, would be counted above.
+    let cold = cold(arguments).await?;
 
     say(format!("{:.0} /s; now through the agent's RPC …", concurrent.per_s));
     let world = World::start(at_once, !layers.missing.is_empty()).await?;
