@@ -1,11 +1,12 @@
 //! `execute`: `/bin/true` behind every layer of the sandbox, against bubblewrap in the same run; then many at a time, and what is left
 //! of them.
 //!
-//! First single executions, warm, from request to sealed result without the disk, in turns with bubblewrap over the same paths: a block of
-//! ours, then one of bubblewrap's when nothing of ours is being built any more. Then
-//! many at a time, after which processes, descriptors, mounts, cgroups, network namespaces and directories have to be as many as before.
-//! Then single ones with nothing built ahead. Then both again through the RPC of an agent in a process of its own beside ledger and metering: hold, two durable records, bundle. Left out:
-//! programs that do something. Invariant: nothing counts that did not exit with 0, and a leak is a failed run.
+//! First single executions, warm, from request to sealed result without the disk, in turns with bubblewrap over the same paths, each when
+//! nothing is being built or taken down any more: what a request takes on a quiet host. Then back to back, so that what is built ahead
+//! and taken down afterwards is in the way of the next. Then many at a time, after which processes, descriptors, mounts, cgroups, network
+//! namespaces and directories have to be no more than before. Then back to back with nothing built ahead. Then through the RPC of an agent in
+//! a process of its own beside ledger and metering: hold, two durable records, bundle. Left out: programs that do something. Invariant:
+//! nothing counts that did not exit with 0, and a leak is a failed run.
 
 use std::time::Duration;
 
@@ -28,9 +29,6 @@ use crate::{rate, say};
 const PROGRAM: &str = "/bin/true";
 /// Executions before anything is measured, and before anything is counted.
 const WARM_UP: u64 = 20;
-
-/// Single executions of one kind before the other's turn.
-const BLOCK: u64 = 50;
 
 /// What to run.
 #[derive(Args)]
@@ -56,12 +54,15 @@ pub(crate) struct Arguments {
 #[derive(Debug, Serialize)]
 struct Report {
     scenario: &'static str,
-    /// Single executions, one after the other, from the request to the signed bundle.
+    /// Single executions from the request to the signed bundle, each on a quiet host.
     p50_ms: f64,
     p99_ms: f64,
-    /// Surroundings built ahead of the executions of `p50_ms`.
+    /// Surroundings built ahead of them.
     prebuilt: usize,
-    /// With nothing built ahead: everything is on the clock.
+    /// One after the other without a pause.
+    back_to_back_p50_ms: f64,
+    bwrap_back_to_back_p50_ms: f64,
+    /// The same with nothing built ahead: everything is on the clock.
     cold_p50_ms: f64,
     /// Of the concurrent phase.
     per_s: f64,
@@ -137,16 +138,20 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
     }
     let (mut ours, mut theirs) = (histogram(), histogram());
     while ours.len() < arguments.single {
-        let block = BLOCK.min(arguments.single - ours.len());
-        for _ in 0..block {
-            record(&mut ours, engine.execute().await?)?;
-        }
         Census::quiet(std::process::id()).await?;
-        for _ in 0..block {
-            record(&mut theirs, bwrap.execute()?)?;
-        }
+        record(&mut ours, engine.execute().await?)?;
+        Census::quiet(std::process::id()).await?;
+        record(&mut theirs, bwrap.execute()?)?;
     }
     let (p50_ms, bwrap_p50_ms) = (ms(&ours, 0.5), ms(&theirs, 0.5));
+    let (mut busy, mut theirs_busy) = (histogram(), histogram());
+    for _ in 0..arguments.single {
+        record(&mut busy, engine.execute().await?)?;
+    }
+    Census::quiet(std::process::id()).await?;
+    for _ in 0..arguments.single {
+        record(&mut theirs_busy, bwrap.execute()?)?;
+    }
 
     say(format!("{p50_ms:.2} ms against {bwrap_p50_ms:.2} ms; now {} at once …", arguments.concurrent));
     let at_once = arguments.concurrent;
@@ -197,6 +202,8 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
         p50_ms,
         p99_ms: ms(&ours, 0.99),
         prebuilt,
+        back_to_back_p50_ms: ms(&busy, 0.5),
+        bwrap_back_to_back_p50_ms: ms(&theirs_busy, 0.5),
         cold_p50_ms: ms(&cold, 0.5),
         per_s: concurrent.per_s,
         bwrap_p50_ms,

@@ -1,4 +1,4 @@
-//! The table of probes. By subject: [`calls`], [`files`], [`network`], [`processes`], [`resources`].
+//! The table of probes. By subject: `calls`, `files`, `network`, `processes`, `resources`.
 //!
 //! Left out: running them. Invariant: a layer is named for a probe only where it stops the attack by itself; the suite tries each alone.
 

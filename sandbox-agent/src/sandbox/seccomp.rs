@@ -64,7 +64,7 @@ fn answers(arch: Arch, groups: &[Group]) -> BTreeMap<u32, &'static Answer> {
 pub struct RefusedCalls {
     /// Those that kill.
     pub hostile: Vec<i64>,
-    /// Those that are in no list, up to [`LAST_NUMBER`]. Without `sync`, which does no harm but takes its time, and those
+    /// Those that are in no list, up to `LAST_NUMBER`. Without `sync`, which does no harm but takes its time, and those
     /// that the kernel lets past every filter.
     pub unlisted: Vec<i64>,
 }

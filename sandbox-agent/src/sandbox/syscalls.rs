@@ -1,6 +1,6 @@
 //! The system calls that a profile's programs may make, in groups, each with the reason; and those that kill.
 //!
-//! The lists: [`base`], [`groups`], [`hostile`]. Leaves out how they become a filter ([`super::seccomp`]).
+//! The lists: `base`, `groups`, `hostile`. Leaves out how they become a filter (`seccomp`).
 //!
 //! Invariant: what is in no list answers EPERM, so a new kernel's new calls are out until somebody writes down why they should
 //! be in. The numbers are the kernel's for both architectures (a test compares them with its headers).
