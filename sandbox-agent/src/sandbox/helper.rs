@@ -34,6 +34,8 @@ const NO_LIST: &str = "there is no list of system calls for this architecture";
 /// How old surroundings get before newer ones take their place: files that were replaced on the host since are seen as
 /// they were.
 const READY_AGE: Duration = Duration::from_secs(60);
+/// How long building ahead waits for an execution to end.
+const REFILL_PAUSE: Duration = Duration::from_millis(50);
 /// What a supervisor is told; the descriptors beside it say the rest.
 const ORDER: &[u8] = b"X";
 
@@ -94,12 +96,13 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
         started: 0,
         running: HashMap::new(),
         ready: VecDeque::new(),
+        used: None,
         life: life_read,
         cgroups,
     };
     loop {
         let mut fds = [PollFd::new(&agent, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
-        let timeout = supervisors.next_renewal().and_then(|wait| Timespec::try_from(wait).ok());
+        let timeout = supervisors.next_work().and_then(|wait| Timespec::try_from(wait).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -111,6 +114,9 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
             // Level-triggered and coalesced: what counts is that reaping follows.
             let _ = rustix::io::read(&children, &mut drained);
             supervisors.reap(single);
+            supervisors.refill(&host, ready);
+        } else if supervisors.is_refill_late() {
+            supervisors.refill(&host, ready);
         }
         if of_agent {
             let packet = channel::receive(agent.as_fd())?;
@@ -123,7 +129,7 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
             let _ = supervisors.execute(&host, surroundings, &fds);
             drop(packet.fds);
             if *kind == EXECUTE {
-                supervisors.refill(&host, surroundings, ready);
+                supervisors.used = Some((surroundings.to_vec(), Instant::now()));
             }
         }
     }
@@ -139,6 +145,8 @@ struct Supervisors {
     running: HashMap<i32, (PathBuf, Option<u64>)>,
     /// Those that wait for a request, oldest first.
     ready: VecDeque<Ready>,
+    /// What was asked for last and is to be built ahead again, and when that was.
+    used: Option<(Vec<u8>, Instant)>,
     /// Hangs up when this process dies.
     life: OwnedFd,
     cgroups: Stock,
@@ -166,8 +174,11 @@ impl Supervisors {
         channel::send_with(new.order.as_fd(), ORDER, fds)
     }
 
-    /// Builds surroundings like these ahead, in the place of those asked for longest ago.
-    fn refill(&mut self, host: &Host, surroundings: &[u8], wanted: usize) {
+    /// Builds surroundings like those used last ahead, in the place of those asked for longest ago. Not on the way of the execution that
+    /// used them: entering a cgroup keeps every process of the host from forking, executing and ending for milliseconds.
+    fn refill(&mut self, host: &Host, wanted: usize) {
+        let Some((surroundings, _)) = self.used.take() else { return };
+        let surroundings = surroundings.as_slice();
         let there = self.ready.iter().filter(|ready| ready.surroundings == surroundings).count();
         for _ in there..wanted {
             if self.ready.len() >= wanted {
@@ -181,8 +192,15 @@ impl Supervisors {
         }
     }
 
-    fn next_renewal(&self) -> Option<Duration> {
-        self.ready.front().map(|oldest| READY_AGE.saturating_sub(oldest.since.elapsed()))
+    fn next_work(&self) -> Option<Duration> {
+        let renewal = self.ready.front().map(|oldest| READY_AGE.saturating_sub(oldest.since.elapsed()));
+        let refill = self.used.as_ref().map(|(_, since)| REFILL_PAUSE.saturating_sub(since.elapsed()));
+        renewal.into_iter().chain(refill).min()
+    }
+
+    /// Whether no execution has ended for so long that the next one would miss what is to be built ahead.
+    fn is_refill_late(&self) -> bool {
+        self.used.as_ref().is_some_and(|(_, since)| since.elapsed() >= REFILL_PAUSE)
     }
 
     /// Old ones end when their link is dropped. The new one is the youngest: at the back.
