@@ -119,8 +119,8 @@ fn a_built_in_profile_wider_than_the_ceiling_is_withheld_and_only_as_the_default
 
 #[test]
 fn an_egress_rule_within_the_ceiling_is_allowed() {
-    let text = "name = \"pip\"\nextends = \"python\"\nnetwork = \"egress\"\negress = [\"pypi.org:443\", \"files.pythonhosted.org:443\"]\n";
-    let ceiling = "ceiling.egress = [\"pypi.org:443\", \"*.pythonhosted.org:443\"]\n";
+    let text = "name = \"pip\"\nextends = \"python\"\nnetwork = \"egress\"\negress = [\"index.example.org:443\", \"files.files.example.org:443\"]\n";
+    let ceiling = "ceiling.egress = [\"index.example.org:443\", \"*.files.example.org:443\"]\n";
     let (profiles, faults) = read(ceiling, &[("pip.toml", text)]);
     assert_eq!(faults, [""; 0]);
     assert_eq!(profiles.get("pip").unwrap().definition.sandbox.network, Network::Egress);

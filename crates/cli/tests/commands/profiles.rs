@@ -14,7 +14,8 @@ fn a_profile_is_checked_by_itself_and_against_a_configuration() {
         fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let pip = "name = \"pip\"\nextends = \"python\"\nnetwork = \"egress\"\negress = [\"pypi.org:443\"]\n";
+    let pip =
+        "name = \"pip\"\nextends = \"python\"\nnetwork = \"egress\"\negress = [\"index.example.org:443\"]\n";
     let pip = file("pip.toml", pip);
     assert!(exchequer(["profile", "check", &pip]).ok().starts_with("pip: no faults; digest "));
 
@@ -22,12 +23,14 @@ fn a_profile_is_checked_by_itself_and_against_a_configuration() {
     let said = exchequer(["profile", "check", &pip, "--config", &closed]);
     assert_eq!(said.status, 1, "{}", said.stderr);
     assert!(
-        said.stdout.contains("`egress`: \"pypi.org:443\" is beyond agent.ceiling.egress"),
+        said.stdout.contains("`egress`: \"index.example.org:443\" is beyond agent.ceiling.egress"),
         "{}",
         said.stdout
     );
-    let open =
-        file("open.toml", "[agent]\nid = \"a\"\nceiling.egress = [\"*.pypi.org:443\", \"pypi.org:443\"]\n");
+    let open = file(
+        "open.toml",
+        "[agent]\nid = \"a\"\nceiling.egress = [\"*.index.example.org:443\", \"index.example.org:443\"]\n",
+    );
     exchequer(["profile", "check", &pip, "--config", &open]).ok();
 
     let broken = file("broken.toml", "name = \"broken\"\nnetwork = \"open\"\n[work]\nsize = 1\n");

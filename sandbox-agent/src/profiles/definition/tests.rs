@@ -31,7 +31,7 @@ fn the_built_in_profiles_are_there_and_strict_is_the_narrowest() {
 #[test]
 fn a_profile_begins_with_what_it_extends_adds_to_lists_and_replaces_the_rest() {
     let text = "name = \"p\"\nextends = \"python\"\nread_only = [\"/srv/b\", \"/srv/a\", \"/usr\"]\nnetwork = \"egress\"\n\
-                egress = [\"PyPI.org:443\", \"*.a.org:80\"]\n[environment]\nPATH = \"/srv/a/bin\"\n[limits]\nwall = \"5s\"\n";
+                egress = [\"Index.example.org:443\", \"*.a.org:80\"]\n[environment]\nPATH = \"/srv/a/bin\"\n[limits]\nwall = \"5s\"\n";
     let (profile, python) = (parsed(text), &BUILT_IN[2]);
     let mut paths = python.sandbox.read_only.clone();
     paths.extend(["/srv/a", "/srv/b"].map(PathBuf::from));
@@ -40,7 +40,7 @@ fn a_profile_begins_with_what_it_extends_adds_to_lists_and_replaces_the_rest() {
     assert_eq!(profile.sandbox.network, Network::Egress);
     assert_eq!(
         profile.egress.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["pypi.org:443", "*.a.org:80"]
+        ["index.example.org:443", "*.a.org:80"]
     );
     assert_eq!(profile.environment["PATH"], "/srv/a/bin");
     assert_eq!(profile.environment["PYTHONNOUSERSITE"], "1");
@@ -62,7 +62,7 @@ hostname = ""
 read_only = ["usr", "/", "/usr/../etc", "/srv/"]
 devices = ["../sda"]
 network = "open"
-egress = ["pypi.org", "*:443"]
+egress = ["index.example.org", "*:443"]
 seccomp = ["everything", "network"]
 colour = "red"
 [work]
@@ -88,7 +88,7 @@ processes = 100000
         "p.toml:4: `read_only`: `/srv/` has",
         "p.toml:5: `devices`",
         "p.toml:6: `network`: `open`: has to be one of none, loopback, egress",
-        "p.toml:7: `egress`: `pypi.org`: needs a port",
+        "p.toml:7: `egress`: `index.example.org`: needs a port",
         "p.toml:7: `egress`: `*:443`: needs a host",
         "p.toml:8: `seccomp`: `everything`: has to be one of threads, build",
         "p.toml:8: `seccomp`: `base` is always on",
