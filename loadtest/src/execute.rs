@@ -133,20 +133,20 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
     let prebuilt = StartOptions::default().ready;
     let engine = Engine::start(prebuilt)?;
     for _ in 0..WARM_UP {
-        engine.execute().await?;
+        engine.single().await?;
         bwrap.execute()?;
     }
     let (mut ours, mut theirs) = (histogram(), histogram());
     while ours.len() < arguments.single {
         Census::quiet(std::process::id()).await?;
-        record(&mut ours, engine.execute().await?)?;
+        record(&mut ours, engine.single().await?)?;
         Census::quiet(std::process::id()).await?;
         record(&mut theirs, bwrap.execute()?)?;
     }
     let (p50_ms, bwrap_p50_ms) = (ms(&ours, 0.5), ms(&theirs, 0.5));
     let (mut busy, mut theirs_busy) = (histogram(), histogram());
     for _ in 0..arguments.single {
-        record(&mut busy, engine.execute().await?)?;
+        record(&mut busy, engine.single().await?)?;
     }
     Census::quiet(std::process::id()).await?;
     for _ in 0..arguments.single {
@@ -223,11 +223,11 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
 async fn cold(arguments: &Arguments) -> anyhow::Result<Histogram<u64>> {
     let engine = Engine::start(0)?;
     for _ in 0..WARM_UP {
-        engine.execute().await?;
+        engine.single().await?;
     }
     let mut latencies = histogram();
     for _ in 0..arguments.single {
-        record(&mut latencies, engine.execute().await?)?;
+        record(&mut latencies, engine.single().await?)?;
     }
     Ok(latencies)
 }

@@ -41,8 +41,14 @@ impl Engine {
         Ok(Self { sandbox, spec, sealer: Arc::new(Sealer::new()), seen: Arc::default() })
     }
 
+    /// How long one took, executed where an agent's requests are: by a task of the runtime's.
+    pub(super) async fn single(&self) -> anyhow::Result<Duration> {
+        let engine = self.clone();
+        tokio::spawn(async move { engine.execute().await }).await?
+    }
+
     /// How long one took, from the request to its sealed result.
-    pub(super) async fn execute(&self) -> anyhow::Result<Duration> {
+    async fn execute(&self) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let (output, mut chunks) = mpsc::channel(16);
         let prepared = self.sandbox.prepare(&self.spec, None, output).await?;

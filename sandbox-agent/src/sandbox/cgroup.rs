@@ -9,6 +9,7 @@
 //! execution, so that its counters start at zero; a limit is claimed only as read back ([`Leaf::read_back`]); the
 //! program, which sees no cgroup file system, can write none of this.
 
+mod files;
 mod keeper;
 mod leaf;
 mod places;
@@ -379,18 +380,13 @@ fn kill_members(leaf: &Path) {
 
 const PROCS: &str = "cgroup.procs";
 const KILL: &str = "cgroup.kill";
+/// The same in both versions.
+const PIDS_MAX: &str = "pids.max";
+const PIDS_PEAK: &str = "pids.peak";
 
 /// Writes to a file that the kernel made; never makes one.
 fn write(path: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
-}
-
-fn read(path: &Path) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned())
-}
-
-fn read_number(path: &Path) -> Option<u64> {
-    read(path)?.parse().ok()
 }
 
 /// The number after `key` in a file of `key value` lines.

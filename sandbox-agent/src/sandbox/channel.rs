@@ -17,10 +17,13 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::spec::MAX_FILES;
+use super::wire::WANTED_FDS;
+
 /// Largest packet: a specification, its JSON escapes included in the common case.
 pub(super) const MAX_PACKET_BYTES: usize = 160 << 10;
-/// Most descriptors in one packet: an execution's input or output files.
-pub(super) const MAX_FDS: usize = 64;
+/// Most descriptors in one packet: an execution's input or output files, and what comes with the former.
+pub(super) const MAX_FDS: usize = MAX_FILES + WANTED_FDS;
 
 /// A pair of connected ends, both close-on-exec.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

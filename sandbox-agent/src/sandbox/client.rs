@@ -26,7 +26,7 @@ use super::control::{Control, Layer};
 use super::helper;
 use super::outcome::{ExitCause, FileProblem, Outcome};
 use super::spec::{Spec, SpecFault};
-use super::wire::{EXECUTE, EXECUTE_ONCE, Ended, Report, Request, Surroundings};
+use super::wire::{EXECUTE, EXECUTE_ONCE, Ended, Report, Request, Surroundings, Wanted, join_request};
 
 pub use super::wire::KillReason;
 
@@ -136,14 +136,6 @@ async fn send(link: &Link, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     link.async_io(Interest::WRITABLE, || channel::send_with(link.as_fd(), bytes, &fds)).await
 }
 
-async fn send_request(link: &Link, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
-    let bytes = serde_json::to_vec(request)?;
-    if bytes.len() > MAX_PACKET_BYTES {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    send(link, &bytes, fds).await
-}
-
 async fn receive(link: &Link) -> Result<(Report, Vec<OwnedFd>), SandboxError> {
     let packet = link.async_io(Interest::READABLE, || channel::receive(link.as_fd())).await?;
     if packet.bytes.is_empty() {
@@ -224,14 +216,16 @@ impl Sandbox {
         let (stdin_end, stdin_write) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let (stdout_read, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let (stderr_read, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
-        self.ask_helper(&ask(spec)?, &[control_end, stdin_end, stdout_end, stderr_end]).await?;
+        let mut fds = vec![control_end, stdin_end, stdout_end, stderr_end];
+        fds.extend(files);
+        self.ask_helper(&ask(spec)?, &fds).await?;
+        drop(fds);
         let control = link(control)?;
-        let request = Request::Prepare { spec: Box::new(spec.clone()), environment: environment_for(spec) };
-        let sent = send_request(&control, &request, &files).await;
-        drop(files);
-        if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe) {
-            sent?;
-        }
+        let (stdin, stdout, stderr) = (
+            (pipe::Sender::from_owned_fd(stdin_write)?, stdin.unwrap_or_default()),
+            pipe::Receiver::from_owned_fd(stdout_read)?,
+            pipe::Receiver::from_owned_fd(stderr_read)?,
+        );
         // A helper or supervisor that does not get as far as watching its own clock; dropping the socket ends what there is.
         let answered = tokio::time::timeout(ANSWER_LIMIT, receive(&control)).await;
         let (report, fds) = answered.map_err(|_| SandboxError::Launch {
@@ -244,9 +238,9 @@ impl Sandbox {
                 listener: fds.into_iter().next().map(TcpListener::from),
                 helper: Arc::clone(&self.helper),
                 control: Arc::new(control),
-                stdin: (pipe::Sender::from_owned_fd(stdin_write)?, stdin.unwrap_or_default()),
-                stdout: pipe::Receiver::from_owned_fd(stdout_read)?,
-                stderr: pipe::Receiver::from_owned_fd(stderr_read)?,
+                stdin,
+                stdout,
+                stderr,
                 output: Output::new(output, spec.limits.output_bytes),
             }),
             Report::Finished(Ended { cause: ExitCause::LaunchFailed { stage, errno }, .. }) => {
@@ -303,7 +297,8 @@ impl Prepared {
 
     /// Lets the program run.
     pub async fn release(self) -> Result<Running, SandboxError> {
-        send_request(&self.control, &Request::Release, &[]).await?;
+        let word = serde_json::to_vec(&Request::Release).map_err(io::Error::from)?;
+        send(&self.control, &word, &[]).await?;
         let control = Arc::clone(&self.control);
         Ok(Running { control, task: tokio::spawn(self.follow()) })
     }
@@ -344,9 +339,14 @@ impl Prepared {
 
 /// What the helper is asked. Surroundings with a layer left off are not for anybody else.
 fn ask(spec: &Spec) -> io::Result<Vec<u8>> {
-    let mut ask = vec![if spec.omit.is_empty() { EXECUTE } else { EXECUTE_ONCE }];
-    serde_json::to_writer(&mut ask, &Surroundings::of(spec))?;
-    Ok(ask)
+    let kind = if spec.omit.is_empty() { EXECUTE } else { EXECUTE_ONCE };
+    let surroundings = serde_json::to_vec(&Surroundings::of(spec))?;
+    let wanted = serde_json::to_vec(&Wanted::new(spec, environment_for(spec)))?;
+    let packet = join_request(kind, &surroundings, &wanted);
+    if packet.len() > MAX_PACKET_BYTES {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    Ok(packet)
 }
 
 /// The environment that a program gets when the layer against that is left off.

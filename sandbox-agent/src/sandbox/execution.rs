@@ -1,9 +1,8 @@
-//! One execution in its surroundings, from the order to the outcome: read-back, clocks, kill, accounting.
+//! One execution in its surroundings, from the request to the outcome: read-back, clocks, kill, accounting.
 //!
 //! Leaves out how the surroundings are built ([`super::supervisor`]). Invariant: there is an outcome only when init says that
 //! nothing is left, or when init is gone and what it left is killed.
 
-use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,20 +14,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::cgroup::{self, Leaf};
 use super::channel;
 use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
-use super::payload;
-use super::readback;
+use super::readback::{self, Standing};
 use super::rlimits;
-use super::seccomp;
 use super::spec::Spec;
-use super::supervisor::{Host, Tree};
+use super::supervisor::Tree;
 use super::sys;
 use super::tree;
 use super::wire::{
-    CpuAndFaults, EXEC_FAILED, Ended, GO, InitReport, KillReason, Order, PayloadReport, Program, Refusal,
-    Report, Request,
+    CpuAndFaults, Ended, GO, InitReport, KillReason, Order, Program, Ready, Refusal, Report, Request, Said,
 };
 
-/// How long the surroundings may take to be built.
+/// How long the payload may take to be ready for its program, inputs put in their places included.
 const SETUP_LIMIT: Duration = Duration::from_secs(10);
 /// How long init gets to kill and account for the tree before it is killed itself, the accounting lost.
 const KILL_GRACE: Duration = Duration::from_secs(2);
@@ -41,7 +37,8 @@ const CPU_CHECK_MAX: Duration = Duration::from_millis(250);
 /// What an execution is made from, beside its surroundings.
 pub(super) struct Given<'a> {
     pub(super) spec: &'a Spec,
-    pub(super) environment: Vec<(String, String)>,
+    /// The variables of a program whose environment is to be left as it is.
+    pub(super) inherited: Vec<(String, String)>,
     pub(super) inputs: Vec<OwnedFd>,
     pub(super) stdio: [OwnedFd; 3],
 }
@@ -74,21 +71,23 @@ struct Ending {
 }
 
 pub(super) struct Execution<'a> {
-    host: &'a Host,
     spec: &'a Spec,
     control: &'a OwnedFd,
     helper: &'a OwnedFd,
-    fallback_work: &'a Path,
     init: i32,
     init_link: OwnedFd,
+    payload: i32,
     payload_link: Option<OwnedFd>,
     own_pid_namespace: bool,
     own_user_namespace: bool,
     rlimits: Vec<rlimits::Planned>,
     leaf: Option<Leaf>,
     refusals: Vec<Refusal>,
-    /// Until surroundings and inputs are there.
+    standing: Standing,
+    /// Until inputs are there.
     waiting: Option<Waiting>,
+    /// Until init has its order.
+    order: Option<(Order, Vec<OwnedFd>)>,
     cwd: PathBuf,
     started: Instant,
     /// What the payload used before it became the program.
@@ -103,7 +102,7 @@ pub(super) struct Execution<'a> {
 
 /// What only the payload's message needs.
 struct Waiting {
-    environment: Vec<(String, String)>,
+    inherited: Vec<(String, String)>,
     stdio: [OwnedFd; 3],
 }
 
@@ -116,48 +115,54 @@ struct Done {
 }
 
 impl<'a> Execution<'a> {
-    /// Gives the order.
+    /// Tells the payload its program, or first init the inputs.
     pub(super) fn new(
-        host: &'a Host,
         tree: Tree,
         given: Given<'a>,
         control: &'a OwnedFd,
         helper: &'a OwnedFd,
-        fallback_work: &'a Path,
+        fallback_work: &Path,
     ) -> Self {
         let Tree {
             init,
             init_link,
+            payload,
             payload_link,
             own_pid_namespace,
             own_user_namespace,
+            own_root,
             mut leaf,
+            memory_is_counted,
+            listener,
             mut refusals,
+            standing,
         } = tree;
-        let Given { spec, environment, inputs, stdio } = given;
-        let order = Order { inputs: spec.inputs.clone(), outputs: spec.outputs.clone() };
-        let fds = inputs.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-        // A failure here is init's: what it said of it is about to be heard.
-        let _ = channel::send_files(&init_link, &order, &fds);
+        let Given { spec, inherited, inputs, stdio } = given;
         if let Some(leaf) = &mut leaf {
             leaf.limit(&spec.limits, &mut refusals);
         }
-        Self {
-            host,
+        let mut rlimits = rlimits::plan(&spec.limits, own_user_namespace);
+        if memory_is_counted && leaf.as_ref().is_some_and(Leaf::limits_memory) {
+            rlimits::free_address_space(&mut rlimits);
+        }
+        let order = Order { inputs: spec.inputs.clone(), outputs: spec.outputs.clone() };
+        let mut execution = Self {
             spec,
             control,
             helper,
-            fallback_work,
             init,
             init_link,
+            payload,
             payload_link: Some(payload_link),
             own_pid_namespace,
             own_user_namespace,
-            rlimits: rlimits::plan(&spec.limits, own_user_namespace),
+            rlimits,
             leaf,
             refusals,
-            waiting: Some(Waiting { environment, stdio }),
-            cwd: PathBuf::new(),
+            standing,
+            waiting: Some(Waiting { inherited, stdio }),
+            order: Some((order, inputs)),
+            cwd: if own_root { spec.cwd.clone() } else { fallback_cwd(spec, fallback_work) },
             started: Instant::now(),
             before: CpuAndFaults::default(),
             prepared: false,
@@ -165,12 +170,26 @@ impl<'a> Execution<'a> {
             next_cpu_check: None,
             ending: None,
             done: None,
-            listener: None,
+            listener,
+        };
+        if spec.inputs.is_empty() {
+            execution.send_program();
+        } else {
+            execution.give_order();
         }
+        execution
     }
 
-    /// Sees it through; with the descriptors of its output files.
-    pub(super) fn run(mut self) -> (Ended, Vec<OwnedFd>) {
+    /// Tells init what to put in place and to hand out. Where there is nothing to put, the program is on its way meanwhile.
+    fn give_order(&mut self) {
+        let Some((order, inputs)) = self.order.take() else { return };
+        let fds = inputs.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+        // A failure here is init's: what it said of it is about to be heard.
+        let _ = channel::send_files(&self.init_link, &order, &fds);
+    }
+
+    /// Sees it through and tells the outcome.
+    pub(super) fn run(mut self) {
         let mut init_lives = true;
         // Once init says that nothing is left, all is known; its own end, and with it that of the namespaces, is awaited
         // after the outcome is told.
@@ -194,7 +213,10 @@ impl<'a> Execution<'a> {
                 let _ = sys::wait(None, true);
             }
         }
-        self.outcome(ended.map(|ended| ended.usage.into()))
+        let (ended, files) = self.outcome(ended.map(|ended| ended.usage.into()));
+        let fds = files.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+        // An agent that is gone needs no outcome.
+        let _ = channel::send_files(self.control, &Report::Finished(ended), &fds);
     }
 
     /// Which of the other ends have something to say, or hung up.
@@ -240,6 +262,8 @@ impl<'a> Execution<'a> {
     fn stop(&mut self, cause: ExitCause) {
         if self.ending.is_none() {
             self.ending = Some(Ending { cause, since: Instant::now() });
+            // Without one it does not get as far as killing and reaping.
+            self.give_order();
         }
     }
 
@@ -250,7 +274,7 @@ impl<'a> Execution<'a> {
         }
         if !self.prepared && now > self.started + SETUP_LIMIT {
             let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
-            self.stop(launch_failed("building the surroundings", &late));
+            self.stop(launch_failed("preparing the payload", &late));
         }
         if self.wall_deadline().is_some_and(|deadline| now >= deadline) {
             self.stop(ExitCause::Timeout);
@@ -318,49 +342,35 @@ impl<'a> Execution<'a> {
             return false;
         }
         match channel::parse(&packet) {
-            Ok(InitReport::Built { refusals, own_root }) => {
-                self.refusals.extend(refusals);
-                self.listener = packet.fds.into_iter().next();
-                self.cwd = if own_root { self.spec.cwd.clone() } else { self.fallback_cwd() };
-                if self.spec.inputs.is_empty() {
-                    self.send_program();
-                }
-            }
             Ok(InitReport::Placed) => self.send_program(),
             Ok(InitReport::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
-            Ok(InitReport::MainEnded { status }) => {
-                // What it said before it ended explains the end better than its status.
-                while self.payload_link.is_some() {
-                    self.hear_payload();
-                }
-                if self.released.is_none() {
-                    self.stop(launch_failed(
-                        "confining the payload",
-                        &io::Error::from_raw_os_error(libc::ECHILD),
-                    ));
-                }
-                self.stop(cause_of(status));
-            }
+            Ok(InitReport::MainEnded { status }) => self.main_ended(status),
             Ok(InitReport::Done { status, usage, files }) => {
-                self.stop(cause_of(status));
+                self.main_ended(status);
                 self.done = Some(Done { usage, files, fds: packet.fds, at: Instant::now() });
+            }
+            Ok(InitReport::Built(_)) => {
+                self.stop(launch_failed("reading init's report", &io::ErrorKind::InvalidData.into()));
             }
             Err(error) => self.stop(launch_failed("reading init's report", &error)),
         }
         true
     }
 
-    /// The working directory's place in the host's tree where there is no private root.
-    fn fallback_cwd(&self) -> PathBuf {
-        match self.spec.cwd.strip_prefix(&self.spec.profile.work.path) {
-            Ok(below) => self.fallback_work.join(below),
-            Err(_) => self.spec.cwd.clone(),
+    fn main_ended(&mut self, status: i32) {
+        // What it said before it ended explains the end better than its status.
+        while self.payload_link.is_some() {
+            self.hear_payload();
         }
+        if self.released.is_none() {
+            let lost = io::Error::from_raw_os_error(libc::ECHILD);
+            self.stop(launch_failed("preparing the payload", &lost));
+        }
+        self.stop(cause_of(status));
     }
 
     fn send_program(&mut self) {
-        let (Some(Waiting { environment: inherited, stdio }), Some(link)) =
-            (self.waiting.take(), &self.payload_link)
+        let (Some(Waiting { inherited, stdio }), Some(link)) = (self.waiting.take(), &self.payload_link)
         else {
             return;
         };
@@ -372,7 +382,6 @@ impl<'a> Execution<'a> {
             env: spec.env.iter().cloned().chain(inherited).collect(),
             cwd: self.cwd.clone(),
             rlimits: self.rlimits.clone(),
-            memory_is_limited: self.leaf.as_ref().is_some_and(Leaf::limits_memory),
         };
         let sent = channel::send_files(link, &program, &stdio.each_ref().map(AsFd::as_fd));
         match sent {
@@ -387,53 +396,30 @@ impl<'a> Execution<'a> {
     fn hear_payload(&mut self) {
         let Some(link) = &self.payload_link else { return };
         let packet = channel::receive(link.as_fd()).unwrap_or_default();
-        match packet.bytes[..] {
+        match Said::parse(&packet.bytes) {
             // Closed by execve, or by its end.
-            [] => self.payload_link = None,
-            [payload::REPORT, a, b, c, d, ref report @ ..] if !self.prepared => {
-                let errno = i32::from_le_bytes([a, b, c, d]);
-                match (serde_json::from_slice(report), packet.sender) {
-                    (Ok(report), Some(pid)) => self.prepare(pid, &report, errno),
-                    (Err(error), _) => {
-                        self.stop(launch_failed("reading the payload's report", &error.into()));
-                    }
-                    (_, None) => {
-                        self.stop(launch_failed("identifying the payload", &io::ErrorKind::Other.into()));
-                    }
-                }
+            Ok(Said::Gone) => self.payload_link = None,
+            Ok(Said::Ready(report)) if !self.prepared => self.prepare(&report),
+            Ok(Said::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
+            Ok(Said::Ready(_) | Said::Confined(_)) => {
+                self.stop(launch_failed("reading the payload's report", &io::ErrorKind::InvalidData.into()));
             }
-            [payload::FAILED, a, b, c, d, ref stage @ ..] => {
-                let stage = String::from_utf8_lossy(stage).into_owned();
-                self.stop(ExitCause::LaunchFailed { stage, errno: i32::from_le_bytes([a, b, c, d]) });
-            }
-            [EXEC_FAILED, a, b, c, d] => {
-                let errno = i32::from_le_bytes([a, b, c, d]);
-                self.stop(ExitCause::LaunchFailed { stage: "execve".to_owned(), errno });
-            }
-            _ => self.stop(launch_failed("reading the payload's report", &io::ErrorKind::InvalidData.into())),
+            Err(error) => self.stop(launch_failed("reading the payload's report", &error)),
         }
     }
 
-    fn prepare(&mut self, pid: i32, report: &PayloadReport, seccomp_errno: i32) {
-        self.refusals.extend(report.refusals.iter().cloned());
+    fn prepare(&mut self, report: &Ready) {
         self.before = report.usage;
         self.prepared = true;
-        if report.address_space_is_free {
-            rlimits::free_address_space(&mut self.rlimits);
-        }
-        let controls = readback::controls(&readback::Payload {
-            pid,
-            baseline: &self.host.baseline,
-            spec: self.spec,
+        let controls = readback::controls(&readback::Prepared {
+            pid: self.payload,
+            standing: &self.standing,
+            env: &self.spec.env,
+            environment: &report.environment,
             rlimits: &self.rlimits,
             rlimits_are_own: self.own_user_namespace,
             leaf: self.leaf.as_ref(),
-            filters: seccomp::INSTALLED,
-            seccomp_errno,
             refusals: &self.refusals,
-            report,
-            status: OnceCell::new(),
-            mounts: OnceCell::new(),
         });
         let listener = self.listener.take();
         let listening = listener.as_ref().map(AsFd::as_fd);
@@ -466,13 +452,14 @@ impl<'a> Execution<'a> {
         if let Some(Err(error)) = told {
             self.stop(launch_failed("releasing the payload", &error));
         }
+        self.give_order();
     }
 
-    fn outcome(self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
+    fn outcome(&mut self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
         const BLOCK_BYTES: u64 = 512;
         let lost = || launch_failed("init was lost", &io::Error::from_raw_os_error(libc::ECHILD));
         let counted = self.leaf.as_ref().map(Leaf::counted).unwrap_or_default();
-        let cause = match self.ending.map_or_else(lost, |ending| ending.cause) {
+        let cause = match self.ending.take().map_or_else(lost, |ending| ending.cause) {
             // What memory ran out for may be another of its processes than the one that ended it.
             ExitCause::Exited { .. } | ExitCause::Signaled { .. } if counted.out_of_memory => {
                 ExitCause::OutOfMemory
@@ -498,11 +485,19 @@ impl<'a> Execution<'a> {
             ..Usage::default()
         };
         let usage = counted.replace_in(usage);
-        let (files, fds) = match self.done {
+        let (files, fds) = match self.done.take() {
             Some(done) => (done.files, done.fds),
             None => (no_files(self.spec, INIT_LOST), vec![]),
         };
         (Ended { cause, usage, files }, fds)
+    }
+}
+
+/// The working directory's place in the host's tree where there is no private root.
+fn fallback_cwd(spec: &Spec, fallback_work: &Path) -> PathBuf {
+    match spec.cwd.strip_prefix(&spec.profile.work.path) {
+        Ok(below) => fallback_work.join(below),
+        Err(_) => spec.cwd.clone(),
     }
 }
 

@@ -21,7 +21,7 @@ use super::readback::Baseline;
 use super::seccomp::Filters;
 use super::supervisor::{self, Host, Links};
 use super::sys::{self, SingleThreaded};
-use super::wire::EXECUTE;
+use super::wire::{EXECUTE, split_request};
 use super::{channel, tree};
 
 /// The first argument that makes a binary this helper. The rest: user id, group id, how many surroundings to build
@@ -36,8 +36,6 @@ const NO_LIST: &str = "there is no list of system calls for this architecture";
 const READY_AGE: Duration = Duration::from_secs(60);
 /// How long building ahead waits for an execution to end.
 const REFILL_PAUSE: Duration = Duration::from_millis(50);
-/// What a supervisor is told; the descriptors beside it say the rest.
-const ORDER: &[u8] = b"X";
 
 /// Becomes the helper, never to return, if the first argument asks for it. To be called first in `main`, before any
 /// thread exists.
@@ -123,12 +121,12 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
             if packet.bytes.is_empty() && packet.fds.is_empty() {
                 return Ok(());
             }
-            let Some((kind, surroundings)) = packet.bytes.split_first() else { continue };
+            let Some((kind, surroundings, wanted)) = split_request(&packet.bytes) else { continue };
             let fds = packet.fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
             // Without a supervisor the agent sees its control socket close: the execution failed to launch.
-            let _ = supervisors.execute(&host, surroundings, &fds);
+            let _ = supervisors.execute(&host, surroundings, wanted, &fds);
             drop(packet.fds);
-            if *kind == EXECUTE {
+            if kind == EXECUTE {
                 supervisors.used = Some((surroundings.to_vec(), Instant::now()));
             }
         }
@@ -162,16 +160,22 @@ struct Ready {
 
 impl Supervisors {
     /// Hands the execution to a supervisor that waits in such surroundings, or else to a new one.
-    fn execute(&mut self, host: &Host, surroundings: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fn execute(
+        &mut self,
+        host: &Host,
+        surroundings: &[u8],
+        wanted: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         while let Some(place) = self.ready.iter().position(|ready| ready.surroundings == surroundings) {
             let Some(ready) = self.ready.remove(place) else { break };
             // One that ended meanwhile hears nothing.
-            if channel::send_with(ready.order.as_fd(), ORDER, fds).is_ok() {
+            if channel::send_with(ready.order.as_fd(), wanted, fds).is_ok() {
                 return Ok(());
             }
         }
         let new = self.start(host, surroundings, false)?;
-        channel::send_with(new.order.as_fd(), ORDER, fds)
+        channel::send_with(new.order.as_fd(), wanted, fds)
     }
 
     /// Builds surroundings like those used last ahead, in the place of those asked for longest ago. Not on the way of the execution that

@@ -25,7 +25,7 @@ use super::payload::{self, Payload};
 use super::profile::{EGRESS_PORT, Network};
 use super::root::{self, OwnFiles};
 use super::sys;
-use super::wire::{InitReport, Order, Refusal, Surroundings};
+use super::wire::{Built, InitReport, Order, Refusal, Surroundings};
 
 /// What the init process gets from the supervisor that forks it.
 pub(super) struct Init<'a> {
@@ -99,8 +99,8 @@ fn build_and_reap(init: Init<'_>, link: &OwnedFd) -> Result<(), Failed> {
     // Before the fork: a signal between fork and mask would be lost.
     sys::block_exactly(&WAKING);
     let listening = listener.as_ref().map(AsFd::as_fd);
-    channel::send_files(link, &InitReport::Built { refusals, own_root: own.root }, listening.as_slice())
-        .map_err(at("reporting to the supervisor"))?;
+    let built = InitReport::Built(Built { refusals, own_root: own.root });
+    channel::send_files(link, &built, listening.as_slice()).map_err(at("reporting to the supervisor"))?;
 
     let Init { payload_link, filters, leaf, single, .. } = init;
     let parent = rustix::process::getpid();
@@ -111,7 +111,11 @@ fn build_and_reap(init: Init<'_>, link: &OwnedFd) -> Result<(), Failed> {
     std::mem::forget((payload, listener));
     let outputs = follow_order(link, &held)?;
     let status = reap(main, own_pid_namespace, link).map_err(at("reaping"))?;
-    report_end(status, link, &held, &outputs).map_err(at("reporting the end"))
+    report_end(status, link, &held, &outputs).map_err(at("reporting the end"))?;
+    // Its end takes the namespaces down, which nobody should have to wait for who waits for the outcome: until the supervisor
+    // hangs up or kills it.
+    let _ = channel::receive(link.as_fd());
+    Ok(())
 }
 
 /// Waits until it is known what the surroundings are for, and puts the inputs in their places. A killed payload, and the
@@ -206,16 +210,16 @@ fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<i32> {
     loop {
         loop {
             match sys::wait(None, false) {
-                Ok(Some(ended)) if ended.pid == main => {
-                    status = Some(ended.status);
-                    channel::send(link, &InitReport::MainEnded { status: ended.status })?;
-                    // What the program left running ends with it.
-                    kill = true;
-                }
+                Ok(Some(ended)) if ended.pid == main => status = Some(ended.status),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return Ok(status.unwrap_or(libc::SIGKILL)),
             }
+        }
+        // What the program left running ends with it.
+        if let Some(status) = status.filter(|_| !kill) {
+            channel::send(link, &InitReport::MainEnded { status })?;
+            kill = true;
         }
         if kill && own_pid_namespace {
             sys::kill_all_in_namespace();

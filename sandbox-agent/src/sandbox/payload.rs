@@ -1,8 +1,8 @@
 //! The process that becomes the program: takes the remaining layers on itself and tries what they must stop, all before it
-//! knows its program; then takes limits and filter on, reports, waits for the word, executes.
+//! knows its program; then takes streams and limits, reports, waits for the word, executes.
 //!
-//! Leaves out reading back whether the layers hold: that is asked of the kernel from outside. Invariant: between the last
-//! layer and `execve` it allocates nothing and makes no system call that its own filter forbids.
+//! Leaves out reading back whether the layers hold: that is asked of the kernel from outside. Invariant: once its filter is
+//! installed it makes no call that the filter forbids; once its limits are set it allocates nothing.
 
 use std::ffi::CString;
 use std::io;
@@ -20,13 +20,9 @@ use super::control::Layer;
 use super::landlock_rules::Reach;
 use super::root::OwnFiles;
 use super::sys::{self, CStrings};
-use super::wire::{Attempt, EXEC_FAILED, GO, PayloadReport, Program, Refusal, Surroundings};
+use super::wire::{Attempt, Confined, GO, Program, Ready, Refusal, Said, Surroundings};
 use super::{channel, landlock_rules, rlimits, seccomp};
 
-/// First byte of the packet with the report; four bytes with the error number of seccomp's installation follow.
-pub(super) const REPORT: u8 = b'R';
-/// First byte of the packet that says which stage failed: four bytes of error number, then its name.
-pub(super) const FAILED: u8 = b'F';
 /// Where programs are looked up if the environment names no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 /// The exit status of a payload that could not become the program.
@@ -55,26 +51,14 @@ pub(super) fn run(payload: &Payload<'_>) -> i32 {
         return EXIT_NOT_EXECUTED;
     }
     if let Err((stage, error)) = become_program(link, payload) {
-        let mut packet = vec![FAILED];
-        packet.extend(error.raw_os_error().unwrap_or(libc::EIO).to_le_bytes());
-        packet.extend(stage.as_bytes());
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
         // Nobody left to tell: the kernel ends this process with its parents.
-        let _ = rustix::io::write(link, &packet);
+        let _ = rustix::io::write(link, &Said::failed(stage, errno));
     }
     EXIT_NOT_EXECUTED
 }
 
 type Failed = (&'static str, io::Error);
-
-/// What is known of the layers that the payload took on before it knew its program.
-struct Confined {
-    /// By the execution's cgroup.
-    memory_is_counted: bool,
-    refusals: Vec<Refusal>,
-    handled: String,
-    before: Tries,
-    under: Tries,
-}
 
 /// Enters the execution's cgroup, then a cgroup namespace, which shows that as the root. Init stays outside: it has to
 /// outlive the tree to account for it.
@@ -93,9 +77,9 @@ fn join_cgroup(surroundings: &Surroundings, leaf: Option<&Leaf>) -> (bool, Vec<R
     (memory_is_counted, refusals)
 }
 
-/// Takes on every layer that does not depend on the program.
+/// Takes on every layer that does not depend on the program, the filter last.
 fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
-    let &Payload { surroundings, ref work, own, reach, ref link, leaf, parent, .. } = payload;
+    let &Payload { surroundings, ref work, own, reach, ref link, filters, leaf, parent } = payload;
     let (memory_is_counted, mut refusals) = join_cgroup(surroundings, leaf);
     let on = |layer| surroundings.has(layer);
     let closed =
@@ -125,9 +109,10 @@ fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
     }
     // The mode that execve gives any readable program: the supervisor reads this process's state through it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| ("dumpable", e.into()))?;
-    let mut handled = "no rights handled".to_owned();
+    let landlock_abi = sys::landlock_abi().unwrap_or(0);
+    let mut landlock_handled = "no rights handled".to_owned();
     if on(Layer::Landlock) {
-        handled = landlock_rules::handled(sys::landlock_abi().unwrap_or(0), reach);
+        landlock_handled = landlock_rules::handled(landlock_abi, reach);
     }
     if on(Layer::Landlock)
         && let Err(error) =
@@ -136,7 +121,21 @@ fn confine(payload: &Payload<'_>) -> Result<Confined, Failed> {
         let error = io::Error::other(error.to_string());
         refusals.push(Refusal::new(Layer::Landlock, "landlock_restrict_self", &error));
     }
-    Ok(Confined { memory_is_counted, refusals, handled, before, under: Tries::make(parent) })
+    let under = Tries::make(parent);
+    let filter = filters.of(&surroundings.profile, reach);
+    let seccomp_errno = if on(Layer::Seccomp) { filter.install().err().unwrap_or(0) } else { 0 };
+    Ok(Confined {
+        refusals,
+        memory_is_counted,
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        keyrings: attempt("searching the helper's key", before.keyrings, under.keyrings),
+        landlock_abi,
+        landlock_handled,
+        landlock_files: attempt("open(\"/\")", before.files, under.files),
+        landlock_tcp: attempt("bind(TCP 0.0.0.0:0)", before.tcp, under.tcp),
+        landlock_signals: attempt("kill(init, 0)", before.signals, under.signals),
+        seccomp_errno,
+    })
 }
 
 /// Waits for its program and takes its streams. `None`: there will be none.
@@ -153,51 +152,28 @@ fn receive_program(link: BorrowedFd<'_>) -> Result<Option<Program>, Failed> {
 }
 
 fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Failed> {
-    let &Payload { surroundings, filters, reach, .. } = payload;
-    let on = |layer| surroundings.has(layer);
-    let Confined { memory_is_counted, refusals, handled, before, under } = confine(payload)?;
-    let Some(Program { name: program, args, env, cwd, mut rlimits, memory_is_limited }) =
-        receive_program(link)?
-    else {
+    let report = Said::confined(&confine(payload)?).map_err(|e| ("report", e))?;
+    rustix::io::write(link, &report).map_err(|e| ("report", e.into()))?;
+    let Some(Program { name: program, args, env, cwd, rlimits }) = receive_program(link)? else {
         return Ok(());
     };
-    let address_space_is_free = memory_is_counted && memory_is_limited;
-    if address_space_is_free {
-        rlimits::free_address_space(&mut rlimits);
-    }
     rustix::process::chdir(&cwd).map_err(|e| ("cwd", e.into()))?;
 
     let programs = candidates(&program, &env).map_err(|e| ("program", e))?;
     let args = strings([program].into_iter().chain(args)).map_err(|e| ("args", e))?;
-    let names = env.iter().map(|(key, _)| key.clone()).collect();
+    let environment = env.iter().map(|(key, _)| key.clone()).collect();
     let env = env.into_iter().map(|(key, value)| format!("{key}={value}"));
     let env = strings(env).map_err(|e| ("env", e))?;
-    let report = PayloadReport {
-        refusals,
-        address_space_is_free,
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        environment: names,
-        keyrings: attempt("searching the helper's key", before.keyrings, under.keyrings),
-        landlock_abi: sys::landlock_abi().unwrap_or(0),
-        landlock_handled: handled,
-        landlock_files: attempt("open(\"/\")", before.files, under.files),
-        landlock_tcp: attempt("bind(TCP 0.0.0.0:0)", before.tcp, under.tcp),
-        landlock_signals: attempt("kill(init, 0)", before.signals, under.signals),
-        usage: sys::resource_usage(false).into(),
-    };
-    let mut packet = vec![REPORT, 0, 0, 0, 0];
-    serde_json::to_writer(&mut packet, &report).map_err(|e| ("report", e.into()))?;
+    let report = Ready { environment, usage: sys::resource_usage(false).into() };
+    let report = Said::ready(&report).map_err(|e| ("report", e))?;
 
-    let filter = filters.of(&surroundings.profile, reach);
     // From here on: no allocation. The memory limit may be below what this image already has mapped.
     // A refused limit shows in the read-back of /proc/<pid>/limits.
-    if on(Layer::Rlimits) {
+    if payload.surroundings.has(Layer::Rlimits) {
         let _ = rlimits::apply(&rlimits);
     }
-    let installed = if on(Layer::Seccomp) { filter.install().err().unwrap_or(0) } else { 0 };
-    packet[1..5].copy_from_slice(&installed.to_le_bytes());
     let mut word = [0];
-    if rustix::io::write(link, &packet).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]
+    if rustix::io::write(link, &report).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]
     {
         return Ok(());
     }
@@ -212,9 +188,8 @@ fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Fai
             }
         }
     }
-    let [a, b, c, d] = error.to_le_bytes();
     // Nobody left to tell: the kernel ends this process with its parents.
-    let _ = rustix::io::write(link, &[EXEC_FAILED, a, b, c, d]);
+    let _ = rustix::io::write(link, &Said::exec_failed(error));
     Ok(())
 }
 

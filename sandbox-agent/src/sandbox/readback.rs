@@ -1,4 +1,6 @@
-//! Reads back from the kernel which layers hold for a payload that is stopped right before `execve`.
+//! Reads back from the kernel which layers hold for a payload, in two steps: when its surroundings are complete, what can't
+//! be undone any more ([`standing`]: a namespace is not left for the host's, a filter not taken off, a capability not got
+//! back); and when nothing but `execve` remains, what comes with the program ([`controls`]).
 //!
 //! Leaves out applying anything. Invariant: a status is `Enforced` only if something read from `/proc` for that very
 //! process, or an attempt it made itself under the layer, says so; what can't be read is not enforced.
@@ -13,11 +15,11 @@ use super::cgroup::Leaf;
 use exchequer_event::digest::Purpose;
 
 use super::control::{Control, ControlStatus, Layer};
-use super::profile::Network;
+use super::profile::{Network, Profile};
 use super::rlimits::Planned;
-use super::spec::Spec;
+use super::seccomp;
 use super::sys;
-use super::wire::{Attempt, PayloadReport, Refusal};
+use super::wire::{Attempt, Confined, Refusal};
 
 /// What the helper read about itself at its start, to compare payloads with.
 pub(super) struct Baseline {
@@ -37,6 +39,9 @@ const NAMESPACES: [(Layer, &str); 7] = [
 
 impl Baseline {
     pub(super) fn of_this_process() -> io::Result<Self> {
+        // Hashing asks what the processor can do, once and for all processes that are forked later; a virtual machine's
+        // takes its time to answer.
+        digest(&[]);
         let namespaces =
             NAMESPACES.iter().filter_map(|(_, name)| Some((*name, namespace("self", name).ok()?)));
         let status = fs::read_to_string("/proc/self/status")?;
@@ -54,21 +59,45 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// All there is to judge one payload by.
-pub(super) struct Payload<'a> {
+/// What holds for a payload whatever its program, in the layers' order.
+pub(super) struct Standing(Vec<(Layer, Judged)>);
+
+/// Reads what can't be undone any more. The payload waits for its program.
+pub(super) fn standing(pid: i32, baseline: &Baseline, profile: &Profile, report: &Confined) -> Standing {
+    let payload =
+        Payload { pid, baseline, profile, report, status: OnceCell::new(), mounts: OnceCell::new() };
+    Standing(
+        Layer::ALL
+            .into_iter()
+            .filter_map(|layer| Some((layer, payload.judge(layer)?)))
+            .map(|(layer, judged)| (layer, judged.unwrap_or_else(|error| unread(&error))))
+            .collect(),
+    )
+}
+
+/// A payload without a program.
+struct Payload<'a> {
+    pid: i32,
+    baseline: &'a Baseline,
+    profile: &'a Profile,
+    report: &'a Confined,
+    /// Read at most once.
+    status: OnceCell<String>,
+    mounts: OnceCell<Vec<Mount>>,
+}
+
+/// A payload that waits for the word to execute its program.
+pub(super) struct Prepared<'a> {
     pub(super) pid: i32,
-    pub(super) baseline: &'a Baseline,
-    pub(super) spec: &'a Spec,
+    pub(super) standing: &'a Standing,
+    /// The variables that were asked for.
+    pub(super) env: &'a [(String, String)],
+    /// Names of those that `execve` will be given.
+    pub(super) environment: &'a [String],
     pub(super) rlimits: &'a [Planned],
     pub(super) rlimits_are_own: bool,
     pub(super) leaf: Option<&'a Leaf>,
-    pub(super) filters: usize,
-    pub(super) seccomp_errno: i32,
     pub(super) refusals: &'a [Refusal],
-    pub(super) report: &'a PayloadReport,
-    /// Read at most once.
-    pub(super) status: OnceCell<String>,
-    pub(super) mounts: OnceCell<Vec<Mount>>,
 }
 
 fn once<T>(cell: &OnceCell<T>, read: impl FnOnce() -> io::Result<T>) -> io::Result<&T> {
@@ -85,13 +114,18 @@ const ENFORCED: ControlStatus = ControlStatus::Enforced;
 const DEGRADED: ControlStatus = ControlStatus::Degraded;
 const UNAVAILABLE: ControlStatus = ControlStatus::Unavailable;
 
+fn unread(error: &io::Error) -> Judged {
+    (UNAVAILABLE, format!("could not be read back: {error}"))
+}
+
 /// One control per layer, in the layers' order.
-pub(super) fn controls(payload: &Payload<'_>) -> Vec<Control> {
+pub(super) fn controls(payload: &Prepared<'_>) -> Vec<Control> {
     Layer::ALL
         .map(|layer| {
-            let (status, mut evidence) = payload
-                .judge(layer)
-                .unwrap_or_else(|error| (UNAVAILABLE, format!("could not be read back: {error}")));
+            let Standing(standing) = payload.standing;
+            let stands = standing.iter().find(|(own, _)| *own == layer).map(|(_, judged)| judged.clone());
+            let (status, mut evidence) =
+                stands.unwrap_or_else(|| payload.judge(layer).unwrap_or_else(|error| unread(&error)));
             if status != ENFORCED {
                 for refusal in payload.refusals.iter().filter(|refusal| refusal.layer == layer) {
                     evidence = format!("{evidence}; {}: {}", refusal.step, refusal.error);
@@ -102,9 +136,16 @@ pub(super) fn controls(payload: &Payload<'_>) -> Vec<Control> {
         .to_vec()
 }
 
+/// A file of a process in `/proc`.
+fn read(pid: i32, file: &str) -> io::Result<String> {
+    let path = format!("/proc/{pid}/{file}");
+    sys::read_whole(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+}
+
 impl Payload<'_> {
-    fn judge(&self, layer: Layer) -> io::Result<Judged> {
-        match layer {
+    /// `None`: comes with the program.
+    fn judge(&self, layer: Layer) -> Option<io::Result<Judged>> {
+        Some(match layer {
             Layer::UserNamespace => self.user_namespace(),
             Layer::NetNamespace => self.net_namespace(),
             Layer::UtsNamespace => self.uts_namespace(),
@@ -112,7 +153,6 @@ impl Payload<'_> {
             Layer::MountNamespace => self.own_namespace("mnt"),
             Layer::IpcNamespace => self.own_namespace("ipc"),
             Layer::CgroupNamespace => self.own_namespace("cgroup"),
-            Layer::Cgroup => self.cgroup(),
             Layer::Keyrings => Ok(self.keyrings()),
             Layer::PrivateRoot => self.private_root(),
             Layer::WorkArea => self.work_area(),
@@ -121,15 +161,12 @@ impl Payload<'_> {
             Layer::NoNewPrivs => self.no_new_privs(),
             Layer::Landlock => Ok(self.landlock()),
             Layer::Seccomp => self.seccomp(),
-            Layer::Rlimits => self.rlimits(),
-            Layer::ClosedFds => self.closed_fds(),
-            Layer::CleanEnv => self.clean_env(),
-        }
+            Layer::Cgroup | Layer::Rlimits | Layer::ClosedFds | Layer::CleanEnv => return None,
+        })
     }
 
     fn read(&self, file: &str) -> io::Result<String> {
-        let path = format!("/proc/{}/{file}", self.pid);
-        sys::read_whole(&path).map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
+        read(self.pid, file)
     }
 
     fn status(&self) -> io::Result<&str> {
@@ -170,7 +207,7 @@ impl Payload<'_> {
         let names =
             devices.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect::<Vec<_>>();
         let evidence = format!("{evidence}; net/dev lists: {}", names.join(" "));
-        let network = self.spec.profile.network;
+        let network = self.profile.network;
         let addresses = local_addresses(&self.read("net/fib_trie")?);
         let (state, wanted) = match (addresses.as_slice(), network) {
             ([], Network::None) => ("down", true),
@@ -192,13 +229,6 @@ impl Payload<'_> {
         Ok((if status == ENFORCED && !(only_loopback && wanted) { DEGRADED } else { status }, evidence))
     }
 
-    fn cgroup(&self) -> io::Result<Judged> {
-        self.leaf.map_or_else(
-            || Ok((UNAVAILABLE, "no cgroup of its own".to_owned())),
-            |leaf| leaf.read_back(self.pid),
-        )
-    }
-
     fn keyrings(&self) -> Judged {
         let Attempt { what, before, under } = &self.report.keyrings;
         let evidence = format!(
@@ -212,19 +242,19 @@ impl Payload<'_> {
     fn uts_namespace(&self) -> io::Result<Judged> {
         let (status, evidence) = self.own_namespace("uts")?;
         let evidence = format!("{evidence}; uname says '{}'", self.report.hostname);
-        let named = self.report.hostname == self.spec.profile.hostname;
+        let named = self.report.hostname == self.profile.hostname;
         Ok((if status == ENFORCED && !named { DEGRADED } else { status }, evidence))
     }
 
     fn private_root(&self) -> io::Result<Judged> {
         let mounts = self.mounts()?;
-        let work = &self.spec.profile.work.path;
+        let work = &self.profile.work.path;
         let named = |point: &Path| {
             point == work
                 || point == Path::new("/")
                 || point == Path::new("/proc")
-                || self.spec.profile.read_only.iter().any(|path| point.starts_with(path))
-                || self.spec.profile.devices.iter().any(|device| point == Path::new("/dev").join(device))
+                || self.profile.read_only.iter().any(|path| point.starts_with(path))
+                || self.profile.devices.iter().any(|device| point == Path::new("/dev").join(device))
         };
         let root_is_own = mounts.iter().any(|mount| mount.point == "/" && mount.kind == "tmpfs");
         let stray = mounts.iter().find(|mount| !named(Path::new(&mount.point)));
@@ -253,7 +283,7 @@ impl Payload<'_> {
     }
 
     fn work_area(&self) -> io::Result<Judged> {
-        let work = &self.spec.profile.work;
+        let work = &self.profile.work;
         let mounts = self.mounts()?;
         let Some(mount) =
             mounts.iter().rfind(|mount| Path::new(&mount.point) == work.path && mount.kind == "tmpfs")
@@ -325,7 +355,7 @@ impl Payload<'_> {
         let evidence =
             format!("ABI {}, {}; {}", report.landlock_abi, report.landlock_handled, text.join(", "));
         // On a loopback of its own a program may use TCP: nothing else is there to be reached.
-        let free = |name: &str| name == "TCP" && self.spec.profile.network == Network::Loopback;
+        let free = |name: &str| name == "TCP" && self.profile.network == Network::Loopback;
         let missing =
             attempts.iter().filter(|(attempt, errno, name)| !free(name) && !denied(attempt, *errno));
         let missing = missing.map(|(.., name)| *name).collect::<Vec<_>>();
@@ -341,19 +371,38 @@ impl Payload<'_> {
         let status = self.status()?;
         let mode = field(status, "Seccomp").unwrap_or("missing");
         let filters = field(status, "Seccomp_filters").and_then(|text| text.parse::<usize>().ok());
-        let wanted = self.baseline.seccomp_filters + self.filters;
+        let wanted = self.baseline.seccomp_filters + seccomp::INSTALLED;
         let shown = filters.map_or("no".to_owned(), |count| count.to_string());
         let evidence = format!("Seccomp {mode}, {shown} filters, {wanted} expected");
         if mode == MODE_FILTER && filters == Some(wanted) {
             Ok((ENFORCED, evidence))
         } else {
-            let error = io::Error::from_raw_os_error(self.seccomp_errno);
+            let error = io::Error::from_raw_os_error(self.report.seccomp_errno);
             Ok((UNAVAILABLE, format!("{evidence}; installing: {error}")))
         }
     }
+}
+
+impl Prepared<'_> {
+    fn judge(&self, layer: Layer) -> io::Result<Judged> {
+        match layer {
+            Layer::Cgroup => self.cgroup(),
+            Layer::Rlimits => self.rlimits(),
+            Layer::ClosedFds => self.closed_fds(),
+            Layer::CleanEnv => self.clean_env(),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn cgroup(&self) -> io::Result<Judged> {
+        self.leaf.map_or_else(
+            || Ok((UNAVAILABLE, "no cgroup of its own".to_owned())),
+            |leaf| leaf.read_back(self.pid),
+        )
+    }
 
     fn rlimits(&self) -> io::Result<Judged> {
-        let table = self.read("limits")?;
+        let table = read(self.pid, "limits")?;
         let value = |text: &str| {
             if text == "unlimited" { Some(u64::MAX) } else { text.parse().ok() }
         };
@@ -394,7 +443,7 @@ impl Payload<'_> {
             if ["0", "1", "2"].contains(&name.as_str()) {
                 continue;
             }
-            let info = self.read(&format!("fdinfo/{name}"))?;
+            let info = read(self.pid, &format!("fdinfo/{name}"))?;
             let flags =
                 field(&info, "flags").and_then(|octal| i32::from_str_radix(octal, 8).ok()).unwrap_or(0);
             if flags & libc::O_CLOEXEC == 0 {
@@ -413,9 +462,10 @@ impl Payload<'_> {
     }
 
     fn clean_env(&self) -> io::Result<Judged> {
-        let inherited = self.read("environ")?.split('\0').filter(|variable| !variable.is_empty()).count();
-        let specified = |name: &&String| self.spec.env.iter().any(|(own, _)| own == *name);
-        let given = &self.report.environment;
+        let inherited =
+            read(self.pid, "environ")?.split('\0').filter(|variable| !variable.is_empty()).count();
+        let specified = |name: &&String| self.env.iter().any(|(own, _)| own == *name);
+        let given = self.environment;
         let foreign = given.iter().filter(|name| !specified(name)).count();
         let evidence = format!(
             "environ before execve has {inherited} variables; execve gets {}, {foreign} of them not specified",

@@ -9,21 +9,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 
 use super::cgroup::{self, Leaf};
-use super::channel;
+use super::channel::{self, Packet};
 use super::control::Layer;
 use super::execution::{Execution, Given, NOT_RUN, launch_failed, no_files};
 use super::init::{self, Init};
 use super::outcome::Usage;
 use super::payload;
-use super::readback::Baseline;
+use super::readback::{self, Baseline, Standing};
 use super::seccomp::Filters;
 use super::sys::{self, SingleThreaded};
-use super::wire::{Ended, Refusal, Report, Request, Surroundings};
+use super::wire::{
+    Built, Confined, Ended, InitReport, Refusal, Report, Said, Surroundings, WANTED_FDS, Wanted,
+};
 
 /// The user and group id inside a user namespace.
 const INSIDE_ID: u32 = 1000;
@@ -59,28 +62,43 @@ pub(super) fn run(
     let Ok(surroundings) = serde_json::from_slice::<Surroundings>(surroundings) else {
         return 1;
     };
-    let tree = Tree::start(host, &surroundings, fallback_work, taken);
+    let tree = Tree::build(host, &surroundings, fallback_work, taken, &links.helper);
     let init = tree.as_ref().ok().map(|tree| tree.init);
     let watched = tree.as_ref().ok().filter(|_| is_ahead);
     let requested = if is_ahead && tree.is_err() { None } else { wait_for_request(links, watched) };
-    let status =
-        requested.map_or(1, |requested| serve(host, links, &surroundings, tree, requested, fallback_work));
-    // Not needed, or about to end by itself. What was waited for before is no child any more, and nobody's to kill.
-    if let Some(init) = init
-        && let Ok(None) = sys::wait(Some(init), false)
-    {
-        let _ = sys::send_signal(init, libc::SIGKILL);
-        let _ = sys::wait(Some(init), true);
+    let status = requested.map_or(1, |requested| serve(links, surroundings, tree, requested, fallback_work));
+    if let Some(init) = init {
+        end(init);
     }
     // There is one only where no private root could be built.
     let _ = fs::remove_dir_all(fallback_work);
     status
 }
 
-/// An execution's control socket and streams.
+/// Ends an init that waits, is not needed or is about to end by itself. What was waited for before is no child any more, and
+/// nobody's to kill.
+fn end(init: i32) {
+    if let Ok(None) = sys::wait(Some(init), false) {
+        let _ = sys::send_signal(init, libc::SIGKILL);
+        let _ = sys::wait(Some(init), true);
+    }
+}
+
+/// What an execution is asked for with.
 struct Requested {
+    wanted: Wanted,
     control: OwnedFd,
     stdio: [OwnedFd; 3],
+    inputs: Vec<OwnedFd>,
+}
+
+impl Requested {
+    fn parse(mut packet: Packet) -> Option<Self> {
+        let wanted = channel::parse(&packet).ok()?;
+        let inputs = packet.fds.split_off(WANTED_FDS.min(packet.fds.len()));
+        let [control, stdin, stdout, stderr] = <[OwnedFd; WANTED_FDS]>::try_from(packet.fds).ok()?;
+        Some(Self { wanted, control, stdio: [stdin, stdout, stderr], inputs })
+    }
 }
 
 /// `None`: nobody needs the surroundings any more, or they are broken.
@@ -88,16 +106,14 @@ fn wait_for_request(links: &Links, tree: Option<&Tree>) -> Option<Requested> {
     loop {
         let mut fds =
             vec![PollFd::new(&links.order, PollFlags::IN), PollFd::new(&links.helper, PollFlags::IN)];
-        // The payload of surroundings built ahead says nothing, unless it ended.
+        // The payload of surroundings built ahead says nothing more, unless it ended.
         fds.extend(tree.map(|tree| PollFd::new(&tree.payload_link, PollFlags::IN)));
         if poll(&mut fds, None).is_err() {
             continue;
         }
         let ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
         if ready[0] {
-            let packet = channel::receive(links.order.as_fd()).ok()?;
-            let [control, stdin, stdout, stderr] = <[OwnedFd; 4]>::try_from(packet.fds).ok()?;
-            return Some(Requested { control, stdio: [stdin, stdout, stderr] });
+            return Requested::parse(channel::receive(links.order.as_fd()).ok()?);
         }
         if ready[1] {
             return None;
@@ -110,36 +126,26 @@ fn wait_for_request(links: &Links, tree: Option<&Tree>) -> Option<Requested> {
 }
 
 fn serve(
-    host: &Host,
     links: &Links,
-    surroundings: &Surroundings,
+    surroundings: Surroundings,
     tree: Result<Tree, Failed>,
     requested: Requested,
     fallback_work: &Path,
 ) -> i32 {
-    let Requested { control, stdio } = requested;
-    let Ok(packet) = channel::receive(control.as_fd()) else {
-        return 1;
-    };
-    let Ok(Request::Prepare { spec, environment }) = channel::parse(&packet) else {
-        return 1;
-    };
-    // Built for what the agent said first; a program runs in nothing else.
-    let fits = Surroundings::of(&spec) == *surroundings;
-    let misfit = ("matching the surroundings", io::ErrorKind::InvalidInput.into());
-    let (ended, files) = match tree.and_then(|tree| if fits { Ok(tree) } else { Err(misfit) }) {
+    let Requested { wanted, control, stdio, inputs } = requested;
+    let (spec, inherited) = wanted.within(surroundings);
+    match tree {
         Ok(tree) => {
-            let given = Given { spec: &spec, environment, inputs: packet.fds, stdio };
-            Execution::new(host, tree, given, &control, &links.helper, fallback_work).run()
+            let given = Given { spec: &spec, inherited, inputs, stdio };
+            Execution::new(tree, given, &control, &links.helper, fallback_work).run();
         }
         Err((stage, error)) => {
             let cause = launch_failed(stage, &error);
-            (Ended { cause, usage: Usage::default(), files: no_files(&spec, NOT_RUN) }, vec![])
+            let ended = Ended { cause, usage: Usage::default(), files: no_files(&spec, NOT_RUN) };
+            // An agent that is gone needs no outcome.
+            let _ = channel::send(&control, &Report::Finished(ended));
         }
-    };
-    let fds = files.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-    // An agent that is gone needs no outcome.
-    let _ = channel::send_files(&control, &Report::Finished(ended), &fds);
+    }
     0
 }
 
@@ -195,25 +201,41 @@ fn unless(omit: &[Layer], layer: Layer, flag: i32) -> Option<io::Result<()>> {
     (!omit.contains(&layer)).then(|| sys::unshare(flag))
 }
 
-type Failed = (&'static str, io::Error);
+/// How long the surroundings may take to be built.
+const BUILD_LIMIT: Duration = Duration::from_secs(10);
 
-/// The surroundings of an execution: namespaces, init and a payload that has no program yet.
+/// A step that failed, and without which there are no surroundings.
+type Failed = (String, io::Error);
+
+fn at(step: &str) -> impl Fn(io::Error) -> Failed {
+    let step = step.to_owned();
+    move |error| (step.clone(), error)
+}
+
+/// The surroundings of an execution: namespaces, init and a payload that has no program yet; and what was read back of them.
 pub(super) struct Tree {
     pub(super) init: i32,
     pub(super) init_link: OwnedFd,
+    pub(super) payload: i32,
     pub(super) payload_link: OwnedFd,
     pub(super) own_pid_namespace: bool,
     pub(super) own_user_namespace: bool,
+    pub(super) own_root: bool,
     pub(super) leaf: Option<Leaf>,
+    pub(super) memory_is_counted: bool,
+    /// The socket that listens inside, if the profile asks for one.
+    pub(super) listener: Option<OwnedFd>,
     pub(super) refusals: Vec<Refusal>,
+    pub(super) standing: Standing,
 }
 
 impl Tree {
-    fn start(
+    fn build(
         host: &Host,
         surroundings: &Surroundings,
         fallback_work: &Path,
         taken: Option<io::Result<u64>>,
+        helper: &OwnedFd,
     ) -> Result<Self, Failed> {
         let mut refusals = vec![];
         // First of all: what it opens keeps the rights that this process is about to give up.
@@ -222,12 +244,12 @@ impl Tree {
         let _leak = (!surroundings.has(Layer::ClosedFds)).then(|| fs::File::open("/"));
         let Entered { id, own_user_namespace, own_pid_namespace } =
             enter_namespaces(host, &surroundings.omit, &mut refusals)
-                .map_err(|e| ("becoming the unprivileged user", e))?;
+                .map_err(at("becoming the unprivileged user"))?;
         // If init dies, what it should have reaped comes here and is killed here.
-        set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(|e| ("subreaper", e.into()))?;
-        let (init_link, init_end) = channel::pair().map_err(|e| ("socketpair", e))?;
-        let (payload_link, payload_end) = channel::pair().map_err(|e| ("socketpair", e))?;
-        channel::identify_senders(&payload_link).map_err(|e| ("SO_PASSCRED", e))?;
+        set_child_subreaper(rustix::process::Pid::from_raw(1)).map_err(|e| at("subreaper")(e.into()))?;
+        let (init_link, init_end) = channel::pair().map_err(at("socketpair"))?;
+        let (payload_link, payload_end) = channel::pair().map_err(at("socketpair"))?;
+        channel::identify_senders(&payload_link).map_err(at("SO_PASSCRED"))?;
         let child = Init {
             surroundings,
             id,
@@ -238,12 +260,89 @@ impl Tree {
             leaf: leaf.as_ref(),
             single: host.single,
         };
-        let init = host.single.fork(move || init::run(child, &init_end)).map_err(|e| ("fork", e))?;
+        let init = host.single.fork(move || init::run(child, &init_end)).map_err(at("fork"))?;
         // The namespaces' capabilities were for init; reading, killing and waiting need none, unless a probe's program has
         // more itself.
         if surroundings.has(Layer::Capabilities) && surroundings.has(Layer::NoNewPrivs) {
             payload::drop_capabilities();
         }
-        Ok(Self { init, init_link, payload_link, own_pid_namespace, own_user_namespace, leaf, refusals })
+        let heard = Heard::wait(&init_link, &payload_link, helper).inspect_err(|_| end(init))?;
+        let Heard { built, listener, payload, confined } = heard;
+        refusals.extend(built.refusals);
+        refusals.extend(confined.refusals.iter().cloned());
+        let standing = readback::standing(payload, &host.baseline, &surroundings.profile, &confined);
+        Ok(Self {
+            init,
+            init_link,
+            payload,
+            payload_link,
+            own_pid_namespace,
+            own_user_namespace,
+            own_root: built.own_root,
+            leaf,
+            memory_is_counted: confined.memory_is_counted,
+            listener,
+            refusals,
+            standing,
+        })
+    }
+}
+
+/// What init and payload say of themselves when they are done.
+struct Heard {
+    built: Built,
+    listener: Option<OwnedFd>,
+    payload: i32,
+    confined: Confined,
+}
+
+impl Heard {
+    fn wait(init_link: &OwnedFd, payload_link: &OwnedFd, helper: &OwnedFd) -> Result<Self, Failed> {
+        let until = Instant::now() + BUILD_LIMIT;
+        let lost = || io::Error::from_raw_os_error(libc::ECHILD);
+        let mut built = None;
+        loop {
+            let mut fds = [init_link, payload_link, helper].map(|fd| PollFd::new(fd, PollFlags::IN));
+            let left = until.saturating_duration_since(Instant::now());
+            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
+                Ok(0) => {
+                    let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+                    return Err(at("building the surroundings")(late));
+                }
+                Ok(_) => {}
+                Err(_) => continue,
+            }
+            let [of_init, of_payload, of_helper] = fds.map(|fd| !fd.revents().is_empty());
+            if of_helper {
+                return Err(at("building the surroundings")(io::ErrorKind::Interrupted.into()));
+            }
+            if of_init {
+                let packet = channel::receive(init_link.as_fd()).unwrap_or_default();
+                if packet.bytes.is_empty() {
+                    return Err(at("init was lost")(lost()));
+                }
+                match channel::parse(&packet) {
+                    Ok(InitReport::Built(report)) => built = Some((report, packet.fds)),
+                    Ok(InitReport::Failed { stage, errno }) => {
+                        return Err((stage, io::Error::from_raw_os_error(errno)));
+                    }
+                    Ok(_) => return Err(at("reading init's report")(io::ErrorKind::InvalidData.into())),
+                    Err(error) => return Err(at("reading init's report")(error)),
+                }
+                continue;
+            }
+            if of_payload {
+                let packet = channel::receive(payload_link.as_fd()).unwrap_or_default();
+                let said = Said::parse(&packet.bytes).map_err(at("reading the payload's report"))?;
+                return match (said, built, packet.sender) {
+                    (Said::Confined(confined), Some((built, fds)), Some(payload)) => {
+                        Ok(Self { built, listener: fds.into_iter().next(), payload, confined })
+                    }
+                    (Said::Failed { stage, errno }, ..) => Err((stage, io::Error::from_raw_os_error(errno))),
+                    (Said::Gone, ..) => Err(at("confining the payload")(lost())),
+                    _ => Err(at("reading the payload's report")(io::ErrorKind::InvalidData.into())),
+                };
+            }
+        }
     }
 }

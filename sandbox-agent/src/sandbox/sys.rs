@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::time::Duration;
@@ -395,18 +396,19 @@ pub(super) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<(),
 
 /// Reads a file of the kernel's own, whose size nobody knows beforehand, with as few calls as it takes.
 pub(super) fn read_whole(path: &str) -> io::Result<String> {
-    const AT_ONCE: usize = 16 << 10;
-    let file = fs::File::open(path)?;
-    let (mut text, mut end) = (vec![0; AT_ONCE], 0);
+    read_from_start(&fs::File::open(path)?)
+}
+
+/// As [`read_whole`], of a file that is open already, wherever it was read up to.
+pub(super) fn read_from_start(file: &fs::File) -> io::Result<String> {
+    // On the stack: after a fork it is there, and a large piece of heap is not.
+    let mut piece = [0; 4096];
+    let mut text = vec![];
     loop {
-        let count = io::Read::read(&mut &file, &mut text[end..])?;
-        end += count;
+        let count = file.read_at(&mut piece, text.len() as u64)?;
+        text.extend_from_slice(&piece[..count]);
         if count == 0 {
-            text.truncate(end);
             return String::from_utf8(text).map_err(io::Error::other);
-        }
-        if end == text.len() {
-            text.resize(2 * end, 0);
         }
     }
 }

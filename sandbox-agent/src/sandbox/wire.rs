@@ -12,7 +12,7 @@ use super::control::{Control, Layer};
 use super::outcome::{ExitCause, FileProblem, Usage};
 use super::profile::Profile;
 use super::rlimits;
-use super::spec::Spec;
+use super::spec::{Limits, Spec};
 use super::sys::ResourceUsage;
 
 /// All that an execution's surroundings are built from, before anybody asked for the execution.
@@ -32,11 +32,55 @@ impl Surroundings {
     }
 }
 
-/// First byte of the agent's packet to the helper, which carries the execution's control socket and streams; the
-/// surroundings follow, of which the helper looks at nothing.
+/// What an execution adds to its surroundings.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    program: String,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    cwd: PathBuf,
+    limits: Limits,
+    inputs: Vec<PathBuf>,
+    outputs: Vec<PathBuf>,
+    /// The agent's environment, for a program that gets it for a probe.
+    inherited: Vec<(String, String)>,
+}
+
+impl Wanted {
+    pub(super) fn new(spec: &Spec, inherited: Vec<(String, String)>) -> Self {
+        let Spec { program, args, env, cwd, limits, inputs, outputs, profile: _, omit: _ } = spec.clone();
+        Self { program, args, env, cwd, limits, inputs, outputs, inherited }
+    }
+
+    /// The whole specification, and what is inherited.
+    pub(super) fn within(self, surroundings: Surroundings) -> (Spec, Vec<(String, String)>) {
+        let Self { program, args, env, cwd, limits, inputs, outputs, inherited } = self;
+        let Surroundings { profile, omit } = surroundings;
+        (Spec { program, args, env, cwd, limits, profile, inputs, outputs, omit }, inherited)
+    }
+}
+
+/// Descriptors that come with [`Wanted`] before those of the input files: the execution's control socket and its streams.
+pub(super) const WANTED_FDS: usize = 4;
+
+/// First byte of the agent's packet to the helper ([`join_request`]), which carries the descriptors of [`Wanted`].
 pub(super) const EXECUTE: u8 = b'X';
 /// Likewise, for surroundings that nobody is going to ask for again.
 pub(super) const EXECUTE_ONCE: u8 = b'O';
+
+/// What an agent asks the helper for, of which the helper looks at nothing: it compares the surroundings and passes on the rest.
+pub(super) fn join_request(kind: u8, surroundings: &[u8], wanted: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(surroundings.len()).unwrap_or(u32::MAX);
+    [&[kind], &length.to_le_bytes()[..], surroundings, wanted].concat()
+}
+
+/// Kind, surroundings, and what is wanted in them.
+pub(super) fn split_request(packet: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (kind, rest) = packet.split_first()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let (surroundings, wanted) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
+    Some((*kind, surroundings, wanted))
+}
 
 /// Why the agent ends an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,11 +96,6 @@ pub enum KillReason {
 /// Agent to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// With a descriptor per input file. `environment` is for a program whose environment is to be left as it is.
-    Prepare {
-        spec: Box<Spec>,
-        environment: Vec<(String, String)>,
-    },
     Release,
     Kill(KillReason),
 }
@@ -108,23 +147,28 @@ pub(super) struct Program {
     pub(super) env: Vec<(String, String)>,
     pub(super) cwd: PathBuf,
     pub(super) rlimits: Vec<rlimits::Planned>,
-    /// Whether a cgroup's limit is set for the memory of those who are in it.
-    pub(super) memory_is_limited: bool,
 }
 
 /// Init to supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum InitReport {
     /// The surroundings are built. With the descriptor of the listener, if there is one.
-    Built { refusals: Vec<Refusal>, own_root: bool },
+    Built(Built),
     /// The inputs of the order are in their places.
     Placed,
     /// The surroundings could not be built and could not be done without.
     Failed { stage: String, errno: i32 },
-    /// The program ended, with this raw wait status; what it left running is still there.
+    /// The program ended, with this raw wait status; what it left running is still there, and about to be killed.
     MainEnded { status: i32 },
-    /// No process is left. With a descriptor per output file that has no problem.
+    /// No process is left, the program ended with this raw wait status. With a descriptor per output file that has no problem.
     Done { status: i32, usage: CpuAndFaults, files: Vec<Option<FileProblem>> },
+}
+
+/// What came of building the surroundings.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Built {
+    pub(super) refusals: Vec<Refusal>,
+    pub(super) own_root: bool,
 }
 
 /// The kernel's accounting, as sent between processes.
@@ -164,15 +208,13 @@ pub(super) struct Attempt {
     pub(super) under: i32,
 }
 
-/// Payload to supervisor, sent when every layer is on and only `execve` remains.
+/// Payload to supervisor, when it has taken on every layer that does not depend on the program.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct PayloadReport {
+pub(super) struct Confined {
     pub(super) refusals: Vec<Refusal>,
-    /// Whether the cgroup that it is in limits its memory, so that nothing limits its address space.
-    pub(super) address_space_is_free: bool,
+    /// By the execution's cgroup.
+    pub(super) memory_is_counted: bool,
     pub(super) hostname: String,
-    /// Names of the variables that `execve` will be given.
-    pub(super) environment: Vec<String>,
     pub(super) keyrings: Attempt,
     pub(super) landlock_abi: i64,
     /// The rights that Landlock was asked to handle.
@@ -180,11 +222,82 @@ pub(super) struct PayloadReport {
     pub(super) landlock_files: Attempt,
     pub(super) landlock_tcp: Attempt,
     pub(super) landlock_signals: Attempt,
+    /// The error number of installing the filter; 0 if there is none.
+    pub(super) seccomp_errno: i32,
+}
+
+/// Payload to supervisor, when only `execve` remains.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ready {
+    /// Names of the variables that `execve` will be given.
+    pub(super) environment: Vec<String>,
     /// What this process used before becoming the program.
     pub(super) usage: CpuAndFaults,
 }
 
-/// Payload packets after the report: it failed to become the program, with this error number.
-pub(super) const EXEC_FAILED: u8 = b'E';
-/// Supervisor to payload: become the program.
+/// First byte of the payload's packets; JSON of [`Confined`] follows.
+const CONFINED: u8 = b'C';
+/// JSON of [`Ready`] follows.
+const READY: u8 = b'R';
+/// Four bytes of error number follow, then the name of the stage that failed.
+const FAILED: u8 = b'F';
+/// The program could not be executed: four bytes of error number follow. Also sent by a process that may not allocate.
+const EXEC_FAILED: u8 = b'E';
+
+/// What a payload says.
+pub(super) enum Said {
+    Confined(Confined),
+    Ready(Ready),
+    Failed {
+        stage: String,
+        errno: i32,
+    },
+    /// Nothing any more: it ended, or became the program.
+    Gone,
+}
+
+impl Said {
+    /// What a packet of the payload's says.
+    pub(super) fn parse(packet: &[u8]) -> io::Result<Self> {
+        match *packet {
+            [] => Ok(Self::Gone),
+            [CONFINED, ref report @ ..] => Ok(Self::Confined(serde_json::from_slice(report)?)),
+            [READY, ref report @ ..] => Ok(Self::Ready(serde_json::from_slice(report)?)),
+            [FAILED, a, b, c, d, ref stage @ ..] => {
+                let stage = String::from_utf8_lossy(stage).into_owned();
+                Ok(Self::Failed { stage, errno: i32::from_le_bytes([a, b, c, d]) })
+            }
+            [EXEC_FAILED, a, b, c, d] => {
+                let errno = i32::from_le_bytes([a, b, c, d]);
+                Ok(Self::Failed { stage: "execve".to_owned(), errno })
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    pub(super) fn confined(report: &Confined) -> io::Result<Vec<u8>> {
+        let mut packet = vec![CONFINED];
+        serde_json::to_writer(&mut packet, report)?;
+        Ok(packet)
+    }
+
+    pub(super) fn ready(report: &Ready) -> io::Result<Vec<u8>> {
+        let mut packet = vec![READY];
+        serde_json::to_writer(&mut packet, report)?;
+        Ok(packet)
+    }
+
+    pub(super) fn failed(stage: &str, errno: i32) -> Vec<u8> {
+        let [a, b, c, d] = errno.to_le_bytes();
+        [&[FAILED, a, b, c, d], stage.as_bytes()].concat()
+    }
+
+    /// Allocates nothing.
+    pub(super) fn exec_failed(errno: i32) -> [u8; 5] {
+        let [a, b, c, d] = errno.to_le_bytes();
+        [EXEC_FAILED, a, b, c, d]
+    }
+}
+
+/// Supervisor to payload: execute.
 pub(super) const GO: u8 = b'G';

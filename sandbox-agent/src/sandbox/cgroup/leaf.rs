@@ -3,16 +3,18 @@
 //! Leaves out making and removing it ([`super::keeper`]). Invariant: what is opened here is opened with the helper's
 //! rights and serves when the supervisor has given them up; nothing is claimed but what the kernel's files say.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use super::super::control::{ControlStatus, Layer};
 use super::super::spec::Limits;
+use super::super::sys;
 use super::super::wire::Refusal;
+use super::files::Files;
 use super::{
-    Bounds, Controller, Counted, CpuTime, KILL, PROCS, Parent, Version, kill_members, places, read,
-    read_number, v1, v2,
+    Bounds, Controller, Counted, CpuTime, KILL, PIDS_MAX, PIDS_PEAK, PROCS, Parent, Version, kill_members,
+    places, v1, v2,
 };
 
 /// One hierarchy's part of a leaf.
@@ -21,8 +23,7 @@ struct Part {
     holds: Vec<Controller>,
     dir: PathBuf,
     procs: File,
-    /// Where limits are written.
-    limits: Vec<(&'static str, File)>,
+    files: Files,
 }
 
 /// The cgroup of one execution.
@@ -74,13 +75,17 @@ impl Leaf {
             if version == Version::V2 {
                 leaf.kill = open(KILL).ok();
             }
-            let files = [Controller::Memory, Controller::Pids, Controller::Cpu].into_iter();
-            let files =
-                files.filter(|one| hierarchy.holds.contains(one)).flat_map(|one| files_of(one, version));
-            // A kernel that does not count swap has no file for it: judged when read back.
-            let limits = files.filter_map(|file| Some((*file, open(file).ok()?))).collect();
             let procs = open(PROCS)?;
-            leaf.parts.push(Part { version, holds: hierarchy.holds.clone(), dir, procs, limits });
+            let (limits, counters): (fn(_) -> _, fn(_) -> _) = match version {
+                Version::V1 => (v1::limits, v1::counters),
+                Version::V2 => (v2::limits, v2::counters),
+            };
+            let names = |of: fn(Controller) -> &'static [&'static str]| {
+                hierarchy.holds.iter().flat_map(|one| of(*one)).copied().collect::<Vec<_>>()
+            };
+            // A kernel that does not count swap has no file for it: judged when read back.
+            let files = Files::open(&dir, &names(limits), &names(counters));
+            leaf.parts.push(Part { version, holds: hierarchy.holds.clone(), dir, procs, files });
         }
         Ok(leaf)
     }
@@ -120,8 +125,8 @@ impl Leaf {
     fn cpu_time(&self) -> Option<CpuTime> {
         let part = self.part(Controller::CpuTime)?;
         match part.version {
-            Version::V1 => v1::cpu_time(&part.dir),
-            Version::V2 => v2::cpu_time(&part.dir),
+            Version::V1 => v1::cpu_time(&part.files),
+            Version::V2 => v2::cpu_time(&part.files),
         }
     }
 
@@ -134,8 +139,8 @@ impl Leaf {
     pub(in super::super) fn out_of_memory(&self) -> bool {
         self.part(Controller::Memory)
             .and_then(|part| match part.version {
-                Version::V1 => v1::oom_kills(&part.dir),
-                Version::V2 => v2::oom_kills(&part.dir),
+                Version::V1 => v1::oom_kills(&part.files),
+                Version::V2 => v2::oom_kills(&part.files),
             })
             .is_some_and(|kills| kills > 0)
     }
@@ -156,19 +161,19 @@ impl Leaf {
     pub(in super::super) fn counted(&self) -> Counted {
         let memory = self.part(Controller::Memory).and_then(|part| {
             let peak = match part.version {
-                Version::V1 => v1::peak_memory(&part.dir),
-                Version::V2 => v2::peak_memory(&part.dir),
+                Version::V1 => v1::peak_memory(&part.files),
+                Version::V2 => v2::peak_memory(&part.files),
             };
             Some((part.version, peak?))
         });
         let io = self.part(Controller::Io).and_then(|part| match part.version {
-            Version::V1 => v1::io_bytes(&part.dir),
-            Version::V2 => v2::io_bytes(&part.dir),
+            Version::V1 => v1::io_bytes(&part.files),
+            Version::V2 => v2::io_bytes(&part.files),
         });
         Counted {
             cpu: self.cpu_used(),
             peak_memory: memory,
-            peak_pids: self.part(Controller::Pids).and_then(|part| read_number(&part.dir.join("pids.peak"))),
+            peak_pids: self.part(Controller::Pids).and_then(|part| part.files.number(PIDS_PEAK)),
             io,
             out_of_memory: self.out_of_memory(),
         }
@@ -182,7 +187,7 @@ impl Leaf {
     /// What holds for the process `pid`, read back from where it is a member and from the limits there.
     pub(in super::super) fn read_back(&self, pid: i32) -> io::Result<(ControlStatus, String)> {
         let list = format!("/proc/{pid}/cgroup");
-        let list = fs::read_to_string(&list)
+        let list = sys::read_whole(&list)
             .map_err(|error| io::Error::new(error.kind(), format!("{list}: {error}")))?;
         Ok(self.judge(&list))
     }
@@ -251,18 +256,17 @@ impl Part {
                 Version::V2 => v2::cpu_limits(bounds.cpus_milli),
             });
         }
-        let written = |(file, value): (&'static str, String)| {
-            let mut open = self.limits.iter().find(|(name, _)| *name == file).map(|(_, open)| open)?;
-            Some((file, open.write_all(value.as_bytes()).err()?))
-        };
+        let written =
+            |(file, value): (&'static str, String)| Some((file, self.files.write(file, &value)?.err()?));
         writes.into_iter().filter_map(written).collect()
     }
 
     fn describe(&self, controller: Controller, path: &str) -> String {
-        let values = files_of(controller, self.version).iter().filter_map(|file| {
-            let value = read(&self.dir.join(file))?;
-            Some(format!("{file}={value}"))
-        });
+        let files = match self.version {
+            Version::V1 => v1::limits(controller),
+            Version::V2 => v2::limits(controller),
+        };
+        let values = files.iter().filter_map(|file| Some(format!("{file}={}", self.files.read(file)?)));
         let values = values.collect::<Vec<_>>().join(", ");
         format!("{} by {} in {path}: {values}", controller.name(self.version), self.version.name())
     }
@@ -271,30 +275,17 @@ impl Part {
         match controller {
             Controller::Memory => self.memory_is_limited(bounds.memory_bytes),
             Controller::Cpu => match self.version {
-                Version::V1 => v1::cpu_is_limited(&self.dir, bounds.cpus_milli),
-                Version::V2 => v2::cpu_is_limited(&self.dir, bounds.cpus_milli),
+                Version::V1 => v1::cpu_is_limited(&self.files, bounds.cpus_milli),
+                Version::V2 => v2::cpu_is_limited(&self.files, bounds.cpus_milli),
             },
-            _ => read_number(&self.dir.join(PIDS_MAX)) == Some(bounds.pids),
+            _ => self.files.number(PIDS_MAX) == Some(bounds.pids),
         }
     }
 
     fn memory_is_limited(&self, bytes: u64) -> bool {
         match self.version {
-            Version::V1 => v1::memory_is_limited(&self.dir, bytes),
-            Version::V2 => v2::memory_is_limited(&self.dir, bytes),
+            Version::V1 => v1::memory_is_limited(&self.files, bytes),
+            Version::V2 => v2::memory_is_limited(&self.files, bytes),
         }
-    }
-}
-
-const PIDS_MAX: &str = "pids.max";
-
-/// The files with the limits of a controller, in the order of writing.
-fn files_of(controller: Controller, version: Version) -> &'static [&'static str] {
-    match (controller, version) {
-        (Controller::Memory, Version::V1) => &v1::MEMORY_FILES,
-        (Controller::Memory, Version::V2) => &v2::MEMORY_FILES,
-        (Controller::Cpu, Version::V1) => &v1::CPU_FILES,
-        (Controller::Cpu, Version::V2) => &v2::CPU_FILES,
-        _ => &[PIDS_MAX],
     }
 }

@@ -3,58 +3,79 @@
 //!
 //! Leaves out where the hierarchies are. Invariant: the memory limit includes swap wherever the kernel counts swap.
 
-use std::path::Path;
-
-use super::{CpuTime, IoBytes, is_rounded, keyed, read, read_number, swap_is_limited};
+use super::files::Files;
+use super::{Controller, CpuTime, IoBytes, PIDS_MAX, PIDS_PEAK, is_rounded, keyed, swap_is_limited};
 
 const MEMORY_LIMIT: &str = "memory.limit_in_bytes";
 /// Memory and swap together; only with swap accounting.
-pub(super) const SWAP_LIMIT: &str = "memory.memsw.limit_in_bytes";
-pub(super) const MEMORY_FILES: [&str; 2] = [MEMORY_LIMIT, SWAP_LIMIT];
+const SWAP_LIMIT: &str = "memory.memsw.limit_in_bytes";
+const MEMORY_PEAK: &str = "memory.max_usage_in_bytes";
+const OOM_CONTROL: &str = "memory.oom_control";
 const PERIOD: &str = "cpu.cfs_period_us";
 const QUOTA: &str = "cpu.cfs_quota_us";
-pub(super) const CPU_FILES: [&str; 2] = [PERIOD, QUOTA];
+const CPU_USER: &str = "cpuacct.usage_user";
+const CPU_SYSTEM: &str = "cpuacct.usage_sys";
+const IO: &str = "blkio.throttle.io_service_bytes_recursive";
 
 /// The kernel's own default.
 const PERIOD_US: u64 = 100_000;
+
+/// The files with a controller's limits, in the order of writing.
+pub(super) fn limits(controller: Controller) -> &'static [&'static str] {
+    match controller {
+        Controller::Memory => &[MEMORY_LIMIT, SWAP_LIMIT],
+        Controller::Pids => &[PIDS_MAX],
+        Controller::Cpu => &[PERIOD, QUOTA],
+        Controller::Io | Controller::CpuTime => &[],
+    }
+}
+
+/// The files with what a controller counts.
+pub(super) fn counters(controller: Controller) -> &'static [&'static str] {
+    match controller {
+        Controller::Memory => &[MEMORY_PEAK, OOM_CONTROL],
+        Controller::Pids => &[PIDS_PEAK],
+        Controller::Io => &[IO],
+        Controller::CpuTime => &[CPU_USER, CPU_SYSTEM],
+        Controller::Cpu => &[],
+    }
+}
 
 /// The order matters: the limit with swap can't be below the one without.
 pub(super) fn memory_limits(bytes: u64) -> Vec<(&'static str, String)> {
     vec![(MEMORY_LIMIT, bytes.to_string()), (SWAP_LIMIT, bytes.to_string())]
 }
 
-pub(super) fn memory_is_limited(leaf: &Path, bytes: u64) -> bool {
-    let swap = leaf.join(SWAP_LIMIT);
-    is_rounded(read_number(&leaf.join(MEMORY_LIMIT)), bytes)
-        && swap_is_limited(swap.exists().then(|| is_rounded(read_number(&swap), bytes)))
+pub(super) fn memory_is_limited(files: &Files, bytes: u64) -> bool {
+    is_rounded(files.number(MEMORY_LIMIT), bytes)
+        && swap_is_limited(files.has(SWAP_LIMIT).then(|| is_rounded(files.number(SWAP_LIMIT), bytes)))
 }
 
 pub(super) fn cpu_limits(milli: u64) -> Vec<(&'static str, String)> {
     vec![(PERIOD, PERIOD_US.to_string()), (QUOTA, (milli * PERIOD_US / 1000).to_string())]
 }
 
-pub(super) fn cpu_is_limited(leaf: &Path, milli: u64) -> bool {
-    read_number(&leaf.join(PERIOD)) == Some(PERIOD_US)
-        && read_number(&leaf.join(QUOTA)) == Some(milli * PERIOD_US / 1000)
+pub(super) fn cpu_is_limited(files: &Files, milli: u64) -> bool {
+    files.number(PERIOD) == Some(PERIOD_US) && files.number(QUOTA) == Some(milli * PERIOD_US / 1000)
 }
 
-pub(super) fn cpu_time(leaf: &Path) -> Option<CpuTime> {
-    let micros = |file: &str| Some(read_number(&leaf.join(file))? / 1000);
-    Some(CpuTime { user_us: micros("cpuacct.usage_user")?, system_us: micros("cpuacct.usage_sys")? })
+pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {
+    let micros = |file| Some(files.number(file)? / 1000);
+    Some(CpuTime { user_us: micros(CPU_USER)?, system_us: micros(CPU_SYSTEM)? })
 }
 
 /// Without swap.
-pub(super) fn peak_memory(leaf: &Path) -> Option<u64> {
-    read_number(&leaf.join("memory.max_usage_in_bytes"))
+pub(super) fn peak_memory(files: &Files) -> Option<u64> {
+    files.number(MEMORY_PEAK)
 }
 
-pub(super) fn oom_kills(leaf: &Path) -> Option<u64> {
-    keyed(&read(&leaf.join("memory.oom_control"))?, "oom_kill")
+pub(super) fn oom_kills(files: &Files) -> Option<u64> {
+    keyed(&files.read(OOM_CONTROL)?, "oom_kill")
 }
 
 /// What processes read and wrote themselves: version 1 does not attribute what the kernel writes back later.
-pub(super) fn io_bytes(leaf: &Path) -> Option<IoBytes> {
-    Some(parse_io(&read(&leaf.join("blkio.throttle.io_service_bytes_recursive"))?))
+pub(super) fn io_bytes(files: &Files) -> Option<IoBytes> {
+    Some(parse_io(&files.read(IO)?))
 }
 
 /// Lines of `major:minor Operation bytes`, and a total at the end.

@@ -7,18 +7,22 @@
 use std::io;
 use std::path::Path;
 
+use super::files::Files;
 use super::{
-    Controller, CpuTime, IoBytes, Version, is_rounded, keyed, read, read_number, swap_is_limited, write,
+    Controller, CpuTime, IoBytes, PIDS_MAX, PIDS_PEAK, Version, is_rounded, keyed, swap_is_limited, write,
 };
 
 const MEMORY_LIMIT: &str = "memory.max";
 /// Swap alone; only with swap accounting.
-pub(super) const SWAP_LIMIT: &str = "memory.swap.max";
+const SWAP_LIMIT: &str = "memory.swap.max";
 /// Whether running out of memory kills all members.
-pub(super) const GROUP_KILL: &str = "memory.oom.group";
-pub(super) const MEMORY_FILES: [&str; 3] = [MEMORY_LIMIT, SWAP_LIMIT, GROUP_KILL];
+const GROUP_KILL: &str = "memory.oom.group";
+/// Since Linux 5.19.
+const MEMORY_PEAK: &str = "memory.peak";
+const MEMORY_EVENTS: &str = "memory.events";
 const CPU_LIMIT: &str = "cpu.max";
-pub(super) const CPU_FILES: [&str; 1] = [CPU_LIMIT];
+const CPU_STAT: &str = "cpu.stat";
+const IO: &str = "io.stat";
 const SUBTREE: &str = "cgroup.subtree_control";
 
 /// The kernel's own default.
@@ -44,14 +48,34 @@ pub(super) fn enable(dir: &Path, holds: &mut Vec<Controller>) -> Result<(), (Str
     first
 }
 
+/// The files with a controller's limits, in the order of writing.
+pub(super) fn limits(controller: Controller) -> &'static [&'static str] {
+    match controller {
+        Controller::Memory => &[MEMORY_LIMIT, SWAP_LIMIT, GROUP_KILL],
+        Controller::Pids => &[PIDS_MAX],
+        Controller::Cpu => &[CPU_LIMIT],
+        Controller::Io | Controller::CpuTime => &[],
+    }
+}
+
+/// The files with what a controller counts.
+pub(super) fn counters(controller: Controller) -> &'static [&'static str] {
+    match controller {
+        Controller::Memory => &[MEMORY_PEAK, MEMORY_EVENTS],
+        Controller::Pids => &[PIDS_PEAK],
+        Controller::Io => &[IO],
+        Controller::CpuTime => &[CPU_STAT],
+        Controller::Cpu => &[],
+    }
+}
+
 pub(super) fn memory_limits(bytes: u64) -> Vec<(&'static str, String)> {
     vec![(MEMORY_LIMIT, bytes.to_string()), (SWAP_LIMIT, "0".to_owned()), (GROUP_KILL, "1".to_owned())]
 }
 
-pub(super) fn memory_is_limited(leaf: &Path, bytes: u64) -> bool {
-    let swap = leaf.join(SWAP_LIMIT);
-    is_rounded(read_number(&leaf.join(MEMORY_LIMIT)), bytes)
-        && swap_is_limited(swap.exists().then(|| read_number(&swap) == Some(0)))
+pub(super) fn memory_is_limited(files: &Files, bytes: u64) -> bool {
+    is_rounded(files.number(MEMORY_LIMIT), bytes)
+        && swap_is_limited(files.has(SWAP_LIMIT).then(|| files.number(SWAP_LIMIT) == Some(0)))
 }
 
 fn quota(milli: u64) -> String {
@@ -62,26 +86,26 @@ pub(super) fn cpu_limits(milli: u64) -> Vec<(&'static str, String)> {
     vec![(CPU_LIMIT, quota(milli))]
 }
 
-pub(super) fn cpu_is_limited(leaf: &Path, milli: u64) -> bool {
-    read(&leaf.join(CPU_LIMIT)) == Some(quota(milli))
+pub(super) fn cpu_is_limited(files: &Files, milli: u64) -> bool {
+    files.read(CPU_LIMIT) == Some(quota(milli))
 }
 
-pub(super) fn cpu_time(leaf: &Path) -> Option<CpuTime> {
-    let text = read(&leaf.join("cpu.stat"))?;
+pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {
+    let text = files.read(CPU_STAT)?;
     Some(CpuTime { user_us: keyed(&text, "user_usec")?, system_us: keyed(&text, "system_usec")? })
 }
 
-/// Without swap. Since Linux 5.19.
-pub(super) fn peak_memory(leaf: &Path) -> Option<u64> {
-    read_number(&leaf.join("memory.peak"))
+/// Without swap.
+pub(super) fn peak_memory(files: &Files) -> Option<u64> {
+    files.number(MEMORY_PEAK)
 }
 
-pub(super) fn oom_kills(leaf: &Path) -> Option<u64> {
-    keyed(&read(&leaf.join("memory.events"))?, "oom_kill")
+pub(super) fn oom_kills(files: &Files) -> Option<u64> {
+    keyed(&files.read(MEMORY_EVENTS)?, "oom_kill")
 }
 
-pub(super) fn io_bytes(leaf: &Path) -> Option<IoBytes> {
-    Some(parse_io(&read(&leaf.join("io.stat"))?))
+pub(super) fn io_bytes(files: &Files) -> Option<IoBytes> {
+    Some(parse_io(&files.read(IO)?))
 }
 
 /// Lines of `major:minor key=value ...`.
