@@ -33,7 +33,7 @@ use super::sys;
 use super::wire::Refusal;
 
 pub(super) use keeper::Stock;
-pub(super) use leaf::Leaf;
+pub(super) use leaf::{Held, Leaf};
 
 /// Which of the two interfaces a hierarchy speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

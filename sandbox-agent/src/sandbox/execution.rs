@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::cgroup::{self, Leaf};
 use super::channel;
+use super::control::Layer;
 use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
 use super::readback::{self, Standing};
 use super::rlimits;
@@ -80,8 +81,8 @@ pub(super) struct Execution<'a> {
     payload_link: Option<OwnedFd>,
     own_pid_namespace: bool,
     own_user_namespace: bool,
-    rlimits: Vec<rlimits::Planned>,
     leaf: Option<Leaf>,
+    memory_is_counted: bool,
     refusals: Vec<Refusal>,
     standing: Standing,
     /// Until inputs are there.
@@ -141,10 +142,6 @@ impl<'a> Execution<'a> {
         if let Some(leaf) = &mut leaf {
             leaf.limit(&spec.limits, &mut refusals);
         }
-        let mut rlimits = rlimits::plan(&spec.limits, own_user_namespace);
-        if memory_is_counted && leaf.as_ref().is_some_and(Leaf::limits_memory) {
-            rlimits::free_address_space(&mut rlimits);
-        }
         let order = Order { inputs: spec.inputs.clone(), outputs: spec.outputs.clone() };
         let mut execution = Self {
             spec,
@@ -156,8 +153,8 @@ impl<'a> Execution<'a> {
             payload_link: Some(payload_link),
             own_pid_namespace,
             own_user_namespace,
-            rlimits,
             leaf,
+            memory_is_counted,
             refusals,
             standing,
             waiting: Some(Waiting { inherited, stdio }),
@@ -381,7 +378,6 @@ impl<'a> Execution<'a> {
             args: spec.args.clone(),
             env: spec.env.iter().cloned().chain(inherited).collect(),
             cwd: self.cwd.clone(),
-            rlimits: self.rlimits.clone(),
         };
         let sent = channel::send_files(link, &program, &stdio.each_ref().map(AsFd::as_fd));
         match sent {
@@ -411,14 +407,24 @@ impl<'a> Execution<'a> {
     fn prepare(&mut self, report: &Ready) {
         self.before = report.usage;
         self.prepared = true;
-        let controls = readback::controls(&readback::Prepared {
-            pid: self.payload,
+        let pid = self.payload;
+        let cgroup = self.leaf.as_ref().map(|leaf| leaf.read_back(pid));
+        let mut rlimits = rlimits::plan(&self.spec.limits, self.own_user_namespace);
+        if self.memory_is_counted && matches!(&cgroup, Some(Ok(held)) if held.limits_memory) {
+            rlimits::free_address_space(&mut rlimits);
+        }
+        if !self.spec.omit.contains(&Layer::Rlimits) {
+            // A refused limit shows when it is read back.
+            let _ = rlimits::apply(pid, &rlimits);
+        }
+        let controls = readback::controls(readback::Prepared {
+            pid,
             standing: &self.standing,
             env: &self.spec.env,
             environment: &report.environment,
-            rlimits: &self.rlimits,
+            rlimits: &rlimits,
             rlimits_are_own: self.own_user_namespace,
-            leaf: self.leaf.as_ref(),
+            cgroup,
             refusals: &self.refusals,
         });
         let listener = self.listener.take();

@@ -1,8 +1,9 @@
 //! The process that becomes the program: takes the remaining layers on itself and tries what they must stop, all before it
-//! knows its program; then takes streams and limits, reports, waits for the word, executes.
+//! knows its program; then takes its streams, reports, is given its limits, waits for the word, executes.
 //!
 //! Leaves out reading back whether the layers hold: that is asked of the kernel from outside. Invariant: once its filter is
-//! installed it makes no call that the filter forbids; once its limits are set it allocates nothing.
+//! installed it makes no call that the filter forbids; once it has reported it allocates nothing: the limits are set
+//! meanwhile, and that of the memory may be below what this image already has mapped.
 
 use std::ffi::CString;
 use std::io;
@@ -21,7 +22,7 @@ use super::landlock_rules::Reach;
 use super::root::OwnFiles;
 use super::sys::{self, CStrings};
 use super::wire::{Attempt, Confined, GO, Program, Ready, Refusal, Said, Surroundings};
-use super::{channel, landlock_rules, rlimits, seccomp};
+use super::{channel, landlock_rules, seccomp};
 
 /// Where programs are looked up if the environment names no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
@@ -154,7 +155,7 @@ fn receive_program(link: BorrowedFd<'_>) -> Result<Option<Program>, Failed> {
 fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Failed> {
     let report = Said::confined(&confine(payload)?).map_err(|e| ("report", e))?;
     rustix::io::write(link, &report).map_err(|e| ("report", e.into()))?;
-    let Some(Program { name: program, args, env, cwd, rlimits }) = receive_program(link)? else {
+    let Some(Program { name: program, args, env, cwd }) = receive_program(link)? else {
         return Ok(());
     };
     rustix::process::chdir(&cwd).map_err(|e| ("cwd", e.into()))?;
@@ -167,11 +168,7 @@ fn become_program(link: BorrowedFd<'_>, payload: &Payload<'_>) -> Result<(), Fai
     let report = Ready { environment, usage: sys::resource_usage(false).into() };
     let report = Said::ready(&report).map_err(|e| ("report", e))?;
 
-    // From here on: no allocation. The memory limit may be below what this image already has mapped.
-    // A refused limit shows in the read-back of /proc/<pid>/limits.
-    if payload.surroundings.has(Layer::Rlimits) {
-        let _ = rlimits::apply(&rlimits);
-    }
+    // From here on: no allocation.
     let mut word = [0];
     if rustix::io::write(link, &report).is_err() || rustix::io::read(link, &mut word) != Ok(1) || word != [GO]
     {

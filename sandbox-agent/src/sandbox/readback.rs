@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::cgroup::Leaf;
+use super::cgroup::Held;
 use exchequer_event::digest::Purpose;
 
 use super::control::{Control, ControlStatus, Layer};
@@ -59,20 +59,25 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// What holds for a payload whatever its program, in the layers' order.
-pub(super) struct Standing(Vec<(Layer, Judged)>);
+/// What holds for a payload whatever its program.
+pub(super) struct Standing {
+    /// In the layers' order.
+    judged: Vec<(Layer, Judged)>,
+    /// How many variables the payload itself was started with.
+    inherited: io::Result<usize>,
+}
 
 /// Reads what can't be undone any more. The payload waits for its program.
 pub(super) fn standing(pid: i32, baseline: &Baseline, profile: &Profile, report: &Confined) -> Standing {
     let payload =
         Payload { pid, baseline, profile, report, status: OnceCell::new(), mounts: OnceCell::new() };
-    Standing(
-        Layer::ALL
-            .into_iter()
-            .filter_map(|layer| Some((layer, payload.judge(layer)?)))
-            .map(|(layer, judged)| (layer, judged.unwrap_or_else(|error| unread(&error))))
-            .collect(),
-    )
+    let judged = Layer::ALL.into_iter().filter_map(|layer| Some((layer, payload.judge(layer)?)));
+    let judged = judged.map(|(layer, judged)| (layer, judged.unwrap_or_else(|error| unread(&error))));
+    let environment = read(pid, "environ");
+    Standing {
+        judged: judged.collect(),
+        inherited: environment.map(|all| all.split('\0').filter(|variable| !variable.is_empty()).count()),
+    }
 }
 
 /// A payload without a program.
@@ -96,7 +101,8 @@ pub(super) struct Prepared<'a> {
     pub(super) environment: &'a [String],
     pub(super) rlimits: &'a [Planned],
     pub(super) rlimits_are_own: bool,
-    pub(super) leaf: Option<&'a Leaf>,
+    /// `None`: there is no cgroup of its own.
+    pub(super) cgroup: Option<io::Result<Held>>,
     pub(super) refusals: &'a [Refusal],
 }
 
@@ -119,11 +125,11 @@ fn unread(error: &io::Error) -> Judged {
 }
 
 /// One control per layer, in the layers' order.
-pub(super) fn controls(payload: &Prepared<'_>) -> Vec<Control> {
+pub(super) fn controls(payload: Prepared<'_>) -> Vec<Control> {
     Layer::ALL
         .map(|layer| {
-            let Standing(standing) = payload.standing;
-            let stands = standing.iter().find(|(own, _)| *own == layer).map(|(_, judged)| judged.clone());
+            let mut standing = payload.standing.judged.iter();
+            let stands = standing.find(|(own, _)| *own == layer).map(|(_, judged)| judged.clone());
             let (status, mut evidence) =
                 stands.unwrap_or_else(|| payload.judge(layer).unwrap_or_else(|error| unread(&error)));
             if status != ENFORCED {
@@ -395,32 +401,22 @@ impl Prepared<'_> {
     }
 
     fn cgroup(&self) -> io::Result<Judged> {
-        self.leaf.map_or_else(
-            || Ok((UNAVAILABLE, "no cgroup of its own".to_owned())),
-            |leaf| leaf.read_back(self.pid),
-        )
+        match &self.cgroup {
+            None => Ok((UNAVAILABLE, "no cgroup of its own".to_owned())),
+            Some(Ok(Held { status, evidence, .. })) => Ok((*status, evidence.clone())),
+            Some(Err(error)) => Err(io::Error::new(error.kind(), error.to_string())),
+        }
     }
 
     fn rlimits(&self) -> io::Result<Judged> {
-        let table = read(self.pid, "limits")?;
-        let value = |text: &str| {
-            if text == "unlimited" { Some(u64::MAX) } else { text.parse().ok() }
-        };
         let (mut held, mut wrong) = (vec![], vec![]);
         for limit in self.rlimits {
-            let row = table.lines().find_map(|line| line.strip_prefix(limit.name())).unwrap_or("");
-            let mut columns = row.split_whitespace();
-            let soft = columns.next().and_then(value);
-            let hard = columns.next().and_then(value);
-            if (soft, hard) == (Some(limit.soft), Some(limit.hard)) {
-                held.push(format!("{} {}", limit.name(), limit.soft));
+            let (soft, hard) = limit.held(self.pid)?;
+            let (name, wanted) = (limit.name(), (limit.soft, limit.hard));
+            if (soft, hard) == wanted {
+                held.push(format!("{name} {soft}"));
             } else {
-                wrong.push(format!(
-                    "{} is {soft:?}/{hard:?}, not {}/{}",
-                    limit.name(),
-                    limit.soft,
-                    limit.hard
-                ));
+                wrong.push(format!("{name} is {soft}/{hard}, not {}/{}", wanted.0, wanted.1));
             }
         }
         let shared = "Max processes counts all of the user's processes, not this execution's alone";
@@ -462,8 +458,10 @@ impl Prepared<'_> {
     }
 
     fn clean_env(&self) -> io::Result<Judged> {
-        let inherited =
-            read(self.pid, "environ")?.split('\0').filter(|variable| !variable.is_empty()).count();
+        let inherited = match &self.standing.inherited {
+            Ok(count) => *count,
+            Err(error) => return Err(io::Error::new(error.kind(), error.to_string())),
+        };
         let specified = |name: &&String| self.env.iter().any(|(own, _)| own == *name);
         let given = self.environment;
         let foreign = given.iter().filter(|name| !specified(name)).count();

@@ -1,19 +1,19 @@
-//! The resource limits of a payload: which values, set, and what the kernel's table calls them.
+//! The resource limits of a payload: which values, set from outside and read back.
 //!
 //! Leaves out wall clock, the tree's processor time and output (the supervisor's and the agent's). Invariant: a limit is
 //! never above what the engine itself is allowed, and never silently above what was asked.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use serde::{Deserialize, Serialize};
+use rustix::process::Resource;
 
 use super::spec::Limits;
+use super::sys;
 
 /// One limit: the kernel's resource, soft and hard value.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(super) struct Planned {
     which: Which,
     pub(super) soft: u64,
@@ -21,7 +21,7 @@ pub(super) struct Planned {
 }
 
 /// The kernel's resources that are limited.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug)]
 enum Which {
     Cpu,
     AddressSpace,
@@ -34,7 +34,12 @@ enum Which {
 }
 
 impl Planned {
-    /// Its name in `/proc/<pid>/limits`.
+    /// Soft and hard value that hold for a process.
+    pub(super) fn held(&self, pid: i32) -> io::Result<(u64, u64)> {
+        sys::resource_limit(pid, self.which.number(), None)
+    }
+
+    /// Its name, as in `/proc/<pid>/limits`.
     pub(super) fn name(&self) -> &'static str {
         match self.which {
             Which::Cpu => "Max cpu time",
@@ -50,8 +55,9 @@ impl Planned {
 }
 
 impl Which {
-    fn resource(self) -> Resource {
-        match self {
+    /// The kernel's number for it.
+    fn number(self) -> u32 {
+        let which = match self {
             Self::Cpu => Resource::Cpu,
             Self::AddressSpace => Resource::As,
             Self::Processes => Resource::Nproc,
@@ -60,7 +66,8 @@ impl Which {
             Self::CoreSize => Resource::Core,
             Self::LockedMemory => Resource::Memlock,
             Self::MessageQueues => Resource::Msgqueue,
-        }
+        };
+        which as u32
     }
 }
 
@@ -82,7 +89,8 @@ pub(super) fn plan(limits: &Limits, own_count: bool) -> Vec<Planned> {
     ]
     .into_iter()
     .map(|(which, soft, hard)| {
-        let ceiling = getrlimit(which.resource()).maximum.unwrap_or(u64::MAX);
+        let ceiling =
+            sys::resource_limit(THIS_PROCESS, which.number(), None).map_or(u64::MAX, |(_, hard)| hard);
         Planned { which, soft: soft.min(ceiling), hard: hard.min(ceiling) }
     })
     .collect()
@@ -92,6 +100,9 @@ pub(super) fn plan(limits: &Limits, own_count: bool) -> Vec<Planned> {
 pub(super) fn free_address_space(planned: &mut Vec<Planned>) {
     planned.retain(|limit| !matches!(limit.which, Which::AddressSpace));
 }
+
+/// As a process id.
+const THIS_PROCESS: i32 = 0;
 
 /// Both run under the payload's user id in its user namespace.
 const SUPERVISOR_AND_INIT: u64 = 2;
@@ -112,14 +123,10 @@ fn processes_of_user() -> u64 {
     tasks.sum::<u64>() + SUPERVISOR_AND_INIT
 }
 
-/// Sets them on this process. Returns the first refusal. Allocates nothing.
-pub(super) fn apply(planned: &[Planned]) -> Result<(), i32> {
-    let mut first = Ok(());
-    for limit in planned {
-        let value = Rlimit { current: Some(limit.soft), maximum: Some(limit.hard) };
-        if let Err(error) = setrlimit(limit.which.resource(), value) {
-            first = first.and(Err(error.raw_os_error()));
-        }
-    }
-    first
+/// Sets them on a process of the same user. The first refusal.
+pub(super) fn apply(pid: i32, planned: &[Planned]) -> io::Result<()> {
+    planned.iter().fold(Ok(()), |first, limit| {
+        let set = sys::resource_limit(pid, limit.which.number(), Some((limit.soft, limit.hard)));
+        first.and(set.map(drop))
+    })
 }

@@ -150,6 +150,16 @@ pub(super) fn resource_usage(of_children: bool) -> ResourceUsage {
     ResourceUsage::from_kernel(&raw)
 }
 
+/// `prlimit(2)`: soft and hard value as they were before, then `set`. No limit is [`u64::MAX`].
+pub(super) fn resource_limit(pid: c_int, resource: u32, set: Option<(u64, u64)>) -> io::Result<(u64, u64)> {
+    let new = set.map(|(soft, hard)| libc::rlimit64 { rlim_cur: soft, rlim_max: hard });
+    let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: pointers are to live locals, or null where nothing is set.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, new, &raw mut old) };
+    if result == 0 { Ok((old.rlim_cur, old.rlim_max)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// An ended child, as `wait4(2)` reports it: process id, raw wait status, usage of it and of what it waited for.
 pub(super) struct Ended {
     pub(super) pid: c_int,

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::control::{Control, Layer};
 use super::outcome::{ExitCause, FileProblem, Usage};
 use super::profile::Profile;
-use super::rlimits;
 use super::spec::{Limits, Spec};
 use super::sys::ResourceUsage;
 
@@ -146,7 +145,6 @@ pub(super) struct Program {
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(String, String)>,
     pub(super) cwd: PathBuf,
-    pub(super) rlimits: Vec<rlimits::Planned>,
 }
 
 /// Init to supervisor.
@@ -241,7 +239,7 @@ const CONFINED: u8 = b'C';
 const READY: u8 = b'R';
 /// Four bytes of error number follow, then the name of the stage that failed.
 const FAILED: u8 = b'F';
-/// The program could not be executed: four bytes of error number follow. Also sent by a process that may not allocate.
+/// The program could not be executed: four bytes of error number follow. Sent by a process that may not allocate.
 const EXEC_FAILED: u8 = b'E';
 
 /// What a payload says.

@@ -25,12 +25,13 @@ impl Files {
         Self(limits.chain(counters.iter().filter_map(|name| open(name, false))).collect())
     }
 
-    fn get(&self, name: &str) -> Option<&File> {
-        self.0.iter().find(|(own, _)| *own == name).map(|(_, file)| file)
+    /// What is in those of them that there are.
+    pub(super) fn look(&self, names: &[&'static str]) -> Seen {
+        Seen(names.iter().filter_map(|name| Some((*name, self.read(name)?))).collect())
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.get(name).is_some()
+    fn get(&self, name: &str) -> Option<&File> {
+        self.0.iter().find(|(own, _)| *own == name).map(|(_, file)| file)
     }
 
     /// Its content as it is now, without the last newline.
@@ -47,5 +48,23 @@ impl Files {
     /// `None`: there is no such file.
     pub(super) fn write(&self, name: &str, value: &str) -> Option<io::Result<()>> {
         Some(self.get(name)?.write_all_at(value.as_bytes(), 0))
+    }
+}
+
+/// The contents of files at one moment.
+pub(super) struct Seen(Vec<(&'static str, String)>);
+
+impl Seen {
+    /// `None`: there is no such file.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(own, _)| *own == name).map(|(_, text)| text.as_str())
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(&'static str, String)> {
+        self.0.iter()
     }
 }

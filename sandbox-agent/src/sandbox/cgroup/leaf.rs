@@ -11,7 +11,7 @@ use super::super::control::{ControlStatus, Layer};
 use super::super::spec::Limits;
 use super::super::sys;
 use super::super::wire::Refusal;
-use super::files::Files;
+use super::files::{Files, Seen};
 use super::{
     Bounds, Controller, Counted, CpuTime, KILL, PIDS_MAX, PIDS_PEAK, PROCS, Parent, Version, kill_members,
     places, v1, v2,
@@ -42,6 +42,15 @@ pub(in super::super) struct Attached {
     pub(in super::super) to_memory: bool,
     /// The first refusal.
     pub(in super::super) refused: io::Result<()>,
+}
+
+/// What holds of a leaf for one process.
+#[derive(Debug)]
+pub(in super::super) struct Held {
+    pub(in super::super) status: ControlStatus,
+    pub(in super::super) evidence: String,
+    /// Whether it is in it with its memory, which can't grow beyond what was asked.
+    pub(in super::super) limits_memory: bool,
 }
 
 impl Leaf {
@@ -179,22 +188,17 @@ impl Leaf {
         }
     }
 
-    /// Whether the tree's memory can't grow beyond what was asked, as the kernel's files say.
-    pub(in super::super) fn limits_memory(&self) -> bool {
-        self.part(Controller::Memory).is_some_and(|part| part.memory_is_limited(self.bounds.memory_bytes))
-    }
-
     /// What holds for the process `pid`, read back from where it is a member and from the limits there.
-    pub(in super::super) fn read_back(&self, pid: i32) -> io::Result<(ControlStatus, String)> {
+    pub(in super::super) fn read_back(&self, pid: i32) -> io::Result<Held> {
         let list = format!("/proc/{pid}/cgroup");
         let list = sys::read_whole(&list)
             .map_err(|error| io::Error::new(error.kind(), format!("{list}: {error}")))?;
         Ok(self.judge(&list))
     }
 
-    pub(super) fn judge(&self, list: &str) -> (ControlStatus, String) {
+    pub(super) fn judge(&self, list: &str) -> Held {
         let (mut evidence, mut missing) = (vec![], vec![]);
-        let mut held = 0;
+        let mut held = vec![];
         let cpu = (self.bounds.cpus_milli > 0).then_some(Controller::Cpu);
         for controller in [Controller::Memory, Controller::Pids].into_iter().chain(cpu) {
             let Some(part) = self.part(controller) else {
@@ -203,9 +207,10 @@ impl Leaf {
             };
             let path = places::member_path(list, part.version, controller.name(part.version));
             let inside = path.is_some_and(|path| path.ends_with(&self.tail));
-            evidence.push(part.describe(controller, path.unwrap_or("not listed")));
-            if inside && part.is_limited(controller, self.bounds) {
-                held += 1;
+            let limits = part.files.look(part.limit_files(controller));
+            evidence.push(part.describe(controller, path.unwrap_or("not listed"), &limits));
+            if inside && part.is_limited(controller, &limits, self.bounds) {
+                held.push(controller);
             } else if inside {
                 missing.push(format!("{} is not limited as asked", controller.name(part.version)));
             } else {
@@ -228,12 +233,13 @@ impl Leaf {
         if !counts.is_empty() {
             evidence.push(format!("counted: {}", counts.join(", ")));
         }
-        let status = match (missing.is_empty(), held) {
+        let status = match (missing.is_empty(), held.is_empty()) {
             (true, _) => ControlStatus::Enforced,
-            (false, 0) => ControlStatus::Unavailable,
-            (false, _) => ControlStatus::Degraded,
+            (false, true) => ControlStatus::Unavailable,
+            (false, false) => ControlStatus::Degraded,
         };
-        (status, [missing, evidence].concat().join("; "))
+        let limits_memory = held.contains(&Controller::Memory);
+        Held { status, evidence: [missing, evidence].concat().join("; "), limits_memory }
     }
 }
 
@@ -261,31 +267,26 @@ impl Part {
         writes.into_iter().filter_map(written).collect()
     }
 
-    fn describe(&self, controller: Controller, path: &str) -> String {
-        let files = match self.version {
+    fn limit_files(&self, controller: Controller) -> &'static [&'static str] {
+        match self.version {
             Version::V1 => v1::limits(controller),
             Version::V2 => v2::limits(controller),
-        };
-        let values = files.iter().filter_map(|file| Some(format!("{file}={}", self.files.read(file)?)));
-        let values = values.collect::<Vec<_>>().join(", ");
-        format!("{} by {} in {path}: {values}", controller.name(self.version), self.version.name())
-    }
-
-    fn is_limited(&self, controller: Controller, bounds: Bounds) -> bool {
-        match controller {
-            Controller::Memory => self.memory_is_limited(bounds.memory_bytes),
-            Controller::Cpu => match self.version {
-                Version::V1 => v1::cpu_is_limited(&self.files, bounds.cpus_milli),
-                Version::V2 => v2::cpu_is_limited(&self.files, bounds.cpus_milli),
-            },
-            _ => self.files.number(PIDS_MAX) == Some(bounds.pids),
         }
     }
 
-    fn memory_is_limited(&self, bytes: u64) -> bool {
-        match self.version {
-            Version::V1 => v1::memory_is_limited(&self.files, bytes),
-            Version::V2 => v2::memory_is_limited(&self.files, bytes),
+    fn describe(&self, controller: Controller, path: &str, limits: &Seen) -> String {
+        let values =
+            limits.iter().map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(", ");
+        format!("{} by {} in {path}: {values}", controller.name(self.version), self.version.name())
+    }
+
+    fn is_limited(&self, controller: Controller, limits: &Seen, bounds: Bounds) -> bool {
+        match (controller, self.version) {
+            (Controller::Memory, Version::V1) => v1::memory_is_limited(limits, bounds.memory_bytes),
+            (Controller::Memory, Version::V2) => v2::memory_is_limited(limits, bounds.memory_bytes),
+            (Controller::Cpu, Version::V1) => v1::cpu_is_limited(limits, bounds.cpus_milli),
+            (Controller::Cpu, Version::V2) => v2::cpu_is_limited(limits, bounds.cpus_milli),
+            _ => limits.number(PIDS_MAX) == Some(bounds.pids),
         }
     }
 }

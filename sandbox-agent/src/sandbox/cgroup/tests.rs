@@ -108,7 +108,7 @@ fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
     fs::create_dir(&dir).unwrap();
     let leaf = version_2_leaf(&dir, true);
     let inside = "0::/slice/exchequer-1-2/7\n";
-    let (status, evidence) = leaf.judge(inside);
+    let Held { status, evidence, .. } = leaf.judge(inside);
     assert_eq!(status, ControlStatus::Enforced, "{evidence}");
     for held in
         ["memory.max=67108864, memory.swap.max=0, memory.oom.group=1", "pids.max=17", "cpu.max=150000 100000"]
@@ -116,12 +116,12 @@ fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
         assert!(evidence.contains(held), "{held} is not in {evidence}");
     }
     // Another leaf's member.
-    assert_eq!(leaf.judge("0::/slice/exchequer-1-2/77\n").0, ControlStatus::Unavailable);
+    assert_eq!(leaf.judge("0::/slice/exchequer-1-2/77\n").status, ControlStatus::Unavailable);
     assert_eq!(leaf.cpu_used(), Some(CpuTime { user_us: 2000, system_us: 3000 }));
     for (file, value) in [("memory.swap.max", "max"), ("pids.max", "max"), ("cpu.max", "max 100000")] {
         let before = fs::read_to_string(dir.join(file)).unwrap();
         fs::write(dir.join(file), value).unwrap();
-        let (status, evidence) = leaf.judge(inside);
+        let Held { status, evidence, .. } = leaf.judge(inside);
         assert_eq!(status, ControlStatus::Degraded, "{file}: {evidence}");
         assert!(evidence.contains("not limited as asked"), "{file}: {evidence}");
         fs::write(dir.join(file), before).unwrap();
@@ -134,9 +134,10 @@ fn a_kernel_that_does_not_count_swap_limits_memory_only_where_there_is_no_swap()
     let dir = temp.path().join("7");
     fs::create_dir(&dir).unwrap();
     let leaf = version_2_leaf(&dir, false);
-    assert_eq!(leaf.limits_memory(), swap_is_limited(None));
+    let inside = "0::/slice/exchequer-1-2/7\n";
+    assert_eq!(leaf.judge(inside).limits_memory, swap_is_limited(None));
     fs::write(dir.join("memory.max"), "max").unwrap();
-    assert!(!leaf.limits_memory());
+    assert!(!leaf.judge(inside).limits_memory);
 }
 
 /// This host's own parent. Where it gives none, the reason is named, and there is nothing more to test.
@@ -164,13 +165,13 @@ fn a_leaf_limits_its_member_counts_for_it_and_kills_it() {
     assert!(refusals.is_empty(), "{refusals:?}");
     let mut member = sleeper();
     let pid = i32::try_from(member.id()).unwrap();
-    let (status, evidence) = leaf.read_back(pid).unwrap();
-    assert_eq!(status, ControlStatus::Unavailable, "not attached yet: {evidence}");
+    let Held { status, evidence, limits_memory } = leaf.read_back(pid).unwrap();
+    assert_eq!((status, limits_memory), (ControlStatus::Unavailable, false), "not attached yet: {evidence}");
     leaf.attach(pid).refused.unwrap();
-    let (status, evidence) = leaf.read_back(pid).unwrap();
+    let Held { status, evidence, limits_memory } = leaf.read_back(pid).unwrap();
     assert_eq!(status, ControlStatus::Enforced, "{evidence}; {:?}", parent.problems);
     assert!(evidence.contains("pids.max=17") && evidence.contains("67108864"), "{evidence}");
-    assert!(leaf.limits_memory());
+    assert!(limits_memory);
     assert!(parent.remove_leaf(1).is_err(), "a leaf with a member can't be removed");
     leaf.kill();
     assert!(!member.wait().unwrap().success());

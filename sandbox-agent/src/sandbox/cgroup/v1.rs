@@ -3,7 +3,7 @@
 //!
 //! Leaves out where the hierarchies are. Invariant: the memory limit includes swap wherever the kernel counts swap.
 
-use super::files::Files;
+use super::files::{Files, Seen};
 use super::{Controller, CpuTime, IoBytes, PIDS_MAX, PIDS_PEAK, is_rounded, keyed, swap_is_limited};
 
 const MEMORY_LIMIT: &str = "memory.limit_in_bytes";
@@ -46,17 +46,17 @@ pub(super) fn memory_limits(bytes: u64) -> Vec<(&'static str, String)> {
     vec![(MEMORY_LIMIT, bytes.to_string()), (SWAP_LIMIT, bytes.to_string())]
 }
 
-pub(super) fn memory_is_limited(files: &Files, bytes: u64) -> bool {
-    is_rounded(files.number(MEMORY_LIMIT), bytes)
-        && swap_is_limited(files.has(SWAP_LIMIT).then(|| is_rounded(files.number(SWAP_LIMIT), bytes)))
+pub(super) fn memory_is_limited(limits: &Seen, bytes: u64) -> bool {
+    let swap = limits.text(SWAP_LIMIT).map(|_| is_rounded(limits.number(SWAP_LIMIT), bytes));
+    is_rounded(limits.number(MEMORY_LIMIT), bytes) && swap_is_limited(swap)
 }
 
 pub(super) fn cpu_limits(milli: u64) -> Vec<(&'static str, String)> {
     vec![(PERIOD, PERIOD_US.to_string()), (QUOTA, (milli * PERIOD_US / 1000).to_string())]
 }
 
-pub(super) fn cpu_is_limited(files: &Files, milli: u64) -> bool {
-    files.number(PERIOD) == Some(PERIOD_US) && files.number(QUOTA) == Some(milli * PERIOD_US / 1000)
+pub(super) fn cpu_is_limited(limits: &Seen, milli: u64) -> bool {
+    limits.number(PERIOD) == Some(PERIOD_US) && limits.number(QUOTA) == Some(milli * PERIOD_US / 1000)
 }
 
 pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {

@@ -7,7 +7,7 @@
 use std::io;
 use std::path::Path;
 
-use super::files::Files;
+use super::files::{Files, Seen};
 use super::{
     Controller, CpuTime, IoBytes, PIDS_MAX, PIDS_PEAK, Version, is_rounded, keyed, swap_is_limited, write,
 };
@@ -73,9 +73,9 @@ pub(super) fn memory_limits(bytes: u64) -> Vec<(&'static str, String)> {
     vec![(MEMORY_LIMIT, bytes.to_string()), (SWAP_LIMIT, "0".to_owned()), (GROUP_KILL, "1".to_owned())]
 }
 
-pub(super) fn memory_is_limited(files: &Files, bytes: u64) -> bool {
-    is_rounded(files.number(MEMORY_LIMIT), bytes)
-        && swap_is_limited(files.has(SWAP_LIMIT).then(|| files.number(SWAP_LIMIT) == Some(0)))
+pub(super) fn memory_is_limited(limits: &Seen, bytes: u64) -> bool {
+    let swap = limits.text(SWAP_LIMIT).map(|_| limits.number(SWAP_LIMIT) == Some(0));
+    is_rounded(limits.number(MEMORY_LIMIT), bytes) && swap_is_limited(swap)
 }
 
 fn quota(milli: u64) -> String {
@@ -86,8 +86,8 @@ pub(super) fn cpu_limits(milli: u64) -> Vec<(&'static str, String)> {
     vec![(CPU_LIMIT, quota(milli))]
 }
 
-pub(super) fn cpu_is_limited(files: &Files, milli: u64) -> bool {
-    files.read(CPU_LIMIT) == Some(quota(milli))
+pub(super) fn cpu_is_limited(limits: &Seen, milli: u64) -> bool {
+    limits.text(CPU_LIMIT) == Some(&*quota(milli))
 }
 
 pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {
