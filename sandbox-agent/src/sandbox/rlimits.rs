@@ -123,10 +123,10 @@ fn processes_of_user() -> u64 {
     tasks.sum::<u64>() + SUPERVISOR_AND_INIT
 }
 
-/// Sets them on a process of the same user. The first refusal.
+/// Sets them on a process of the same user, all of them, whatever becomes of one; the first refusal.
 pub(super) fn apply(pid: i32, planned: &[Planned]) -> io::Result<()> {
-    planned.iter().fold(Ok(()), |first, limit| {
-        let set = sys::resource_limit(pid, limit.which.number(), Some((limit.soft, limit.hard)));
-        first.and(set.map(drop))
-    })
+    let set = |limit: &Planned| {
+        sys::resource_limit(pid, limit.which.number(), Some((limit.soft, limit.hard))).map(drop)
+    };
+    planned.iter().map(set).collect::<Vec<_>>().into_iter().collect()
 }
