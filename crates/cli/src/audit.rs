@@ -117,9 +117,7 @@ impl Audited {
             .collect();
         print::table(["PROBE", "VERDICT", "STOPPED BY", "SEEN", "CONTROL"], &rows)?;
         if let Some(mutations) = &self.mutations {
-            print::text("")?;
-            let rows: Vec<_> = mutations.iter().map(mutation_row).collect();
-            print::table(["LAYER OFF", "NOTICED BY", "NOTICED BY PROBES THAT ONLY IT STOPS"], &rows)?;
+            mutations.iter().try_for_each(show_mutation)?;
         }
         print::text("")?;
         let count = |verdict| self.reports.iter().filter(|report| report.verdict == verdict).count();
@@ -168,16 +166,23 @@ impl Audited {
     }
 }
 
-fn mutation_row(mutation: &Mutation) -> [String; 3] {
+fn show_mutation(mutation: &Mutation) -> std::io::Result<()> {
     let list = |noticed: &[(String, Seen)]| {
-        noticed.iter().map(|(name, seen)| format!("{name}: {seen}")).collect::<Vec<_>>().join("; ")
+        noticed.iter().map(|(name, seen)| format!("{name}: {seen}")).collect::<Vec<_>>()
     };
+    print::text(&format!("\nwithout {}, noticed by", mutation.layer.name()))?;
     let noticed = match (mutation.available, mutation.noticed.is_empty()) {
-        (false, _) => "can't be had here".to_owned(),
-        (true, true) => "none: other layers stop the same".to_owned(),
+        (false, _) => vec!["nobody: it can't be had here".to_owned()],
+        (true, true) => vec!["none: other layers stop the same".to_owned()],
         (true, false) => list(&mutation.noticed),
     };
-    [mutation.layer.name().to_owned(), noticed, list(&mutation.noticed_alone)]
+    print::wrapped("  ", &noticed)?;
+    let alone = list(&mutation.noticed_alone);
+    if alone.is_empty() {
+        return Ok(());
+    }
+    print::text("  and by probes that only it stops")?;
+    print::wrapped("    ", &alone)
 }
 
 fn guard(report: &Report) -> String {

@@ -69,6 +69,25 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> io::Resul
     rows.iter().try_for_each(|row| line(row.each_ref().map(String::as_str)))
 }
 
+/// Items one after the other, on as many lines as they take.
+pub fn wrapped(indent: &str, items: &[String]) -> io::Result<()> {
+    const WIDTH: usize = 120;
+    let mut line = String::new();
+    for (place, item) in items.iter().enumerate() {
+        let end = if place + 1 < items.len() { ";" } else { "" };
+        if !line.is_empty() && indent.len() + line.chars().count() + item.chars().count() + 2 > WIDTH {
+            text(&format!("{indent}{line}"))?;
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(item);
+        line.push_str(end);
+    }
+    if line.is_empty() { Ok(()) } else { text(&format!("{indent}{line}")) }
+}
+
 /// A remark for people beside the data.
 pub fn remark(line: &str) {
     // Nobody is left to tell that standard error is closed.
