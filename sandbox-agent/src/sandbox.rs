@@ -11,9 +11,9 @@
 //! | init | `init` | pid 1 inside: builds the root, places inputs, reaps, kills what is left, opens outputs |
 //! | payload | `payload` | takes the remaining layers on itself, waits for its program, stops, then becomes it |
 //!
-//! All that depends on the profile alone (namespaces, root, loopback, Landlock, capabilities) can be built before anybody
-//! asks: the helper keeps a few such surroundings, each for one execution. What depends on the request (inputs, limits,
-//! streams, filter) and the read-back follow when it comes.
+//! All that depends on the profile alone (namespaces, root, loopback, cgroup, Landlock, capabilities, filter) can be built, and
+//! what can't be undone of it read back, before anybody asks: the helper keeps a few such surroundings, each for one execution.
+//! What depends on the request (inputs, streams, limits) and the rest of the read-back follow when it comes.
 //!
 //! Data: [`spec`] (what to run), [`profile`] (what is visible), [`control`] (which layers hold), [`outcome`] (how it
 //! ended), `wire` (messages between the processes). Layers: `root`, `landlock_rules`, `seccomp` over

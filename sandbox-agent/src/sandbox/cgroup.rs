@@ -1,8 +1,8 @@
 //! Control groups: one parent per helper, in it one leaf per execution, with limits and accounts for the tree as a whole.
 //!
 //! What happens per execution has to be cheap and exact, so this works on the kernel's plain files with no library
-//! between: a leaf is made before it is asked for and removed after the answer ([`keeper`]); what is left on the way of
-//! an execution is writing two limits and one process id per hierarchy. Where cgroups can be made is [`places`]'s
+//! between: a leaf is made before it is asked for and removed after the answer ([`keeper`]), its files are opened and the payload enters it with the
+//! surroundings; what is left on the way of an execution is writing its limits. Where cgroups can be made is [`places`]'s
 //! subject; what the files of the two versions are called and mean is in [`v1`] and [`v2`].
 //!
 //! Left out: when to kill and what an execution's end is called (`supervisor`). Invariants: a leaf is used for one

@@ -30,6 +30,12 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
+/// Asks for room for the largest packet beside another, where a system's default has less. What the kernel refuses shows when a packet
+/// does not fit.
+pub(super) fn make_room(end: &OwnedFd) {
+    let _ = sockopt::set_socket_send_buffer_size(end, 2 * MAX_PACKET_BYTES);
+}
+
 /// Asks the kernel to attach the sender's process id to what `end` receives.
 pub(super) fn identify_senders(end: &OwnedFd) -> io::Result<()> {
     Ok(sockopt::set_socket_passcred(end, true)?)
@@ -69,9 +75,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
                 }
                 break (message.bytes, packet);
             }
-            Err(Errno::INTR) => {}
-            // Unread packets at the moment the peer died: as gone as a close.
-            Err(Errno::CONNRESET) => return Ok(Packet::default()),
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             Err(other) => return Err(other.into()),
         }
     };
@@ -86,8 +90,8 @@ fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
         match recv(socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC) {
             Ok((_, length)) if length > MAX_PACKET_BYTES => return Err(io::Error::from(Errno::MSGSIZE)),
             Ok((_, length)) => return Ok(length),
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(0),
+            // The other end closed without having read everything, which is told once: what it sent before is still to be read, then its end.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             Err(other) => return Err(other.into()),
         }
     }

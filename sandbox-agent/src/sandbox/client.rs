@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::channel::{self, MAX_PACKET_BYTES};
 use super::control::{Control, Layer};
@@ -30,8 +31,9 @@ use super::wire::{EXECUTE, EXECUTE_ONCE, Ended, Report, Request, Surroundings, W
 
 pub use super::wire::KillReason;
 
-/// How long the surroundings may take to answer. A supervisor bounds them itself, more tightly, once it has begun.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// How long helper and supervisor may take to answer. A supervisor bounds building the surroundings and preparing the payload itself,
+/// by 10 s each.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Largest piece of output handed on at once.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Executions that are built ahead of being asked for, unless told otherwise.
@@ -157,6 +159,7 @@ struct HelperProcess {
 impl HelperProcess {
     fn start(options: &StartOptions) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
+        channel::make_room(&ours);
         let process = Command::new(&options.helper)
             .arg(helper::ARGUMENT)
             .args([options.uid, options.gid].map(|id| id.to_string()))
@@ -218,7 +221,10 @@ impl Sandbox {
         let (stderr_read, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let mut fds = vec![control_end, stdin_end, stdout_end, stderr_end];
         fds.extend(files);
-        self.ask_helper(&ask(spec)?, &fds).await?;
+        let until = Instant::now() + ANSWER_LIMIT;
+        let late =
+            || SandboxError::Launch { stage: "waiting for the sandbox".to_owned(), errno: libc::ETIMEDOUT };
+        timeout_at(until, self.ask_helper(&ask(spec)?, &fds)).await.map_err(|_| late())??;
         drop(fds);
         let control = link(control)?;
         let (stdin, stdout, stderr) = (
@@ -227,11 +233,7 @@ impl Sandbox {
             pipe::Receiver::from_owned_fd(stderr_read)?,
         );
         // A helper or supervisor that does not get as far as watching its own clock; dropping the socket ends what there is.
-        let answered = tokio::time::timeout(ANSWER_LIMIT, receive(&control)).await;
-        let (report, fds) = answered.map_err(|_| SandboxError::Launch {
-            stage: "waiting for the sandbox".to_owned(),
-            errno: libc::ETIMEDOUT,
-        })??;
+        let (report, fds) = timeout_at(until, receive(&control)).await.map_err(|_| late())??;
         match report {
             Report::Prepared { controls } => Ok(Prepared {
                 controls,
@@ -298,7 +300,11 @@ impl Prepared {
     /// Lets the program run.
     pub async fn release(self) -> Result<Running, SandboxError> {
         let word = serde_json::to_vec(&Request::Release).map_err(io::Error::from)?;
-        send(&self.control, &word, &[]).await?;
+        match send(&self.control, &word, &[]).await {
+            // It ended meanwhile, and has said why.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+            _ => {}
+        }
         let control = Arc::clone(&self.control);
         Ok(Running { control, task: tokio::spawn(self.follow()) })
     }

@@ -94,6 +94,7 @@ pub(super) struct Execution<'a> {
     /// What the payload used before it became the program.
     before: CpuAndFaults,
     prepared: bool,
+    main_has_ended: bool,
     released: Option<Instant>,
     next_cpu_check: Option<Instant>,
     ending: Option<Ending>,
@@ -163,6 +164,7 @@ impl<'a> Execution<'a> {
             started: Instant::now(),
             before: CpuAndFaults::default(),
             prepared: false,
+            main_has_ended: false,
             released: None,
             next_cpu_check: None,
             ending: None,
@@ -181,8 +183,15 @@ impl<'a> Execution<'a> {
     fn give_order(&mut self) {
         let Some((order, inputs)) = self.order.take() else { return };
         let fds = inputs.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-        // A failure here is init's: what it said of it is about to be heard.
-        let _ = channel::send_files(&self.init_link, &order, &fds);
+        match channel::send_files(&self.init_link, &order, &fds) {
+            // Ended already: what it said before is about to be heard.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.stop(launch_failed("giving init its order", &error));
+                // Without one it waits for ever.
+                let _ = sys::send_signal(self.init, libc::SIGKILL);
+            }
+            _ => {}
+        }
     }
 
     /// Sees it through and tells the outcome.
@@ -204,6 +213,8 @@ impl<'a> Execution<'a> {
         }
         let mut ended = None;
         if self.done.is_none() {
+            // It may have reported and wait for a hang-up, its report unreadable.
+            let _ = sys::send_signal(self.init, libc::SIGKILL);
             ended = sys::wait(Some(self.init), true).ok().flatten();
             // What it would have reaped was handed to this process.
             while tree::kill_below(i32::try_from(std::process::id()).unwrap_or(0)) > 0 {
@@ -325,15 +336,18 @@ impl<'a> Execution<'a> {
             let _ = sys::send_signal(self.init, libc::SIGKILL);
         } else if self.own_pid_namespace {
             let _ = sys::send_signal(self.init, libc::SIGTERM);
-        } else if tree::kill_below(self.init) == 0 && !self.prepared {
-            // Not forked yet, or never will be.
-            let _ = sys::send_signal(self.init, libc::SIGKILL);
+        } else {
+            tree::kill_below(self.init);
         }
     }
 
     fn hear_init(&mut self) -> bool {
-        let Ok(packet) = channel::receive(self.init_link.as_fd()) else {
-            return false;
+        let packet = match channel::receive(self.init_link.as_fd()) {
+            Ok(packet) => packet,
+            Err(error) => {
+                self.stop(launch_failed("reading init's report", &error));
+                return false;
+            }
         };
         if packet.bytes.is_empty() {
             return false;
@@ -355,15 +369,21 @@ impl<'a> Execution<'a> {
     }
 
     fn main_ended(&mut self, status: i32) {
+        self.main_has_ended = true;
         // What it said before it ended explains the end better than its status.
         while self.payload_link.is_some() {
             self.hear_payload();
         }
         if self.released.is_none() {
-            let lost = io::Error::from_raw_os_error(libc::ECHILD);
-            self.stop(launch_failed("preparing the payload", &lost));
+            self.lose_payload();
         }
         self.stop(cause_of(status));
+    }
+
+    /// It ended before it was told to execute: no program ran.
+    fn lose_payload(&mut self) {
+        let lost = io::Error::from_raw_os_error(libc::ECHILD);
+        self.stop(launch_failed("preparing the payload", &lost));
     }
 
     fn send_program(&mut self) {
@@ -394,7 +414,14 @@ impl<'a> Execution<'a> {
         let packet = channel::receive(link.as_fd()).unwrap_or_default();
         match Said::parse(&packet.bytes) {
             // Closed by execve, or by its end.
-            Ok(Said::Gone) => self.payload_link = None,
+            Ok(Said::Gone) => {
+                self.payload_link = None;
+                if self.released.is_none() {
+                    self.lose_payload();
+                }
+            }
+            // Its number may be another's by now.
+            Ok(Said::Ready(_)) if self.ending.is_some() || self.main_has_ended => {}
             Ok(Said::Ready(report)) if !self.prepared => self.prepare(&report),
             Ok(Said::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
             Ok(Said::Ready(_) | Said::Confined(_)) => {
@@ -413,9 +440,10 @@ impl<'a> Execution<'a> {
         if self.memory_is_counted && matches!(&cgroup, Some(Ok(held)) if held.limits_memory) {
             rlimits::free_address_space(&mut rlimits);
         }
-        if !self.spec.omit.contains(&Layer::Rlimits) {
-            // A refused limit shows when it is read back.
-            let _ = rlimits::apply(pid, &rlimits);
+        if !self.spec.omit.contains(&Layer::Rlimits)
+            && let Err(error) = rlimits::apply(pid, &rlimits)
+        {
+            self.refusals.push(Refusal::new(Layer::Rlimits, "prlimit", &error));
         }
         let controls = readback::controls(readback::Prepared {
             pid,
@@ -438,6 +466,7 @@ impl<'a> Execution<'a> {
     fn hear_agent(&mut self) {
         let packet = channel::receive(self.control.as_fd()).unwrap_or_default();
         match channel::parse(&packet) {
+            Ok(Request::Release) if self.ending.is_some() => {}
             Ok(Request::Release) if self.prepared && self.released.is_none() => self.release(),
             Ok(Request::Kill(KillReason::OutputLimit)) => self.stop(ExitCause::OutputLimit),
             Ok(Request::Kill(KillReason::EgressLimit)) => self.stop(ExitCause::EgressLimit),
@@ -454,8 +483,11 @@ impl<'a> Execution<'a> {
         if let Some(leaf) = &mut self.leaf {
             leaf.start_counting();
         }
-        let told = self.payload_link.as_ref().map(|link| channel::send_with(link.as_fd(), &[GO], &[]));
-        if let Some(Err(error)) = told {
+        let gone = || Err(io::Error::from_raw_os_error(libc::ECHILD));
+        let told =
+            self.payload_link.as_ref().map_or_else(gone, |link| channel::send_with(link.as_fd(), &[GO], &[]));
+        if let Err(error) = told {
+            self.released = None;
             self.stop(launch_failed("releasing the payload", &error));
         }
         self.give_order();

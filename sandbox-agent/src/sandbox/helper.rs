@@ -17,11 +17,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit};
 
 use super::cgroup::{Parent, Stock};
+use super::execution::launch_failed;
+use super::outcome::Usage;
 use super::readback::Baseline;
 use super::seccomp::Filters;
 use super::supervisor::{self, Host, Links};
 use super::sys::{self, SingleThreaded};
-use super::wire::{EXECUTE, split_request};
+use super::wire::{EXECUTE, Ended, Report, split_request};
 use super::{channel, tree};
 
 /// The first argument that makes a binary this helper. The rest: user id, group id, how many surroundings to build
@@ -117,20 +119,33 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
             supervisors.refill(&host, ready);
         }
         if of_agent {
-            let packet = channel::receive(agent.as_fd())?;
+            let packet = match channel::receive(agent.as_fd()) {
+                // More descriptors than this process may have: its control socket is closed with the others.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => continue,
+                other => other?,
+            };
             if packet.bytes.is_empty() && packet.fds.is_empty() {
                 return Ok(());
             }
             let Some((kind, surroundings, wanted)) = split_request(&packet.bytes) else { continue };
             let fds = packet.fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-            // Without a supervisor the agent sees its control socket close: the execution failed to launch.
-            let _ = supervisors.execute(&host, surroundings, wanted, &fds);
+            if let Err(error) = supervisors.execute(&host, surroundings, wanted, &fds) {
+                refuse(&fds, &error);
+            }
             drop(packet.fds);
             if kind == EXECUTE {
                 supervisors.used = Some((surroundings.to_vec(), Instant::now()));
             }
         }
     }
+}
+
+/// Says on its control socket, the first of a request's descriptors, that an execution has no supervisor.
+fn refuse(fds: &[BorrowedFd<'_>], error: &io::Error) {
+    let cause = launch_failed("starting a supervisor", error);
+    let ended = Ended { cause, usage: Usage::default(), files: vec![] };
+    // An agent that is gone needs no answer; one that gets none sees the socket close.
+    let _ = fds.first().map(|control| channel::send(control, &Report::Finished(ended)));
 }
 
 /// The running supervisors and where each one's payload works if there can be no private root.
@@ -218,6 +233,7 @@ impl Supervisors {
 
     fn start(&mut self, host: &Host, surroundings: &[u8], is_ahead: bool) -> io::Result<Ready> {
         let (order, theirs) = channel::pair()?;
+        channel::make_room(&order);
         let links = Links { order: theirs, helper: self.life.try_clone()? };
         let work = self.next_work_directory();
         let taken = self.cgroups.take();
@@ -225,7 +241,7 @@ impl Supervisors {
         let forked = host.single.fork(|| {
             // Held open here, the others would hide the helper's death from the agent and from other supervisors.
             match sys::keep_only(&[links.order.as_fd(), links.helper.as_fd()]) {
-                Ok(()) => supervisor::run(host, &links, surroundings, is_ahead, &work, taken),
+                Ok(()) => supervisor::run(host, links, surroundings, is_ahead, &work, taken),
                 Err(_) => 1,
             }
         });

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -98,17 +98,18 @@ fn build_and_reap(init: Init<'_>, link: &OwnedFd) -> Result<(), Failed> {
     }
     // Before the fork: a signal between fork and mask would be lost.
     sys::block_exactly(&WAKING);
-    let listening = listener.as_ref().map(AsFd::as_fd);
-    let built = InitReport::Built(Built { refusals, own_root: own.root });
-    channel::send_files(link, &built, listening.as_slice()).map_err(at("reporting to the supervisor"))?;
 
     let Init { payload_link, filters, leaf, single, .. } = init;
     let parent = rustix::process::getpid();
     let payload = Payload { surroundings, work, own, reach, link: payload_link, filters, leaf, parent };
     let main = single.fork(|| payload::run(&payload)).map_err(at("fork"))?;
-    lock_down(link, &held).map_err(at("init lock-down"))?;
+    let listening = listener.as_ref().map(AsFd::as_fd);
+    lock_down([link.as_fd(), held.as_fd()].into_iter().chain(listening)).map_err(at("init lock-down"))?;
     // Its descriptors are closed by number.
-    std::mem::forget((payload, listener));
+    std::mem::forget(payload);
+    let built = InitReport::Built(Built { refusals, own_root: own.root });
+    channel::send_files(link, &built, listening.as_slice()).map_err(at("reporting to the supervisor"))?;
+    drop(listener);
     let outputs = follow_order(link, &held)?;
     let status = reap(main, own_pid_namespace, link).map_err(at("reaping"))?;
     report_end(status, link, &held, &outputs).map_err(at("reporting the end"))?;
@@ -190,9 +191,9 @@ fn join_namespaces(omit: &[Layer], refusals: &mut Vec<Refusal>) -> Vec<Layer> {
 }
 
 /// Gives up everything that reaping and reporting do not need.
-fn lock_down(link: &OwnedFd, work: &OwnedFd) -> io::Result<()> {
+fn lock_down<'a>(kept: impl Iterator<Item = BorrowedFd<'a>>) -> io::Result<()> {
     sys::place_at(io::stdin().as_fd(), 2, false)?;
-    sys::keep_only(&[link.as_fd(), work.as_fd()])?;
+    sys::keep_only(&kept.collect::<Vec<_>>())?;
     rustix::thread::set_no_new_privs(true)?;
     payload::drop_capabilities();
     // Its memory is the engine's: not to be read by the payload, which has the same user id.
@@ -206,7 +207,7 @@ const REAP_INTERVAL: Duration = Duration::from_secs(1);
 /// Reaps until nothing is left; the program's status. SIGTERM, which only the supervisor has reason to send, means: kill the rest.
 fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<i32> {
     let mut status = None;
-    let mut kill = false;
+    let (mut told, mut kill) = (false, false);
     loop {
         loop {
             match sys::wait(None, false) {
@@ -217,9 +218,9 @@ fn reap(main: i32, own_pid_namespace: bool, link: &OwnedFd) -> io::Result<i32> {
             }
         }
         // What the program left running ends with it.
-        if let Some(status) = status.filter(|_| !kill) {
+        if let Some(status) = status.filter(|_| !told) {
             channel::send(link, &InitReport::MainEnded { status })?;
-            kill = true;
+            (told, kill) = (true, true);
         }
         if kill && own_pid_namespace {
             sys::kill_all_in_namespace();

@@ -2,8 +2,8 @@
 //! be undone any more ([`standing`]: a namespace is not left for the host's, a filter not taken off, a capability not got
 //! back); and when nothing but `execve` remains, what comes with the program ([`controls`]).
 //!
-//! Leaves out applying anything. Invariant: a status is `Enforced` only if something read from `/proc` for that very
-//! process, or an attempt it made itself under the layer, says so; what can't be read is not enforced.
+//! Leaves out applying anything. Invariant: a status is `Enforced` only if something that the kernel says of that very process, in
+//! `/proc`, in its cgroup's files or by `prlimit`, or an attempt it made itself under the layer, says so; what can't be read is not enforced.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;

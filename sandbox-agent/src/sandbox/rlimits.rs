@@ -39,7 +39,7 @@ impl Planned {
         sys::resource_limit(pid, self.which.number(), None)
     }
 
-    /// Its name, as in `/proc/<pid>/limits`.
+    /// Its name, as `/proc/<pid>/limits` has it.
     pub(super) fn name(&self) -> &'static str {
         match self.which {
             Which::Cpu => "Max cpu time",

@@ -4,7 +4,8 @@
 //! call nor the kernel's pass over all numbers when the filter is installed walks a chain of comparisons. Each call has one
 //! answer in one place; foreign entries (32-bit, x32) kill.
 //!
-//! Invariant: [`Filter::install`] allocates nothing, so it can run under a memory limit smaller than the installing process.
+//! Leaves out when it is installed ([`super::payload`]). Invariant: what is in no list is refused, and nothing is let through on a
+//! foreign architecture's numbers.
 
 use std::collections::BTreeMap;
 

@@ -53,7 +53,7 @@ pub(super) struct Links {
 /// this host has any.
 pub(super) fn run(
     host: &Host,
-    links: &Links,
+    links: Links,
     surroundings: &[u8],
     is_ahead: bool,
     fallback_work: &Path,
@@ -62,11 +62,19 @@ pub(super) fn run(
     let Ok(surroundings) = serde_json::from_slice::<Surroundings>(surroundings) else {
         return 1;
     };
-    let tree = Tree::build(host, &surroundings, fallback_work, taken, &links.helper);
+    let Links { order, helper } = links;
+    let tree = Tree::build(host, &surroundings, fallback_work, taken, &helper);
     let init = tree.as_ref().ok().map(|tree| tree.init);
     let watched = tree.as_ref().ok().filter(|_| is_ahead);
-    let requested = if is_ahead && tree.is_err() { None } else { wait_for_request(links, watched) };
-    let status = requested.map_or(1, |requested| serve(links, surroundings, tree, requested, fallback_work));
+    let requested = if is_ahead && tree.is_err() {
+        last_request(&order)
+    } else {
+        wait_for_request(&order, &helper, watched)
+    };
+    // Nobody is to be told that these can be had.
+    drop(order);
+    let status =
+        requested.map_or(1, |requested| serve(&helper, surroundings, tree, requested, fallback_work));
     if let Some(init) = init {
         end(init);
     }
@@ -102,10 +110,9 @@ impl Requested {
 }
 
 /// `None`: nobody needs the surroundings any more, or they are broken.
-fn wait_for_request(links: &Links, tree: Option<&Tree>) -> Option<Requested> {
+fn wait_for_request(order: &OwnedFd, helper: &OwnedFd, tree: Option<&Tree>) -> Option<Requested> {
     loop {
-        let mut fds =
-            vec![PollFd::new(&links.order, PollFlags::IN), PollFd::new(&links.helper, PollFlags::IN)];
+        let mut fds = vec![PollFd::new(order, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
         // The payload of surroundings built ahead says nothing more, unless it ended.
         fds.extend(tree.map(|tree| PollFd::new(&tree.payload_link, PollFlags::IN)));
         if poll(&mut fds, None).is_err() {
@@ -113,20 +120,26 @@ fn wait_for_request(links: &Links, tree: Option<&Tree>) -> Option<Requested> {
         }
         let ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
         if ready[0] {
-            return Requested::parse(channel::receive(links.order.as_fd()).ok()?);
+            return Requested::parse(channel::receive(order.as_fd()).ok()?);
         }
         if ready[1] {
             return None;
         }
         if ready.get(2) == Some(&true) {
             // Broken, or its payload killed: whoever asks next gets others.
-            return None;
+            return last_request(order);
         }
     }
 }
 
+/// Takes no request any more; one that was handed over before is to hear why it fails.
+fn last_request(order: &OwnedFd) -> Option<Requested> {
+    rustix::net::shutdown(order, rustix::net::Shutdown::Read).ok()?;
+    Requested::parse(channel::receive(order.as_fd()).ok()?)
+}
+
 fn serve(
-    links: &Links,
+    helper: &OwnedFd,
     surroundings: Surroundings,
     tree: Result<Tree, Failed>,
     requested: Requested,
@@ -137,7 +150,7 @@ fn serve(
     match tree {
         Ok(tree) => {
             let given = Given { spec: &spec, inherited, inputs, stdio };
-            Execution::new(tree, given, &control, &links.helper, fallback_work).run();
+            Execution::new(tree, given, &control, helper, fallback_work).run();
         }
         Err((stage, error)) => {
             let cause = launch_failed(stage, &error);
@@ -300,8 +313,14 @@ impl Heard {
     fn wait(init_link: &OwnedFd, payload_link: &OwnedFd, helper: &OwnedFd) -> Result<Self, Failed> {
         let until = Instant::now() + BUILD_LIMIT;
         let lost = || io::Error::from_raw_os_error(libc::ECHILD);
-        let mut built = None;
+        let (mut of_init, mut of_payload) = (None, None);
         loop {
+            (of_init, of_payload) = match (of_init, of_payload) {
+                (Some((built, listener)), Some((payload, confined))) => {
+                    return Ok(Self { built, listener, payload, confined });
+                }
+                other => other,
+            };
             let mut fds = [init_link, payload_link, helper].map(|fd| PollFd::new(fd, PollFlags::IN));
             let left = until.saturating_duration_since(Instant::now());
             match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
@@ -312,36 +331,34 @@ impl Heard {
                 Ok(_) => {}
                 Err(_) => continue,
             }
-            let [of_init, of_payload, of_helper] = fds.map(|fd| !fd.revents().is_empty());
-            if of_helper {
+            let [init_says, payload_says, helper_is_gone] = fds.map(|fd| !fd.revents().is_empty());
+            if helper_is_gone {
                 return Err(at("building the surroundings")(io::ErrorKind::Interrupted.into()));
             }
-            if of_init {
-                let packet = channel::receive(init_link.as_fd()).unwrap_or_default();
+            if init_says {
+                let step = at("reading init's report");
+                let packet = channel::receive(init_link.as_fd()).map_err(&step)?;
                 if packet.bytes.is_empty() {
                     return Err(at("init was lost")(lost()));
                 }
-                match channel::parse(&packet) {
-                    Ok(InitReport::Built(report)) => built = Some((report, packet.fds)),
-                    Ok(InitReport::Failed { stage, errno }) => {
+                match channel::parse(&packet).map_err(&step)? {
+                    InitReport::Built(report) => of_init = Some((report, packet.fds.into_iter().next())),
+                    InitReport::Failed { stage, errno } => {
                         return Err((stage, io::Error::from_raw_os_error(errno)));
                     }
-                    Ok(_) => return Err(at("reading init's report")(io::ErrorKind::InvalidData.into())),
-                    Err(error) => return Err(at("reading init's report")(error)),
+                    _ => return Err(step(io::ErrorKind::InvalidData.into())),
                 }
-                continue;
-            }
-            if of_payload {
-                let packet = channel::receive(payload_link.as_fd()).unwrap_or_default();
-                let said = Said::parse(&packet.bytes).map_err(at("reading the payload's report"))?;
-                return match (said, built, packet.sender) {
-                    (Said::Confined(confined), Some((built, fds)), Some(payload)) => {
-                        Ok(Self { built, listener: fds.into_iter().next(), payload, confined })
+            } else if payload_says {
+                let step = at("reading the payload's report");
+                let packet = channel::receive(payload_link.as_fd()).map_err(&step)?;
+                match (Said::parse(&packet.bytes).map_err(&step)?, packet.sender) {
+                    (Said::Confined(report), Some(pid)) => of_payload = Some((pid, report)),
+                    (Said::Failed { stage, errno }, _) => {
+                        return Err((stage, io::Error::from_raw_os_error(errno)));
                     }
-                    (Said::Failed { stage, errno }, ..) => Err((stage, io::Error::from_raw_os_error(errno))),
-                    (Said::Gone, ..) => Err(at("confining the payload")(lost())),
-                    _ => Err(at("reading the payload's report")(io::ErrorKind::InvalidData.into())),
-                };
+                    (Said::Gone, _) => return Err(at("confining the payload")(lost())),
+                    _ => return Err(step(io::ErrorKind::InvalidData.into())),
+                }
             }
         }
     }

@@ -392,7 +392,7 @@ pub(super) fn add_mount_attributes(path: &CStr, attributes: u64) -> io::Result<(
     }
 }
 
-/// Adds a filter for system calls to this process. Allocates nothing.
+/// Adds a filter for system calls to this process.
 pub(super) fn install_filter(program: &[seccompiler::sock_filter]) -> Result<(), c_int> {
     let length = libc::c_ushort::try_from(program.len()).map_err(|_| libc::E2BIG)?;
     // The kernel only reads it; both types are the C structure.

@@ -1,4 +1,5 @@
-//! Messages between the agent, the supervisor, init and the payload; JSON, one per packet of a local socket pair.
+//! Messages between the agent, the supervisor, init and the payload, one per packet of a local socket pair: JSON, behind a head where it has to
+//! be told apart without being read.
 //!
 //! Leaves out how packets travel ([`super::channel`]). Invariant: both ends are the same binary, so there is no version;
 //! a message that does not parse ends the execution.
@@ -131,7 +132,8 @@ impl Refusal {
     }
 }
 
-/// Supervisor to init, once it is known what for: with a descriptor per input file.
+/// Supervisor to init, once it is known what for: with a descriptor per input file. Where there are none, only after the payload was told to
+/// execute, or when the execution ends: init reaps nothing before.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) inputs: Vec<PathBuf>,
@@ -154,7 +156,7 @@ pub(super) enum InitReport {
     Built(Built),
     /// The inputs of the order are in their places.
     Placed,
-    /// The surroundings could not be built and could not be done without.
+    /// A step failed that could not be done without: of the surroundings, the inputs, reaping or reporting.
     Failed { stage: String, errno: i32 },
     /// The program ended, with this raw wait status; what it left running is still there, and about to be killed.
     MainEnded { status: i32 },

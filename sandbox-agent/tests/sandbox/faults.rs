@@ -83,6 +83,36 @@ async fn a_killed_init_ends_its_execution() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_payload_killed_before_its_release_is_a_failed_launch_and_no_program() {
+    for host in HOSTS {
+        for ready in [0, 2] {
+            let sandbox = host.sandbox_with_ready(ready);
+            let (sender, output) = mpsc::channel(16);
+            let mut spec = shell("echo ran");
+            spec.outputs = vec![PathBuf::from("none")];
+            let prepared = sandbox.prepare(&spec, None, sender).await.unwrap();
+            let supervisor = children_of(sandbox.helper_pid().await.unwrap())[0];
+            let payload = children_of(children_of(supervisor)[0])[0];
+            kill_hard(&[payload]);
+            until("it is gone or dead", || is_over(payload)).await;
+            let ran = finish(prepared.release().await.unwrap(), output).await;
+            let ExitCause::LaunchFailed { stage, errno } = ran.outcome.cause else {
+                panic!("{host:?}: {:?}", ran.outcome.cause)
+            };
+            assert_eq!((stage.as_str(), errno), ("preparing the payload", libc::ECHILD), "{host:?}");
+            assert_eq!((ran.outcome.usage.wall_ns, ran.stdout.as_str()), (0, ""), "{host:?}");
+            assert_eq!(ran.outcome.files.len(), 1, "{host:?}");
+        }
+    }
+}
+
+/// Whether a process has ended, reaped or not.
+fn is_over(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn helper_and_supervisor_killed_together_leave_nothing_in_a_pid_namespace() {
     for host in HOSTS.into_iter().filter(|host| host.allows_namespaces()) {
         let sandbox = host.sandbox();
