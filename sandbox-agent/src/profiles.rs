@@ -3,7 +3,7 @@
 //! Leaves out what the sandbox makes of a profile ([`crate::sandbox`]) and which one a request asks for ([`crate::request`]).
 //!
 //! Invariant: what [`Profiles::get`] answers is within the ceiling, and its digest is that of what is enforced: paths that the
-//! configuration adds to every profile included.
+//! configuration adds to every profile, and limits that only its ceiling has, included.
 
 mod ceiling;
 mod definition;
@@ -77,7 +77,7 @@ impl Profiles {
         let mut profiles = Self::none(reader.get("agent.default_profile", "strict".to_owned()));
         for (file, profile) in own(reader, &ceiling) {
             let name = profile.sandbox.name.clone();
-            let offered = Offered::new(&profile, read_only, Some(file));
+            let offered = Offered::new(&profile, &ceiling, read_only, Some(file));
             profiles.offered.insert(name, offered);
         }
         for profile in BUILT_IN.iter() {
@@ -102,7 +102,7 @@ impl Profiles {
         let name = profile.sandbox.name.clone();
         let excess = ceiling.excess(profile);
         if excess.is_empty() {
-            self.offered.insert(name, Offered::new(profile, read_only, None));
+            self.offered.insert(name, Offered::new(profile, ceiling, read_only, None));
         } else {
             self.withheld.insert(name, excess);
         }
@@ -136,8 +136,9 @@ impl Profiles {
 }
 
 impl Offered {
-    fn new(profile: &Definition, read_only: &[PathBuf], file: Option<PathBuf>) -> Self {
+    fn new(profile: &Definition, ceiling: &Ceiling, read_only: &[PathBuf], file: Option<PathBuf>) -> Self {
         let mut profile = profile.clone();
+        ceiling.narrow(&mut profile.limits);
         profile.sandbox.read_only.extend_from_slice(read_only);
         profile.sandbox.read_only.sort();
         profile.sandbox.read_only.dedup();

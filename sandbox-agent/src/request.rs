@@ -277,7 +277,8 @@ fn spec(
         pids: profile.limits.processes,
         open_files: profile.limits.open_files,
         file_bytes: profile.limits.file_bytes,
-        cpus_milli: 0,
+        cpus_milli: profile.limits.cpus_milli.unwrap_or(0),
+        io_bytes_per_s: profile.limits.io_bytes_per_s.unwrap_or(0),
     };
     Spec {
         program,
@@ -291,3 +292,6 @@ fn spec(
         omit: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
 //! What profiles may have at most: `[agent.ceiling]`.
 //!
-//! Invariant: a profile without excess has nothing that the ceiling does not name.
+//! Invariant: a profile without excess has nothing that the ceiling does not name, once it is narrowed: what it leaves to the host is
+//! then the ceiling's.
 
 use std::path::PathBuf;
 
 use exchequer_config::{Reader, format_bytes};
 
-use super::definition::{BUILT_IN, Definition};
+use super::definition::{BUILT_IN, Ceilings, Cpus, Definition, cpus, io_per_second};
 use crate::egress::Rule;
 use crate::sandbox::{Network, syscalls::Group};
 
@@ -23,6 +24,8 @@ pub struct Ceiling {
     processes: u64,
     open_files: u64,
     file_size: u64,
+    cpus_milli: Option<u64>,
+    io_bytes_per_s: Option<u64>,
     seccomp: Vec<Group>,
 }
 
@@ -43,6 +46,8 @@ impl Ceiling {
             processes: most(|profile| profile.limits.processes),
             open_files: most(|profile| profile.limits.open_files),
             file_size: most(|profile| profile.limits.file_bytes),
+            cpus_milli: None,
+            io_bytes_per_s: None,
             seccomp: Group::NAMED.to_vec(),
         }
     }
@@ -63,6 +68,8 @@ impl Ceiling {
         let processes = reader.in_range("agent.ceiling.processes", default.processes, 1..=4096);
         let open_files = reader.in_range("agent.ceiling.open_files", default.open_files, 16..=(1 << 20));
         let file_size = reader.bytes("agent.ceiling.file_size", default.file_size, 1..=(1 << 40));
+        let cpus_milli = cpus(reader, "agent.ceiling.cpus");
+        let io_bytes_per_s = io_per_second(reader, "agent.ceiling.io_per_second");
         let seccomp = reader.list::<Group>("agent.ceiling.seccomp");
         Self {
             networks: given(reader, "agent.ceiling.networks", networks, default.networks),
@@ -75,6 +82,8 @@ impl Ceiling {
             processes,
             open_files,
             file_size,
+            cpus_milli,
+            io_bytes_per_s,
             seccomp: given(reader, "agent.ceiling.seccomp", seccomp, default.seccomp),
         }
     }
@@ -124,7 +133,22 @@ impl Ceiling {
         if limits.file_bytes > self.file_size {
             beyond("limits.file_size", format_bytes(limits.file_bytes), "file_size");
         }
+        let above = |value: Option<u64>, most: Option<u64>| {
+            value.filter(|value| most.is_some_and(|most| *value > most))
+        };
+        if let Some(milli) = above(limits.cpus_milli, self.cpus_milli) {
+            beyond("limits.cpus", Cpus(milli).to_string(), "cpus");
+        }
+        if let Some(bytes) = above(limits.io_bytes_per_s, self.io_bytes_per_s) {
+            beyond("limits.io_per_second", format_bytes(bytes), "io_per_second");
+        }
         excess
+    }
+
+    /// Gives limits that leave to the host what the ceiling bounds the ceiling's bound.
+    pub(super) fn narrow(&self, limits: &mut Ceilings) {
+        limits.cpus_milli = limits.cpus_milli.or(self.cpus_milli);
+        limits.io_bytes_per_s = limits.io_bytes_per_s.or(self.io_bytes_per_s);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Display,
+    fmt::{self, Display},
     ops::RangeInclusive,
     path::{Component, Path, PathBuf},
     str::FromStr,
@@ -20,7 +20,7 @@ use crate::egress::Rule;
 use crate::sandbox::{
     Network, Profile,
     profile::WorkArea,
-    spec::{MAX_WALL_MS, MIN_MEMORY_BYTES},
+    spec::{MAX_CPUS_MILLI, MAX_WALL_MS, MIN_CPUS_MILLI, MIN_MEMORY_BYTES},
     syscalls::Group,
 };
 
@@ -30,6 +30,8 @@ pub const MAX_FILE_BYTES: u64 = 64 << 10;
 const NOTHING: &str = "nothing";
 /// What a profile extends that does not say.
 const STRICT: &str = "strict";
+/// Bytes per second of a device: below the least, others wait long for a page that such an execution is reading.
+const IO_PER_SECOND: RangeInclusive<u64> = (1 << 20)..=(1 << 40);
 /// Most paths, devices or rules that one list may have.
 const MAX_LISTED: usize = 256;
 
@@ -67,6 +69,11 @@ pub struct Ceilings {
     pub open_files: u64,
     /// Largest file, bytes; what every execution gets.
     pub file_bytes: u64,
+    /// Thousandths of a processor; what every execution gets. `None`: whatever the host has.
+    pub cpus_milli: Option<u64>,
+    /// Bytes per second read, and as many written, of each block device; what every execution gets. `None`: whatever the
+    /// host has.
+    pub io_bytes_per_s: Option<u64>,
 }
 
 impl Definition {
@@ -96,6 +103,8 @@ impl Definition {
             processes: 64,
             open_files: 256,
             file_bytes: 64 << 20,
+            cpus_milli: None,
+            io_bytes_per_s: None,
         };
         Self { description: String::new(), sandbox, egress: Vec::new(), environment: BTreeMap::new(), limits }
     }
@@ -130,10 +139,12 @@ impl Definition {
             processes,
             open_files,
             file_bytes,
+            cpus_milli,
+            io_bytes_per_s,
         } = *limits;
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         let limit = |value: Option<u64>| value.map(|value| value.to_string()).into_iter().collect::<Vec<_>>();
-        let fields: [(&str, Vec<String>); 20] = [
+        let fields: [(&str, Vec<String>); 22] = [
             ("name", vec![name.clone()]),
             ("hostname", vec![hostname.clone()]),
             ("read_only", read_only.iter().map(text).collect()),
@@ -157,6 +168,8 @@ impl Definition {
             ("limits.processes", vec![processes.to_string()]),
             ("limits.open_files", vec![open_files.to_string()]),
             ("limits.file_size", vec![file_bytes.to_string()]),
+            ("limits.cpus", limit(cpus_milli)),
+            ("limits.io_per_second", limit(io_bytes_per_s)),
         ];
         let counts = fields.each_ref().map(|(_, values)| (values.len() as u64).to_be_bytes());
         Purpose::Profile.digest_fields(fields.iter().zip(&counts).flat_map(|((key, values), count)| {
@@ -200,8 +213,10 @@ impl Definition {
             ("output", limits.output_bytes.map(format_bytes)),
             ("egress", limits.egress_bytes.map(format_bytes)),
             ("file_size", Some(format_bytes(limits.file_bytes))),
+            ("io_per_second", limits.io_bytes_per_s.map(format_bytes)),
         ];
         lines.extend(texts.iter().filter_map(|(key, text)| Some(format!("{key} = {:?}", text.as_ref()?))));
+        lines.extend(limits.cpus_milli.map(|milli| format!("cpus = {}", Cpus(milli))));
         lines.push(format!("processes = {}", limits.processes));
         lines.push(format!("open_files = {}\n", limits.open_files));
         lines.join("\n")
@@ -359,6 +374,8 @@ fn limits(reader: &mut Reader, limits: &mut Ceilings) {
     limits.processes = count(reader, "limits.processes", limits.processes, 1..=4096);
     limits.open_files = count(reader, "limits.open_files", limits.open_files, 16..=(1 << 20));
     limits.file_bytes = size(reader, "limits.file_size", 1..=(1 << 40)).unwrap_or(limits.file_bytes);
+    limits.cpus_milli = cpus(reader, "limits.cpus").or(limits.cpus_milli);
+    limits.io_bytes_per_s = io_per_second(reader, "limits.io_per_second").or(limits.io_bytes_per_s);
 }
 
 fn listed<T: FromStr<Err: Display>>(reader: &mut Reader, key: &str) -> Vec<T> {
@@ -388,6 +405,46 @@ impl FromStr for Time {
     fn from_str(text: &str) -> Result<Self, String> {
         parse_duration(text).map(Self)
     }
+}
+
+/// Thousandths of a processor, written as a decimal number of processors and never as a float in between.
+pub(super) struct Cpus(pub(super) u64);
+
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let is_plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_plain(whole) || !is_plain(part) || part.len() > 3 {
+            return Err("expected a number of processors such as `0.5` or `2`, with at most three decimals"
+                .to_owned());
+        }
+        // More digits than fit are too many processors.
+        let milli = format!("{whole}{part:0<3}").parse().unwrap_or(u64::MAX);
+        if (MIN_CPUS_MILLI..=MAX_CPUS_MILLI).contains(&milli) {
+            Ok(Self(milli))
+        } else {
+            Err(format!("must lie between {} and {}", Self(MIN_CPUS_MILLI), Self(MAX_CPUS_MILLI)))
+        }
+    }
+}
+
+impl Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+/// A number of processors, in thousandths.
+pub(super) fn cpus(reader: &mut Reader, key: &str) -> Option<u64> {
+    let Cpus(milli) = reader.optional(key)?;
+    Some(milli)
+}
+
+pub(super) fn io_per_second(reader: &mut Reader, key: &str) -> Option<u64> {
+    size(reader, key, IO_PER_SECOND)
 }
 
 fn size(reader: &mut Reader, key: &str, range: RangeInclusive<u64>) -> Option<u64> {

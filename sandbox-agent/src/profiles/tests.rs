@@ -63,9 +63,10 @@ fn every_profile_wider_than_the_ceiling_is_told_at_once() {
     let wide = "name = \"wide\"\nread_only = [\"/home\", \"/usr/share\", \"/usrlocal\"]\ndevices = [\"kvm\"]\nnetwork = \"egress\"\n\
                 egress = [\"a.org:443\", \"b.a.org:443\", \"b.org:443\"]\nseccomp = [\"threads\", \"build\"]\n\
                 [work]\nsize = \"2GiB\"\nexecutable = true\nmax_files = 262145\n\
-                [limits]\nprocesses = 257\nopen_files = 1025\nfile_size = \"1GiB\"\n";
+                [limits]\nprocesses = 257\nopen_files = 1025\nfile_size = \"1GiB\"\n\
+                cpus = 2.5\nio_per_second = \"3MiB\"\n";
     let section = "ceiling.networks = [\"none\"]\nceiling.egress = [\"*.a.org:443\"]\nceiling.seccomp = [\"threads\"]\n\
-                   ceiling.executable_work = false\n";
+                   ceiling.executable_work = false\nceiling.cpus = 2\nceiling.io_per_second = \"2MiB\"\n";
     let broken = "name = \"other\"\nsize = 1\n";
     let (_, faults) = read(section, &[("wide.toml", wide), ("broken.toml", broken)]);
     let expected = [
@@ -83,11 +84,50 @@ fn every_profile_wider_than_the_ceiling_is_told_at_once() {
         "`limits.processes`: 257 is beyond agent.ceiling.processes",
         "`limits.open_files`: 1025 is beyond agent.ceiling.open_files",
         "`limits.file_size`: 1GiB is beyond agent.ceiling.file_size",
+        "`limits.cpus`: 2.5 is beyond agent.ceiling.cpus",
+        "`limits.io_per_second`: 3MiB is beyond agent.ceiling.io_per_second",
     ];
     for expected in expected {
         assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected} is not in {faults:#?}");
     }
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
+}
+
+#[test]
+fn a_profile_without_rates_has_those_of_the_ceiling_and_its_digest_says_so() {
+    let files = [
+        ("free.toml", "name = \"free\"\n"),
+        ("slow.toml", "name = \"slow\"\n[limits]\ncpus = 0.25\nio_per_second = \"1MiB\"\n"),
+    ];
+    let section = "ceiling.cpus = 1.5\nceiling.io_per_second = \"8MiB\"\n";
+    for (section, free, slow) in [
+        (section, (Some(1500), Some(8 << 20)), (Some(250), Some(1 << 20))),
+        ("", (None, None), (Some(250), Some(1 << 20))),
+    ] {
+        let (profiles, faults) = read(section, &files);
+        assert_eq!(faults, [""; 0]);
+        for (name, expected) in [("free", free), ("strict", free), ("slow", slow)] {
+            let offered = profiles.get(name).unwrap();
+            let Ceilings { cpus_milli, io_bytes_per_s, .. } = offered.definition.limits;
+            assert_eq!((cpus_milli, io_bytes_per_s), expected, "{name} under {section:?}");
+            assert_eq!(offered.digest, offered.definition.digest(), "{name} under {section:?}");
+        }
+    }
+    let digest = |section: &str, name: &str| read(section, &files).0.get(name).unwrap().digest;
+    assert_ne!(digest(section, "free"), digest("", "free"));
+    assert_eq!(digest(section, "slow"), digest("", "slow"));
+}
+
+#[test]
+fn a_ceiling_over_rates_is_read_as_profiles_write_them() {
+    let (_, faults) = read("ceiling.cpus = 0\nceiling.io_per_second = \"1KiB\"\n", &[]);
+    for expected in [
+        "`agent.ceiling.cpus`: `0`: must lie between 0.01 and 4096",
+        "`agent.ceiling.io_per_second`: must lie between 1MiB and 1TiB",
+    ] {
+        assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected} is not in {faults:?}");
+    }
+    assert_eq!(faults.len(), 2, "{faults:?}");
 }
 
 #[test]

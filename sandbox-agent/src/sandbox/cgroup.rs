@@ -9,6 +9,7 @@
 //! execution, so that its counters start at zero; a limit is claimed only as read back ([`Leaf::read_back`]); the
 //! program, which sees no cgroup file system, can write none of this.
 
+mod devices;
 mod files;
 mod keeper;
 mod leaf;
@@ -79,6 +80,8 @@ struct Bounds {
     pids: u64,
     /// Thousandths of a processor; 0 for all there are.
     cpus_milli: u64,
+    /// Bytes per second read, and as much written, of each block device; 0 for no limit.
+    io_bytes_per_s: u64,
 }
 
 /// Processor time, microseconds.
@@ -158,6 +161,8 @@ struct Hierarchy {
 pub(super) struct Parent {
     name: String,
     hierarchies: Vec<Hierarchy>,
+    /// The block devices that input and output can be limited of, as they were when it was made.
+    devices: Vec<String>,
     /// What could not be had, and why.
     problems: Vec<Refusal>,
 }
@@ -175,6 +180,7 @@ impl Parent {
         let mut parent = Self {
             name: format!("{PREFIX}{}-{born}", std::process::id()),
             hierarchies: vec![],
+            devices: devices::whole(Path::new(devices::LIST)),
             problems: vec![],
         };
         match places::discover() {

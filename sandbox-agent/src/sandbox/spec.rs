@@ -22,6 +22,10 @@ pub const MAX_FILE_PATHS_BYTES: usize = 24 << 10;
 pub const MAX_FILE_PATH_BYTES: usize = 1024;
 /// Longest time an execution may be given: a day.
 pub const MAX_WALL_MS: u64 = 24 * 60 * 60 * 1000;
+/// Least part of a processor, thousandths: a millisecond in each period of 100, below which the kernel refuses.
+pub const MIN_CPUS_MILLI: u64 = 10;
+/// Most processors, thousandths.
+pub const MAX_CPUS_MILLI: u64 = 4096 * 1000;
 
 /// The limits of one execution, each enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +46,10 @@ pub struct Limits {
     pub pids: u64,
     /// Thousandths of a processor that all of them together get; 0 for whatever the host has. Needs a cgroup.
     pub cpus_milli: u64,
+    /// Bytes per second that all of them together read, and as many that they write, of each block device that the host
+    /// had when the helper started; 0 for whatever the host has. Needs a cgroup. What is in the page cache is not read
+    /// of a device.
+    pub io_bytes_per_s: u64,
     /// Open descriptors per process.
     pub open_files: u64,
     /// Largest file a process can write, bytes.
@@ -60,6 +68,7 @@ impl Default for Limits {
             output_bytes: 8 << 20,
             pids: 64,
             cpus_milli: 0,
+            io_bytes_per_s: 0,
             open_files: 256,
             file_bytes: 64 << 20,
             egress_bytes: 0,
@@ -182,7 +191,14 @@ impl Spec {
             refuse(value < least, field, &format!("is {value}, the least is {least}"))?;
             refuse(i64::try_from(value).is_err(), field, "is too large")?;
         }
-        refuse(limits.wall_ms > MAX_WALL_MS, "limits.wall_ms", "is longer than a day")
+        refuse(limits.wall_ms > MAX_WALL_MS, "limits.wall_ms", "is longer than a day")?;
+        let cpus = MIN_CPUS_MILLI..=MAX_CPUS_MILLI;
+        refuse(
+            limits.cpus_milli != 0 && !cpus.contains(&limits.cpus_milli),
+            "limits.cpus_milli",
+            &format!("is {}, neither 0 nor from {MIN_CPUS_MILLI} to {MAX_CPUS_MILLI}", limits.cpus_milli),
+        )?;
+        refuse(i64::try_from(limits.io_bytes_per_s).is_err(), "limits.io_bytes_per_s", "is too large")
     }
 }
 

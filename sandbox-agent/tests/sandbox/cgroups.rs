@@ -1,7 +1,7 @@
 //! The cgroup of an execution: limits for the tree as a whole, what it counts, and that none is left behind.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -140,6 +140,93 @@ async fn the_evidence_has_the_limits_as_the_kernel_holds_them_and_the_version() 
             assert!(ran.stderr.contains("No such file"), "{host:?}: {}", ran.stderr);
         }
     }
+}
+
+/// How often the kernel made a helper's executions wait for their part of the processors.
+fn throttled(helper: u32) -> u64 {
+    let leaves = cgroups_of(helper).into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten();
+    let counts = leaves.filter_map(|leaf| {
+        let text = fs::read_to_string(leaf.ok()?.path().join("cpu.stat")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("nr_throttled "))?.parse::<u64>().ok()
+    });
+    counts.sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_program_waits_for_its_part_of_the_processors() {
+    for host in hosts_with_cgroups().filter(|_| own_cgroups("cpu").is_some()) {
+        let sandbox = host.sandbox();
+        let mut spec = shell("while :; do :; done");
+        spec.limits.cpus_milli = 100;
+        let (sender, _output) = mpsc::channel(16);
+        let running = sandbox.prepare(&spec, None, sender).await.unwrap().release().await.unwrap();
+        let helper = sandbox.helper_pid().await.unwrap();
+        until("it is throttled", || throttled(helper) > 0).await;
+        drop(running);
+    }
+}
+
+fn limits_io() -> bool {
+    own_cgroups("blkio").or_else(|| own_cgroups("io")).is_some()
+}
+
+/// `major:minor` of the devices that something can be read of.
+fn block_devices() -> Vec<String> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().map(|entry| entry.unwrap().path());
+    let named = entries.filter(|dir| !dir.file_name().unwrap().to_string_lossy().starts_with("ram"));
+    let sized = named.filter(|dir| fs::read_to_string(dir.join("size")).unwrap() != "0\n");
+    let numbers = sized.filter_map(|dir| fs::read_to_string(dir.join("dev")).ok());
+    numbers.map(|number| number.trim().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_and_output_are_limited_of_every_device_or_the_layer_is_degraded() {
+    let devices = block_devices();
+    for host in hosts_with_cgroups() {
+        let mut spec = shell("true");
+        spec.limits.io_bytes_per_s = 8 << 20;
+        let ran = run_in(&host.sandbox(), &spec, None).await.unwrap();
+        let Control { status, evidence, .. } = cgroup(&ran.controls);
+        if !limits_io() || devices.is_empty() {
+            assert_eq!(*status, ControlStatus::Degraded, "{host:?}: {evidence}");
+            let why = ["no io controller", "is not limited as asked"];
+            assert!(why.iter().any(|why| evidence.contains(why)), "{host:?}: {evidence}");
+            continue;
+        }
+        assert_eq!(*status, ControlStatus::Enforced, "{host:?}: {evidence}");
+        for device in &devices {
+            // Two files in version 1.
+            let twice = evidence.matches(&format!("{device} 8388608")).count() >= 2;
+            let once = evidence.contains(&format!("{device} rbps=8388608 wbps=8388608"));
+            assert!(twice || once, "{host:?}: {device} is not in {evidence}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_device_at_a_limited_rate_ends_when_its_time_is_over() {
+    let file = rig().join("slow_input");
+    fs::write(&file, vec![7; 32 << 20]).unwrap();
+    fs::File::open(&file).unwrap().sync_all().unwrap();
+    let read = format!("exec dd if={} of=/dev/null bs=32M count=1 iflag=direct", file.display());
+    let device = fs::metadata(&file).unwrap().dev();
+    let device = format!("/sys/dev/block/{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    // Where it is in memory, or not read past the cache, nothing waits for a device.
+    let outside = Command::new("sh").args(["-c", &read]).output().unwrap();
+    let waits = Path::new(&device).exists() && outside.status.success();
+    for host in hosts_with_cgroups().filter(|_| waits && limits_io()) {
+        let sandbox = host.sandbox();
+        let mut spec = shell(&read);
+        spec.profile = spec.profile.with_read_only(&file);
+        let ran = run_in(&sandbox, &spec, None).await.unwrap();
+        assert_eq!(ran.outcome.cause, OK, "{host:?}: {}", ran.stderr);
+        // At this rate it takes 512 seconds, in which the kernel lets nobody kill it.
+        spec.limits.io_bytes_per_s = 64 << 10;
+        spec.limits.wall_ms = 1000;
+        let ran = run_in(&sandbox, &spec, None).await.unwrap();
+        assert_eq!(ran.outcome.cause, ExitCause::Timeout, "{host:?}: {}", ran.stderr);
+    }
+    fs::remove_file(file).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,6 +108,55 @@ processes = 100000
 }
 
 #[test]
+fn processors_are_a_decimal_number_and_input_and_output_a_size() {
+    for (text, milli) in
+        [("2", 2000), ("0.5", 500), ("\"1.25\"", 1250), ("0.01", 10), ("0.125", 125), ("4096.0", 4_096_000)]
+    {
+        let limits = parsed(&format!("name = \"p\"\n[limits]\ncpus = {text}\n")).limits;
+        assert_eq!((limits.cpus_milli, limits.io_bytes_per_s), (Some(milli), None), "{text}");
+    }
+    let limits = parsed("name = \"p\"\n[limits]\nio_per_second = \"32MiB\"\n").limits;
+    assert_eq!((limits.cpus_milli, limits.io_bytes_per_s), (None, Some(32 << 20)));
+
+    let (odd, range) = ("expected a number of processors such as `0.5`", "must lie between 0.01 and 4096");
+    for (text, expected) in [
+        ("0", range),
+        ("0.0", range),
+        ("0.009", range),
+        ("4096.001", range),
+        ("\"99999999999999999999\"", range),
+        ("-1", odd),
+        ("-0.5", odd),
+        ("nan", odd),
+        ("inf", odd),
+        ("1e3", odd),
+        ("0.0001", odd),
+        ("\"\"", odd),
+        ("\".5\"", odd),
+        ("\"1.\"", odd),
+        ("\"half\"", odd),
+    ] {
+        let faults = faults(&format!("name = \"p\"\n[limits]\ncpus = {text}\n"));
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+        assert!(
+            faults[0].starts_with("p.toml:3: `limits.cpus`: ") && faults[0].contains(expected),
+            "{faults:?}"
+        );
+    }
+    for (text, expected) in [
+        ("0B", "must lie between 1MiB and 1TiB"),
+        ("1023KiB", "must lie between 1MiB and 1TiB"),
+        ("2TiB", "must lie between 1MiB and 1TiB"),
+        ("-1MiB", "expected a size"),
+        ("32", "expected a size"),
+    ] {
+        let faults = faults(&format!("name = \"p\"\n[limits]\nio_per_second = \"{text}\"\n"));
+        assert_eq!(faults.len(), 1, "{text}: {faults:?}");
+        assert!(faults[0].contains("`limits.io_per_second`: ") && faults[0].contains(expected), "{faults:?}");
+    }
+}
+
+#[test]
 fn contradictions_within_a_file_are_faults() {
     for (text, expected) in [
         ("", "not set: `name`: is required"),
@@ -131,7 +180,8 @@ fn contradictions_within_a_file_are_faults() {
 #[test]
 fn a_profile_written_out_reads_back_as_itself() {
     let text = "name = \"p\"\ndescription = \"a \\\"quoted\\\" one\"\nextends = \"build\"\nnetwork = \"egress\"\negress = [\"[::1]:80\"]\n\
-                [environment]\nX = \"a\\nb\\\\\"\n[limits]\ncpu = \"90s\"\nmemory = \"3GiB\"\negress = \"0B\"\n";
+                [environment]\nX = \"a\\nb\\\\\"\n[limits]\ncpu = \"90s\"\nmemory = \"3GiB\"\negress = \"0B\"\n\
+                cpus = 0.25\nio_per_second = \"3MiB\"\n";
     for profile in BUILT_IN.iter().map(|profile| Definition::clone(profile)).chain([parsed(text)]) {
         assert_eq!(parsed(&profile.to_toml()), profile);
     }
@@ -169,6 +219,8 @@ fn every_enforced_field_is_in_the_digest_and_the_description_is_not() {
         &|p| p.limits.processes += 1,
         &|p| p.limits.open_files += 1,
         &|p| p.limits.file_bytes += 1,
+        &|p| p.limits.cpus_milli = Some(1),
+        &|p| p.limits.io_bytes_per_s = Some(1),
     ];
     let digests = changes.iter().map(|change| with(change)).chain([base.digest()]);
     let distinct = digests.collect::<std::collections::BTreeSet<_>>();
@@ -177,8 +229,9 @@ fn every_enforced_field_is_in_the_digest_and_the_description_is_not() {
 
 #[test]
 fn the_canonical_form_is_the_documented_one() {
-    let base =
-        parsed("name = \"p\"\nextends = \"nothing\"\n[limits]\ncpu = \"1s\"\n[environment]\nA = \"B\"\n");
+    let base = parsed(
+        "name = \"p\"\nextends = \"nothing\"\n[limits]\ncpu = \"1s\"\ncpus = 1.5\n[environment]\nA = \"B\"\n",
+    );
     let one = 1_u64.to_be_bytes();
     let (none, two) = (0_u64.to_be_bytes(), 2_u64.to_be_bytes());
     let fields: &[&[u8]] = &[
@@ -235,6 +288,11 @@ fn the_canonical_form_is_the_documented_one() {
         b"limits.file_size",
         &one,
         b"67108864",
+        b"limits.cpus",
+        &one,
+        b"1500",
+        b"limits.io_per_second",
+        &none,
     ];
     let fields = fields.iter().copied();
     assert_eq!(base.digest(), Purpose::Profile.digest_fields(fields));

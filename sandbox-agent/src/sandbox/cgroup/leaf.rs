@@ -31,6 +31,8 @@ pub(in super::super) struct Leaf {
     /// What a member's `/proc/<pid>/cgroup` ends with.
     tail: String,
     bounds: Bounds,
+    /// The block devices that [`Bounds::io_bytes_per_s`] holds for.
+    devices: Vec<String>,
     parts: Vec<Part>,
     kill: Option<File>,
     before: CpuTime,
@@ -74,6 +76,7 @@ impl Leaf {
         let mut leaf = Self {
             tail: format!("/{}/{number}", parent.name),
             bounds: Bounds::default(),
+            devices: parent.devices.clone(),
             parts: vec![],
             kill: None,
             before: CpuTime::default(),
@@ -101,10 +104,10 @@ impl Leaf {
 
     /// Sets its limits. What is refused is told in `refusals` and shows when read back.
     pub(in super::super) fn limit(&mut self, limits: &Limits, refusals: &mut Vec<Refusal>) {
-        let &Limits { memory_bytes, pids, cpus_milli, .. } = limits;
-        self.bounds = Bounds { memory_bytes, pids, cpus_milli };
+        let &Limits { memory_bytes, pids, cpus_milli, io_bytes_per_s, .. } = limits;
+        self.bounds = Bounds { memory_bytes, pids, cpus_milli, io_bytes_per_s };
         for part in &self.parts {
-            for (file, error) in part.limit(self.bounds) {
+            for (file, error) in part.limit(self.bounds, &self.devices) {
                 refusals.push(Refusal::new(Layer::Cgroup, format!("writing {file}"), &error));
             }
         }
@@ -156,13 +159,21 @@ impl Leaf {
 
     /// Kills every member.
     pub(in super::super) fn kill(&self) {
-        if let Some(mut kill) = self.kill.as_ref()
-            && kill.write_all(b"1").is_ok()
-        {
+        let killed = self.kill.as_ref().is_some_and(|mut kill| kill.write_all(b"1").is_ok());
+        if !killed && let Some(part) = self.parts.first() {
+            kill_members(&part.dir);
+        }
+        self.lift_io();
+    }
+
+    /// What waits for a device can't be killed before its request is done, and at a limited rate that can take minutes. So the
+    /// killed wait for the device alone. Where this fails the end comes later, which is all.
+    fn lift_io(&self) {
+        if self.bounds.io_bytes_per_s == 0 {
             return;
         }
-        if let Some(part) = self.parts.first() {
-            kill_members(&part.dir);
+        if let Some(part) = self.part(Controller::Io) {
+            let _ = part.write(part.io_limits(&self.devices, 0));
         }
     }
 
@@ -200,7 +211,8 @@ impl Leaf {
         let (mut evidence, mut missing) = (vec![], vec![]);
         let mut held = vec![];
         let cpu = (self.bounds.cpus_milli > 0).then_some(Controller::Cpu);
-        for controller in [Controller::Memory, Controller::Pids].into_iter().chain(cpu) {
+        let io = (self.bounds.io_bytes_per_s > 0).then_some(Controller::Io);
+        for controller in [Controller::Memory, Controller::Pids].into_iter().chain(cpu).chain(io) {
             let Some(part) = self.part(controller) else {
                 missing.push(format!("no {} controller", controller.name(Version::V2)));
                 continue;
@@ -209,7 +221,7 @@ impl Leaf {
             let inside = path.is_some_and(|path| path.ends_with(&self.tail));
             let limits = part.files.look(part.limit_files(controller));
             evidence.push(part.describe(controller, path.unwrap_or("not listed"), &limits));
-            if inside && part.is_limited(controller, &limits, self.bounds) {
+            if inside && part.is_limited(controller, &limits, self.bounds, &self.devices) {
                 held.push(controller);
             } else if inside {
                 missing.push(format!("{} is not limited as asked", controller.name(part.version)));
@@ -245,7 +257,7 @@ impl Leaf {
 
 impl Part {
     /// Sets the limits; what was refused, by file.
-    fn limit(&self, bounds: Bounds) -> Vec<(&'static str, io::Error)> {
+    fn limit(&self, bounds: Bounds, devices: &[String]) -> Vec<(&'static str, io::Error)> {
         let mut writes = vec![];
         if self.holds.contains(&Controller::Memory) {
             writes.extend(match self.version {
@@ -262,9 +274,25 @@ impl Part {
                 Version::V2 => v2::cpu_limits(bounds.cpus_milli),
             });
         }
-        let written =
+        if self.holds.contains(&Controller::Io) && bounds.io_bytes_per_s > 0 {
+            writes.extend(self.io_limits(devices, bounds.io_bytes_per_s));
+        }
+        self.write(writes)
+    }
+
+    /// What to write for each device; 0 lifts the limit.
+    fn io_limits(&self, devices: &[String], bytes_per_s: u64) -> Vec<(&'static str, String)> {
+        match self.version {
+            Version::V1 => v1::io_limits(devices, bytes_per_s),
+            Version::V2 => v2::io_limits(devices, bytes_per_s),
+        }
+    }
+
+    /// Writes to those of the files that there are; what was refused, by file.
+    fn write(&self, writes: Vec<(&'static str, String)>) -> Vec<(&'static str, io::Error)> {
+        let refused =
             |(file, value): (&'static str, String)| Some((file, self.files.write(file, &value)?.err()?));
-        writes.into_iter().filter_map(written).collect()
+        writes.into_iter().filter_map(refused).collect()
     }
 
     fn limit_files(&self, controller: Controller) -> &'static [&'static str] {
@@ -275,17 +303,25 @@ impl Part {
     }
 
     fn describe(&self, controller: Controller, path: &str, limits: &Seen) -> String {
-        let values =
-            limits.iter().map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(", ");
+        let shown = |(file, value): &(&str, String)| format!("{file}={}", value.replace('\n', ", "));
+        let values = limits.iter().map(shown).collect::<Vec<_>>().join(", ");
         format!("{} by {} in {path}: {values}", controller.name(self.version), self.version.name())
     }
 
-    fn is_limited(&self, controller: Controller, limits: &Seen, bounds: Bounds) -> bool {
+    fn is_limited(&self, controller: Controller, limits: &Seen, bounds: Bounds, devices: &[String]) -> bool {
+        // Of a host whose devices are not known nothing can be claimed.
+        let known = !devices.is_empty();
         match (controller, self.version) {
             (Controller::Memory, Version::V1) => v1::memory_is_limited(limits, bounds.memory_bytes),
             (Controller::Memory, Version::V2) => v2::memory_is_limited(limits, bounds.memory_bytes),
             (Controller::Cpu, Version::V1) => v1::cpu_is_limited(limits, bounds.cpus_milli),
             (Controller::Cpu, Version::V2) => v2::cpu_is_limited(limits, bounds.cpus_milli),
+            (Controller::Io, Version::V1) => {
+                known && v1::io_is_limited(limits, devices, bounds.io_bytes_per_s)
+            }
+            (Controller::Io, Version::V2) => {
+                known && v2::io_is_limited(limits, devices, bounds.io_bytes_per_s)
+            }
             _ => limits.number(PIDS_MAX) == Some(bounds.pids),
         }
     }

@@ -80,9 +80,14 @@ fn limits() -> Limits {
     Limits { memory_bytes: 64 << 20, pids: 17, ..Limits::default() }
 }
 
+fn parent_of(hierarchy: Hierarchy, devices: &[&str]) -> Parent {
+    let devices = devices.iter().map(|device| (*device).to_owned()).collect();
+    Parent { name: "exchequer-1-2".to_owned(), hierarchies: vec![hierarchy], devices, problems: vec![] }
+}
+
 /// A leaf over directories of plain files, as a kernel of version 2 would make them.
 fn version_2_leaf(dir: &Path, swap: bool) -> Leaf {
-    let files = ["memory.max", "memory.oom.group", "pids.max", "cpu.max", PROCS];
+    let files = ["memory.max", "memory.oom.group", "pids.max", "cpu.max", "io.max", PROCS];
     for file in files.iter().copied().chain(swap.then_some("memory.swap.max")) {
         fs::write(dir.join(file), "").unwrap();
     }
@@ -93,10 +98,10 @@ fn version_2_leaf(dir: &Path, swap: bool) -> Leaf {
         dir: dir.parent().unwrap().to_owned(),
         lock: open_dir(dir).unwrap(),
     };
-    let parent = Parent { name: "exchequer-1-2".to_owned(), hierarchies: vec![hierarchy], problems: vec![] };
+    let parent = parent_of(hierarchy, &["8:0"]);
     let mut refusals = vec![];
     let mut leaf = Leaf::open(&parent, 7).unwrap();
-    leaf.limit(&Limits { cpus_milli: 1500, ..limits() }, &mut refusals);
+    leaf.limit(&Limits { cpus_milli: 1500, io_bytes_per_s: 1 << 20, ..limits() }, &mut refusals);
     assert!(refusals.is_empty(), "{refusals:?}");
     leaf
 }
@@ -110,15 +115,30 @@ fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
     let inside = "0::/slice/exchequer-1-2/7\n";
     let Held { status, evidence, .. } = leaf.judge(inside);
     assert_eq!(status, ControlStatus::Enforced, "{evidence}");
-    for held in
-        ["memory.max=67108864, memory.swap.max=0, memory.oom.group=1", "pids.max=17", "cpu.max=150000 100000"]
-    {
+    for held in [
+        "memory.max=67108864, memory.swap.max=0, memory.oom.group=1",
+        "pids.max=17",
+        "cpu.max=150000 100000",
+        "io.max=8:0 rbps=1048576 wbps=1048576",
+    ] {
         assert!(evidence.contains(held), "{held} is not in {evidence}");
     }
     // Another leaf's member.
     assert_eq!(leaf.judge("0::/slice/exchequer-1-2/77\n").status, ControlStatus::Unavailable);
     assert_eq!(leaf.cpu_used(), Some(CpuTime { user_us: 2000, system_us: 3000 }));
-    for (file, value) in [("memory.swap.max", "max"), ("pids.max", "max"), ("cpu.max", "max 100000")] {
+    // As the kernel prints it.
+    fs::write(dir.join("io.max"), "7:0 rbps=5 wbps=5\n8:0 rbps=1048576 wbps=1048576 riops=max wiops=max\n")
+        .unwrap();
+    assert_eq!(leaf.judge(inside).status, ControlStatus::Enforced);
+    for (file, value) in [
+        ("memory.swap.max", "max"),
+        ("pids.max", "max"),
+        ("cpu.max", "max 100000"),
+        ("io.max", ""),
+        ("io.max", "8:0 rbps=1048576 wbps=max riops=max wiops=max"),
+        ("io.max", "8:0 rbps=10485760 wbps=1048576 riops=max wiops=max"),
+        ("io.max", "8:01 rbps=1048576 wbps=1048576 riops=max wiops=max"),
+    ] {
         let before = fs::read_to_string(dir.join(file)).unwrap();
         fs::write(dir.join(file), value).unwrap();
         let Held { status, evidence, .. } = leaf.judge(inside);
@@ -126,6 +146,123 @@ fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
         assert!(evidence.contains("not limited as asked"), "{file}: {evidence}");
         fs::write(dir.join(file), before).unwrap();
     }
+}
+
+/// A leaf over plain files of version 1's controller of input and output alone, with its limits set.
+fn version_1_io_leaf(dir: &Path, devices: &[&str]) -> Leaf {
+    for file in ["blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device", PROCS] {
+        fs::write(dir.join(file), "").unwrap();
+    }
+    let hierarchy = Hierarchy {
+        version: Version::V1,
+        holds: vec![Controller::Io],
+        dir: dir.parent().unwrap().to_owned(),
+        lock: open_dir(dir).unwrap(),
+    };
+    let mut refusals = vec![];
+    let mut leaf = Leaf::open(&parent_of(hierarchy, devices), 7).unwrap();
+    leaf.limit(&Limits { io_bytes_per_s: 5000, ..limits() }, &mut refusals);
+    assert!(refusals.is_empty(), "{refusals:?}");
+    leaf
+}
+
+#[test]
+fn version_1_limits_each_device_in_two_files_and_all_of_them_have_to_be_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    let inside = "7:blkio:/exchequer-1-2/7\n";
+    let (reads, writes) = ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device");
+    let unlimited = "blkio is not limited as asked";
+    let leaf = version_1_io_leaf(&dir, &["8:0"]);
+    let evidence = leaf.judge(inside).evidence;
+    assert!(!evidence.contains(unlimited), "{evidence}");
+    assert!(evidence.contains(&format!("{reads}=8:0 5000, {writes}=8:0 5000")), "{evidence}");
+
+    let leaf = version_1_io_leaf(&dir, &["254:0", "8:0"]);
+    for (read, written, is_limited) in [
+        ("8:0 5000\n254:0 5000\n", "254:0 5000\n8:0 5000\n", true),
+        ("8:0 5000\n254:0 5000\n", "254:0 5000\n", false),
+        ("8:0 5000\n254:0 50000\n", "254:0 5000\n8:0 5000\n", false),
+        ("", "", false),
+    ] {
+        fs::write(dir.join(reads), read).unwrap();
+        fs::write(dir.join(writes), written).unwrap();
+        let evidence = leaf.judge(inside).evidence;
+        assert_eq!(!evidence.contains(unlimited), is_limited, "{read:?}, {written:?}: {evidence}");
+    }
+    // Nothing is known to be limited.
+    assert!(version_1_io_leaf(&dir, &[]).judge(inside).evidence.contains(unlimited));
+}
+
+#[test]
+fn limits_without_a_controller_are_missing_only_if_they_were_asked_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    for file in ["memory.max", "memory.oom.group", "memory.swap.max", "pids.max", PROCS] {
+        fs::write(dir.join(file), "").unwrap();
+    }
+    let hierarchy = Hierarchy {
+        version: Version::V2,
+        holds: vec![Controller::Memory, Controller::Pids],
+        dir: temp.path().to_owned(),
+        lock: open_dir(&dir).unwrap(),
+    };
+    let parent = parent_of(hierarchy, &["8:0"]);
+    for (cpus_milli, io_bytes_per_s, missing) in
+        [(0, 0, None), (500, 0, Some("no cpu controller")), (0, 1 << 20, Some("no io controller"))]
+    {
+        let mut leaf = Leaf::open(&parent, 7).unwrap();
+        let mut refusals = vec![];
+        leaf.limit(&Limits { cpus_milli, io_bytes_per_s, ..limits() }, &mut refusals);
+        assert!(refusals.is_empty(), "{refusals:?}");
+        let Held { status, evidence, .. } = leaf.judge("0::/slice/exchequer-1-2/7\n");
+        let expected = if missing.is_some() { ControlStatus::Degraded } else { ControlStatus::Enforced };
+        assert_eq!(status, expected, "{evidence}");
+        assert!(missing.is_none_or(|missing| evidence.contains(missing)), "{evidence}");
+    }
+}
+
+#[test]
+fn what_is_killed_does_not_wait_at_a_limited_rate() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+    let leaf = version_1_io_leaf(&dir, &["8:0"]);
+    assert_eq!(read("blkio.throttle.read_bps_device"), "8:0 5000");
+    leaf.kill();
+    // A plain file keeps what a shorter write leaves of it.
+    assert_eq!(read("blkio.throttle.read_bps_device"), "8:0 0000");
+    assert_eq!(read("blkio.throttle.write_bps_device"), "8:0 0000");
+    let leaf = version_2_leaf(&dir, true);
+    leaf.kill();
+    assert!(read("io.max").starts_with("8:0 rbps=max wbps=max"), "{}", read("io.max"));
+}
+
+#[test]
+fn the_devices_are_whole_ones_that_can_hold_a_request() {
+    let temp = tempfile::tempdir().unwrap();
+    for (name, dev, size) in [
+        ("sda", "8:0\n", "1000\n"),
+        ("nvme0n1", "259:1\n", "8\n"),
+        ("loop0", "7:0\n", "0\n"),
+        ("loop1", "7:1\n", "64\n"),
+        ("ram0", "1:0\n", "8192\n"),
+        ("ramdisk", "250:0\n", "8192\n"),
+        ("zram0", "253:0\n", "0\n"),
+        ("odd", "x:0\n", "8\n"),
+        ("hidden", "", "8\n"),
+    ] {
+        let dir = temp.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("size"), size).unwrap();
+        fs::write(dir.join("dev"), dev).unwrap();
+    }
+    fs::remove_file(temp.path().join("hidden/dev")).unwrap();
+    assert_eq!(devices::whole(temp.path()), ["250:0", "259:1", "7:1", "8:0"]);
+    assert_eq!(devices::whole(&temp.path().join("absent")), [""; 0]);
 }
 
 #[test]

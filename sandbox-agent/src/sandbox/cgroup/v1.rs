@@ -15,6 +15,9 @@ const PERIOD: &str = "cpu.cfs_period_us";
 const QUOTA: &str = "cpu.cfs_quota_us";
 const CPU_USER: &str = "cpuacct.usage_user";
 const CPU_SYSTEM: &str = "cpuacct.usage_sys";
+/// Lines of `major:minor bytes`, one device in each write; 0 takes a device off.
+const IO_READ_LIMIT: &str = "blkio.throttle.read_bps_device";
+const IO_WRITE_LIMIT: &str = "blkio.throttle.write_bps_device";
 const IO: &str = "blkio.throttle.io_service_bytes_recursive";
 
 /// The kernel's own default.
@@ -26,7 +29,8 @@ pub(super) fn limits(controller: Controller) -> &'static [&'static str] {
         Controller::Memory => &[MEMORY_LIMIT, SWAP_LIMIT],
         Controller::Pids => &[PIDS_MAX],
         Controller::Cpu => &[PERIOD, QUOTA],
-        Controller::Io | Controller::CpuTime => &[],
+        Controller::Io => &[IO_READ_LIMIT, IO_WRITE_LIMIT],
+        Controller::CpuTime => &[],
     }
 }
 
@@ -57,6 +61,20 @@ pub(super) fn cpu_limits(milli: u64) -> Vec<(&'static str, String)> {
 
 pub(super) fn cpu_is_limited(limits: &Seen, milli: u64) -> bool {
     limits.number(PERIOD) == Some(PERIOD_US) && limits.number(QUOTA) == Some(milli * PERIOD_US / 1000)
+}
+
+pub(super) fn io_limits(devices: &[String], bytes_per_s: u64) -> Vec<(&'static str, String)> {
+    let both = |device: &String| {
+        [IO_READ_LIMIT, IO_WRITE_LIMIT].map(|file| (file, format!("{device} {bytes_per_s}")))
+    };
+    devices.iter().flat_map(both).collect()
+}
+
+pub(super) fn io_is_limited(limits: &Seen, devices: &[String], bytes_per_s: u64) -> bool {
+    [IO_READ_LIMIT, IO_WRITE_LIMIT].iter().all(|file| {
+        let text = limits.text(file).unwrap_or_default();
+        devices.iter().all(|device| keyed(text, device) == Some(bytes_per_s))
+    })
 }
 
 pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {

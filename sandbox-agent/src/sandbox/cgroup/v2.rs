@@ -22,6 +22,8 @@ const MEMORY_PEAK: &str = "memory.peak";
 const MEMORY_EVENTS: &str = "memory.events";
 const CPU_LIMIT: &str = "cpu.max";
 const CPU_STAT: &str = "cpu.stat";
+/// Lines of `major:minor key=value ...`, one device in each write; `max` lifts a limit.
+const IO_LIMIT: &str = "io.max";
 const IO: &str = "io.stat";
 const SUBTREE: &str = "cgroup.subtree_control";
 
@@ -54,7 +56,8 @@ pub(super) fn limits(controller: Controller) -> &'static [&'static str] {
         Controller::Memory => &[MEMORY_LIMIT, SWAP_LIMIT, GROUP_KILL],
         Controller::Pids => &[PIDS_MAX],
         Controller::Cpu => &[CPU_LIMIT],
-        Controller::Io | Controller::CpuTime => &[],
+        Controller::Io => &[IO_LIMIT],
+        Controller::CpuTime => &[],
     }
 }
 
@@ -88,6 +91,20 @@ pub(super) fn cpu_limits(milli: u64) -> Vec<(&'static str, String)> {
 
 pub(super) fn cpu_is_limited(limits: &Seen, milli: u64) -> bool {
     limits.text(CPU_LIMIT) == Some(&*quota(milli))
+}
+
+pub(super) fn io_limits(devices: &[String], bytes_per_s: u64) -> Vec<(&'static str, String)> {
+    let rate = if bytes_per_s == 0 { "max".to_owned() } else { bytes_per_s.to_string() };
+    devices.iter().map(|device| (IO_LIMIT, format!("{device} rbps={rate} wbps={rate}"))).collect()
+}
+
+pub(super) fn io_is_limited(limits: &Seen, devices: &[String], bytes_per_s: u64) -> bool {
+    let text = limits.text(IO_LIMIT).unwrap_or_default();
+    let wanted = [format!("rbps={bytes_per_s}"), format!("wbps={bytes_per_s}")];
+    devices.iter().all(|device| {
+        let line = text.lines().find_map(|line| line.strip_prefix(device.as_str())?.strip_prefix(' '));
+        line.is_some_and(|line| wanted.iter().all(|pair| line.split(' ').any(|own| own == pair)))
+    })
 }
 
 pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {
