@@ -1,9 +1,11 @@
 //! `exchequer replay`: what a bundle was made of, run again, and whether the same comes out.
 //!
 //! Left out: budgets made again (`verify-replay`). Invariant: nothing runs before the inputs were found to be those of the bundle, and a run
-//! under another profile or with other inputs is cancelled and never compared.
+//! under another profile, limits or with other inputs is cancelled and never compared; what an agent answers counts only if it is what it
+//! signed of an execution that it has not answered before.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufReader, Read as _},
     num::NonZeroU32,
@@ -108,9 +110,15 @@ impl Replay {
         let request = given.request(said);
         let mut agent = self.connection.agent().await?;
         let mut report = Determinism::new(said);
+        let mut counted = BTreeSet::new();
         for _ in 0..self.runs.get() {
             let answer = agent.execute(request.clone()).await?.into_inner();
-            report.take(&said.result, once(answer, &statement, key.as_ref(), &self.directory).await?);
+            let run = once(answer, &statement, key.as_ref(), &self.directory).await?;
+            // One execution that is answered again and again would always be equal to itself.
+            if !counted.insert(run.execution_id.clone()) {
+                bail!(Refused(format!("the agent answered execution {} twice", run.execution_id)));
+            }
+            report.take(&said.result, run);
         }
         match self.format {
             Format::Json => print::json(&serde_json::to_value(&report)?)?,
@@ -132,12 +140,12 @@ async fn once(
     let mut streams = [STDOUT, STDERR].map(|name| against(name.to_owned()));
     let asked = said.result.artifacts.iter();
     let mut artifacts: Vec<_> = asked.map(|file| against(format!("{ARTIFACTS}{}", file.path))).collect();
-    let mut was_admitted = false;
+    let mut admitted = None;
     while let Some(response) = answer.message().await? {
         match response.part {
             Some(Part::Admitted(part)) => {
                 same_conditions(said, &part.record.unwrap_or_default())?;
-                was_admitted = true;
+                admitted = Some(part.execution_id);
             }
             Some(Part::Stdout(bytes)) => streams[0].push(&bytes)?,
             Some(Part::Stderr(bytes)) => streams[1].push(&bytes)?,
@@ -155,8 +163,9 @@ async fn once(
                 if part.bundle.is_empty() {
                     bail!(Refused("the agent answered no bundle".to_owned()));
                 }
-                let (now, _) = verified(&part.bundle, key).map_err(refused)?;
-                is_of_run(said, &now.predicate, was_admitted, &part.execution_id)?;
+                let (now, _) = verified(&part.bundle, key)
+                    .map_err(|error| Refused(format!("the run's bundle does not hold: {error}")))?;
+                is_of_run(said, &now.predicate, admitted.as_deref(), &part.execution_id)?;
                 let mut first = Vec::new();
                 for comparison in streams.into_iter().chain(artifacts) {
                     comparison.is_signed(&now)?;
@@ -183,6 +192,9 @@ fn same_conditions(said: &Execution, admitted: &v1::ExecutionAdmitted) -> anyhow
             hex::encode(profile)
         )));
     }
+    if limits(&admitted.limits.unwrap_or_default()) != said.limits {
+        bail!(Refused("the run was cancelled: it has other limits than the bundle's".to_owned()));
+    }
     if admitted.input_digest[..] != said.inputs.digest.0 {
         bail!(Refused("the run was cancelled: the agent was given something else".to_owned()));
     }
@@ -203,13 +215,30 @@ fn same_conditions(said: &Execution, admitted: &v1::ExecutionAdmitted) -> anyhow
     Ok(())
 }
 
-/// Whether what was signed is of this run, and of the same inputs and profile as the bundle.
-fn is_of_run(said: &Execution, now: &Execution, was_admitted: bool, id: &str) -> anyhow::Result<()> {
+fn limits(limits: &v1::Limits) -> bundle::Limits {
+    bundle::Limits {
+        cpu_ms: limits.cpu_ms,
+        egress_bytes: limits.egress_bytes,
+        memory_bytes: limits.memory_bytes,
+        output_bytes: limits.output_bytes,
+        wall_ms: limits.wall_ms,
+    }
+}
+
+/// Whether what was signed is of this run, and of the same inputs, profile and limits as the bundle.
+fn is_of_run(said: &Execution, now: &Execution, admitted: Option<&str>, id: &str) -> anyhow::Result<()> {
+    let paths =
+        |result: &ExecutionResult| result.artifacts.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
+    let is_admitted = admitted == Some(id) && now.execution_id == id && id != said.execution_id;
+    let is_given = now.inputs.digest == said.inputs.digest && now.inputs.files == said.inputs.files;
     let rules = [
-        (was_admitted, "no admission came before it"),
-        (now.execution_id == id && id != said.execution_id, "it is of another execution"),
-        (now.inputs.digest == said.inputs.digest, "it is of other inputs"),
+        (admitted.is_some(), "no admission came before it"),
+        (is_admitted, "it is of another execution"),
+        (is_given, "it is of other inputs"),
         (now.profile == said.profile, "it is of another profile"),
+        (now.limits == said.limits, "it is of other limits"),
+        // Of an execution whose end nobody saw nothing is taken out.
+        (now.result.stdout.is_none() || paths(&now.result) == paths(&said.result), "it is of other outputs"),
     ];
     match rules.iter().find(|(holds, _)| !holds) {
         Some((_, problem)) => bail!(Refused(format!("the run's bundle is not the run's: {problem}"))),

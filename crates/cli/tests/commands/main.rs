@@ -8,6 +8,7 @@ mod confidential;
 mod export;
 mod profiles;
 mod receipts;
+mod replays;
 mod served;
 mod spool;
 mod up;
