@@ -8,6 +8,7 @@
 // The targets are assertions.
 #![allow(clippy::unwrap_used)]
 
+mod egress;
 mod journal;
 mod log;
 mod records;
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "note", run: text::note, samples: text::notes },
     Target { name: "checkpoint", run: text::checkpoint, samples: text::checkpoints },
     Target { name: "verifier_key", run: text::verifier_key, samples: text::verifier_keys },
@@ -47,6 +48,7 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "acceptor_snapshot", run: state::acceptor, samples: state::acceptors },
     Target { name: "budget", run: state::budget, samples: state::budgets },
     Target { name: "journal", run: journal::segment, samples: journal::segments },
+    Target { name: "egress_head", run: egress::head, samples: egress::heads },
 ];
 
 /// The target of this name.

@@ -114,12 +114,9 @@ async fn read_head(
             if !matches!((&mut *client).take(room).read_buf(bytes).await, Ok(1..)) {
                 return Ok(None);
             }
-            if !head::may_begin(bytes) {
-                return Err(Refusal::malformed("400 Bad Request", "the request is no HTTP/1.1"));
-            }
-            if head::end(bytes, before).is_some() {
-                let malformed = |Malformed(reason)| Refusal::malformed("400 Bad Request", reason);
-                return head::parse(bytes).map(Some).map_err(malformed);
+            let malformed = |Malformed(reason)| Refusal::malformed("400 Bad Request", reason);
+            if let Some(head) = head::read(bytes, before).map_err(malformed)? {
+                return Ok(Some(head));
             }
         }
     };

@@ -36,18 +36,26 @@ pub(super) struct Head {
 pub(super) struct Malformed(pub(super) &'static str);
 
 /// Where a head ends, if its end has come; nothing before `from` needs to be looked at again.
-pub(super) fn end(bytes: &[u8], from: usize) -> Option<usize> {
+fn end(bytes: &[u8], from: usize) -> Option<usize> {
     let from = from.saturating_sub(3);
     bytes[from..].windows(4).position(|four| four == b"\r\n\r\n").map(|place| from + place + 4)
 }
 
+/// What the bytes that have come so far ask for; `None` if the head's end has not come. Nothing before `from` needs to be looked at again.
+pub(super) fn read(bytes: &[u8], from: usize) -> Result<Option<Head>, Malformed> {
+    if !may_begin(bytes) {
+        return Err(Malformed("the request is no HTTP/1.1"));
+    }
+    end(bytes, from).map(|_| parse(bytes)).transpose()
+}
+
 /// Whether bytes may be the beginning of a request. TLS, for one, is not.
-pub(super) fn may_begin(bytes: &[u8]) -> bool {
+fn may_begin(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(u8::is_ascii_uppercase)
 }
 
 /// Parses a head that has ended.
-pub(super) fn parse(bytes: &[u8]) -> Result<Head, Malformed> {
+fn parse(bytes: &[u8]) -> Result<Head, Malformed> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     let length = match request.parse(bytes) {
