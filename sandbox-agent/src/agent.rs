@@ -99,8 +99,11 @@ impl Agent {
         let holds = Holds::new(&peers.metering_url, token)?;
         let workspace = options.workspace.as_deref().map(Workspace::open).transpose();
         let workspace = workspace.map_err(StartError::Workspace)?;
-        let sandbox =
-            Sandbox::start(StartOptions { helper: options.helper.clone(), ..StartOptions::default() })?;
+        let sandbox = Sandbox::start(StartOptions {
+            helper: options.helper.clone(),
+            ready: options.ready_sandboxes,
+            ..StartOptions::default()
+        })?;
         let controls = record::controls(&probe(&sandbox).await?);
         let receipt = publish::latest_receipt(&*stream, &options.id, &peers.ledger_key).await?;
         let min_epoch = receipt.and_then(|receipt| receipt.head).map_or(0, |head| head.epoch);

@@ -25,6 +25,8 @@ use crate::{
 pub const MAX_CONCURRENT: usize = 4096;
 /// Largest number of waiting requests that can be configured: each may be of 3 MiB.
 pub const MAX_WAITING: usize = 4096;
+/// Most executions whose surroundings can be built ahead: each takes three processes, a cgroup and a keyring while nobody asks for it.
+const MAX_READY: usize = 64;
 /// Most bytes of files that an execution can be given, or hand out.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
@@ -79,6 +81,8 @@ pub struct Options {
     pub max_waiting: usize,
     /// Longest time that a request may wait, and how long it does if it does not say.
     pub max_wait: Duration,
+    /// Executions whose surroundings are built ahead, for the profile asked for last; they are not among `max_concurrent`.
+    pub ready_sandboxes: usize,
     /// Directory that holds a directory per tenant, of which files are read and written; `None` if there is none.
     pub workspace: Option<PathBuf>,
     /// Input files of one execution together, bytes; in memory while it runs.
@@ -136,6 +140,8 @@ impl Options {
             Duration::from_secs(30),
             Duration::ZERO..=Duration::from_secs(3600),
         );
+        let ready = sandbox::StartOptions::default().ready;
+        let ready_sandboxes = reader.in_range("agent.ready_sandboxes", ready, 0..=MAX_READY);
         let workspace = reader.optional::<PathBuf>("agent.workspace");
         if workspace.as_ref().is_some_and(|path| !path.is_absolute()) {
             reader.fault("agent.workspace", "has to be an absolute path");
@@ -211,6 +217,7 @@ impl Options {
             max_concurrent_per_tenant,
             max_waiting,
             max_wait,
+            ready_sandboxes,
             workspace,
             max_input_bytes,
             max_artifact_bytes,
@@ -355,6 +362,18 @@ mod tests {
         for wrong in ["0", "65"] {
             let faults = read(&format!("max_concurrent_per_tenant = {wrong}\n")).1.unwrap_err();
             assert!(faults.contains("agent.max_concurrent_per_tenant"), "{faults}");
+        }
+    }
+
+    #[test]
+    fn two_sandboxes_are_built_ahead_unless_it_is_said_otherwise() {
+        for (given, expected) in [("", 2), ("ready_sandboxes = 0\n", 0), ("ready_sandboxes = 64\n", 64)] {
+            let (options, faults) = read(given);
+            assert_eq!((options.unwrap().ready_sandboxes, faults), (expected, Ok(())));
+        }
+        for wrong in ["65", "-1", "\"two\""] {
+            let faults = read(&format!("ready_sandboxes = {wrong}\n")).1.unwrap_err();
+            assert!(faults.contains("agent.ready_sandboxes"), "{faults}");
         }
     }
 

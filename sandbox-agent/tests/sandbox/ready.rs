@@ -59,6 +59,30 @@ async fn no_surroundings_serve_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_none_are_wanted_none_are_built() {
+    for host in HOSTS {
+        let sandbox = host.sandbox_with_ready(0);
+        let helper = sandbox.helper_pid().await.unwrap();
+        let (sender, output) = mpsc::channel(16);
+        let first = sandbox.prepare(&shell("true"), None, sender).await.unwrap();
+        let mut of_first = vec![];
+        until("its supervisor is the only one", || {
+            of_first = children_of(helper);
+            of_first.len() == 1
+        })
+        .await;
+        let (sender, _second_output) = mpsc::channel(16);
+        let _second = sandbox.prepare(&shell("true"), None, sender).await.unwrap();
+        finish(first.release().await.unwrap(), output).await;
+        // When it reaps an execution the helper builds what is to be ahead, before it takes the next request.
+        until("the first is reaped", || !children_of(helper).contains(&of_first[0])).await;
+        let (sender, _third_output) = mpsc::channel(16);
+        let _third = sandbox.prepare(&shell("true"), None, sender).await.unwrap();
+        assert_eq!(children_of(helper).len(), 2, "{host:?}: more than what was asked for");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_profile_gets_surroundings_of_its_own() {
     for host in HOSTS {
         let (sandbox, helper) = warm(host, 2).await;

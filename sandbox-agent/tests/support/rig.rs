@@ -520,6 +520,7 @@ fn options(dir: &Path) -> Options {
         max_concurrent_per_tenant: 8,
         max_waiting: 16,
         max_wait: Duration::from_secs(60),
+        ready_sandboxes: 2,
         workspace: None,
         max_input_bytes: 16 << 20,
         max_artifact_bytes: 16 << 20,
