@@ -17,6 +17,7 @@ use crate::{
     execute::Executor,
     grpc::Service,
     holds::Holds,
+    keyrings,
     leases::Leases,
     metrics,
     options::{Options, Peers},
@@ -104,6 +105,7 @@ impl Agent {
             ready: options.ready_sandboxes,
             ..StartOptions::default()
         })?;
+        keyrings::warn_if_short(options.max_concurrent, options.ready_sandboxes);
         let controls = record::controls(&probe(&sandbox).await?);
         let receipt = publish::latest_receipt(&*stream, &options.id, &peers.ledger_key).await?;
         let min_epoch = receipt.and_then(|receipt| receipt.head).map_or(0, |head| head.epoch);

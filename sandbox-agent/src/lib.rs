@@ -12,6 +12,7 @@
 //!   signed of it for the caller.
 //! - [`holds`]: the calls to metering. [`leases`], [`mod@slice`]: slices of budgets, against which most executions are admitted without one.
 //! - [`egress`]: the allow-listed way out of a sandbox.
+//! - `keyrings`: whether the kernel has room for as many executions as are configured.
 //! - [`sandbox`]: the engine; knows nothing of tenants, budgets or records. [`probes`]: attacks on it, and what they show of each layer.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream. [`audit_log`]: the same record as a file on the host.
 //! - [`spool`], [`publish`]: the durable record, and its way into the stream.
@@ -39,6 +40,7 @@ pub mod spool;
 pub mod throttle;
 pub mod workspace;
 
+mod keyrings;
 mod metrics;
 
 pub use agent::{Agent, StartError};
