@@ -38,6 +38,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const CHUNK_BYTES: usize = 16 << 10;
 /// Executions that are built ahead of being asked for, unless told otherwise.
 const READY: usize = 2;
+/// How old they get, unless told otherwise.
+const READY_AGE: Duration = Duration::from_secs(60);
 
 /// How a sandbox is started.
 #[derive(Clone, Debug)]
@@ -53,6 +55,9 @@ pub struct StartOptions {
     /// How many executions' surroundings are built ahead, for the profile asked for last; each serves one execution. Each
     /// takes three sleeping processes and a few MiB.
     pub ready: usize,
+    /// How old they get before newer ones take their place, in whole milliseconds, at least one: files that were replaced on the host since
+    /// are seen as they were.
+    pub ready_age: Duration,
 }
 
 impl Default for StartOptions {
@@ -65,6 +70,7 @@ impl Default for StartOptions {
             gid: NOBODY,
             scratch: std::env::temp_dir(),
             ready: READY,
+            ready_age: READY_AGE,
         }
     }
 }
@@ -164,6 +170,7 @@ impl HelperProcess {
             .arg(helper::ARGUMENT)
             .args([options.uid, options.gid].map(|id| id.to_string()))
             .arg(options.ready.to_string())
+            .arg(options.ready_age.as_millis().to_string())
             .arg(&options.scratch)
             .env_clear()
             .stdin(Stdio::from(theirs))
@@ -186,6 +193,10 @@ impl Sandbox {
     pub fn start(options: StartOptions) -> io::Result<Self> {
         if options.uid == 0 || options.gid == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "payloads must not be the host's root"));
+        }
+        if options.ready_age < Duration::from_millis(1) {
+            // The helper would do nothing but renew them.
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is built ahead needs an age"));
         }
         let helper = HelperProcess::start(&options)?;
         Ok(Self { options: Arc::new(options), helper: Arc::new(Mutex::new(helper)) })

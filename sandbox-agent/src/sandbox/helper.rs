@@ -27,15 +27,12 @@ use super::wire::{EXECUTE, Ended, Report, split_request};
 use super::{channel, tree};
 
 /// The first argument that makes a binary this helper. The rest: user id, group id, how many surroundings to build
-/// ahead, directory for work areas of hosts that allow no private root.
+/// ahead, how old they get (milliseconds), directory for work areas of hosts that allow no private root.
 pub(super) const ARGUMENT: &str = "__sandbox-helper";
 
 /// Said by a helper that was built for an architecture without a list of system calls.
 const NO_LIST: &str = "there is no list of system calls for this architecture";
 
-/// How old surroundings get before newer ones take their place: files that were replaced on the host since are seen as
-/// they were.
-const READY_AGE: Duration = Duration::from_secs(60);
 /// How long building ahead waits for an execution to end.
 const REFILL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -46,9 +43,10 @@ pub fn run_if_requested() {
     if args.get(1).is_none_or(|first| first != ARGUMENT) {
         return;
     }
-    let [_, _, uid, gid, ready, scratch] = &args[..] else { exit(2) };
+    let [_, _, uid, gid, ready, age_ms, scratch] = &args[..] else { exit(2) };
     let (Ok(uid), Ok(gid), Ok(ready)) = (uid.parse(), gid.parse(), ready.parse()) else { exit(2) };
-    match serve((uid, gid), ready, Path::new(scratch)) {
+    let Ok(ready_age) = age_ms.parse().map(Duration::from_millis) else { exit(2) };
+    match serve((uid, gid), ready, ready_age, Path::new(scratch)) {
         Ok(()) => exit(0),
         // The one way to be heard: the agent sees the socket close, its log shows this line.
         #[allow(clippy::print_stderr)]
@@ -59,7 +57,7 @@ pub fn run_if_requested() {
     }
 }
 
-fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
+fn serve(user: (u32, u32), ready: usize, ready_age: Duration, scratch: &Path) -> io::Result<()> {
     let single = SingleThreaded::verify()?;
     // The agent's socket came as stdin; the low numbers must stay occupied for the payload's own streams.
     let agent = io::stdin().as_fd().try_clone_to_owned()?;
@@ -96,6 +94,7 @@ fn serve(user: (u32, u32), ready: usize, scratch: &Path) -> io::Result<()> {
         started: 0,
         running: HashMap::new(),
         ready: VecDeque::new(),
+        ready_age,
         used: None,
         life: life_read,
         cgroups,
@@ -158,6 +157,8 @@ struct Supervisors {
     running: HashMap<i32, (PathBuf, Option<u64>)>,
     /// Those that wait for a request, oldest first.
     ready: VecDeque<Ready>,
+    /// How old those get before newer ones take their place.
+    ready_age: Duration,
     /// What was asked for last and is to be built ahead again, and when that was.
     used: Option<(Vec<u8>, Instant)>,
     /// Hangs up when this process dies.
@@ -212,7 +213,7 @@ impl Supervisors {
     }
 
     fn next_work(&self) -> Option<Duration> {
-        let renewal = self.ready.front().map(|oldest| READY_AGE.saturating_sub(oldest.since.elapsed()));
+        let renewal = self.ready.front().map(|oldest| self.ready_age.saturating_sub(oldest.since.elapsed()));
         let refill = self.used.as_ref().map(|(_, since)| REFILL_PAUSE.saturating_sub(since.elapsed()));
         renewal.into_iter().chain(refill).min()
     }
@@ -222,9 +223,13 @@ impl Supervisors {
         self.used.as_ref().is_some_and(|(_, since)| since.elapsed() >= REFILL_PAUSE)
     }
 
-    /// Old ones end when their link is dropped. The new one is the youngest: at the back.
+    /// Old ones end when their link is dropped. The new one is the youngest: at the back. Each once at a time: on a host so busy that
+    /// the new ones are old already, requests come first.
     fn renew(&mut self, host: &Host) {
-        while self.ready.front().is_some_and(|oldest| oldest.since.elapsed() >= READY_AGE) {
+        for _ in 0..self.ready.len() {
+            if self.ready.front().is_none_or(|oldest| oldest.since.elapsed() < self.ready_age) {
+                return;
+            }
             let Some(old) = self.ready.pop_front() else { return };
             let Ok(new) = self.start(host, &old.surroundings, true) else { return };
             self.ready.push_back(new);

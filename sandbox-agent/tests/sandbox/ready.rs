@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use sandbox_agent::sandbox::{Control, ControlStatus, ExitCause, Layer, Sandbox};
+use sandbox_agent::sandbox::{Control, ControlStatus, ExitCause, Layer, Sandbox, StartOptions};
 use tokio::sync::mpsc;
 
 use crate::rig::{HOSTS, Host, children_of, finish, processes_with_argument, run_in, shell, until};
@@ -80,6 +81,36 @@ async fn where_none_are_wanted_none_are_built() {
         let _third = sandbox.prepare(&shell("true"), None, sender).await.unwrap();
         assert_eq!(children_of(helper).len(), 2, "{host:?}: more than what was asked for");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_that_have_waited_too_long_are_replaced_though_nobody_asks() {
+    for host in HOSTS {
+        let sandbox = host.sandbox_with_ready_until(2, Duration::from_millis(500));
+        run_in(&sandbox, &shell("true"), None).await.unwrap();
+        let helper = sandbox.helper_pid().await.unwrap();
+        let mut old = vec![];
+        until("two wait", || {
+            old = waiting(helper);
+            old.len() == 2
+        })
+        .await;
+        until("two others wait in their place", || {
+            let now = waiting(helper);
+            now.len() == 2 && now.iter().all(|pid| !old.contains(pid))
+        })
+        .await;
+        until("the old ones are gone", || old.iter().all(|pid| !is_alive(*pid))).await;
+        assert_eq!(sandbox.helper_pid().await, Some(helper), "{host:?}");
+        assert_eq!(run_in(&sandbox, &shell("echo new"), None).await.unwrap().stdout, "new\n", "{host:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_built_ahead_have_an_age() {
+    let options = StartOptions { ready_age: Duration::from_micros(999), ..StartOptions::default() };
+    let refused = Sandbox::start(options).err().unwrap();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

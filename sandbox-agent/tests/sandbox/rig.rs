@@ -54,6 +54,11 @@ impl Host {
 
     /// With that many executions built ahead.
     pub fn sandbox_with_ready(self, ready: usize) -> Sandbox {
+        self.sandbox_with_ready_until(ready, StartOptions::default().ready_age)
+    }
+
+    /// With that many, which get so old and no older.
+    pub fn sandbox_with_ready_until(self, ready: usize, ready_age: Duration) -> Sandbox {
         let helper = match self {
             Self::AsIs => "sandbox-agent",
             Self::PlainUser => "plain_user_helper",
@@ -63,7 +68,8 @@ impl Host {
         let defaults = StartOptions::default();
         // Whom those helpers become.
         let (uid, gid) = if self == Self::AsIs { (defaults.uid, defaults.gid) } else { (12345, 12345) };
-        Sandbox::start(StartOptions { helper: rig().join(helper), uid, gid, scratch, ready }).unwrap()
+        let helper = rig().join(helper);
+        Sandbox::start(StartOptions { helper, uid, gid, scratch, ready, ready_age }).unwrap()
     }
 }
 
