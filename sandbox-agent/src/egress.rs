@@ -75,10 +75,14 @@ impl Default for Bounds {
 /// What the head of a request asks for, what is passed on instead of it, and how long it is; `None` if its end has not come. Public for the
 /// crate `fuzz` alone: a program in a sandbox writes these bytes, and only the proxy has a use for what they mean.
 #[doc(hidden)]
-pub fn read_head(bytes: &[u8]) -> Result<Option<(rule::Asked, Option<Vec<u8>>, usize)>, &'static str> {
+pub fn read_head(bytes: &[u8]) -> Result<Option<ReadHead>, &'static str> {
     let read = head::read(bytes, 0).map_err(|head::Malformed(reason)| reason)?;
     Ok(read.map(|head| (head.asked, head.forwarded, head.length)))
 }
+
+/// Of [`read_head`].
+#[doc(hidden)]
+pub type ReadHead = (rule::Asked, Option<Vec<u8>>, usize);
 
 /// Finds the addresses of a name.
 pub trait Resolve: Send + Sync {

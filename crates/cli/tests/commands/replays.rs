@@ -272,9 +272,12 @@ fn replay(directory: &Path, agent: SocketAddr) -> Said {
     exchequer([&["replay", directory.to_str().unwrap()], &rest[..]].concat())
 }
 
+/// What is changed of an honest answer, and what is said of it.
+type Lie = (fn(&mut Answer), &'static str);
+
 /// Asserts that the replay ends with the lie's name, and says nothing of equality.
 #[track_caller]
-fn check(lies: &[(fn(&mut Answer), &str)]) {
+fn check(lies: &[Lie]) {
     let (runtime, directory) = (Runtime::new().unwrap(), directory());
     for &(lie, named) in lies {
         let said = replay(directory.path(), serve(&runtime, lie));
