@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Args;
 use hdrhistogram::Histogram;
-use sandbox_agent::sandbox::StartOptions;
+use sandbox_agent::sandbox::{Layer, StartOptions};
 use serde::Serialize;
 
 mod audited;
@@ -90,6 +90,19 @@ struct Layers {
     missing: Vec<String>,
 }
 
+impl Layers {
+    fn check(&self, arguments: &Arguments) -> anyhow::Result<()> {
+        let all = Layer::ALL.len();
+        ensure!(self.enforced + self.missing.len() == all, "{self:?} are not the {all} layers there are");
+        ensure!(
+            arguments.allow_degraded || self.missing.is_empty(),
+            "not enforced in each execution: {}",
+            self.missing.join(", ")
+        );
+        Ok(())
+    }
+}
+
 /// Many at a time.
 #[derive(Debug, Serialize)]
 struct Phase {
@@ -156,17 +169,14 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
     say(format!("{p50_ms:.2} ms against {bwrap_p50_ms:.2} ms; now {} at once …", arguments.concurrent));
     let at_once = arguments.concurrent;
     engine.many(at_once, u64::from(at_once)).await?;
+    Census::quiet(std::process::id()).await?;
     let before = Census::of(std::process::id(), None)?;
     let many = engine.many(at_once, arguments.runs).await?;
+    Census::quiet(std::process::id()).await?;
     let after = Census::settled(&before, None).await?;
     let concurrent = Phase::new(arguments, many, before, after);
     let layers = engine.layers();
-    let missing = &layers.missing;
-    ensure!(
-        arguments.allow_degraded || missing.is_empty(),
-        "not enforced in each execution: {}",
-        missing.join(", ")
-    );
+    layers.check(arguments)?;
     drop(engine);
     // A helper more, or one that is ending, would be counted above.
     let cold = cold(arguments).await?;
@@ -191,8 +201,10 @@ async fn measure(arguments: &Arguments, bwrap: &bwrap::Baseline) -> anyhow::Resu
     }
     audited::many(&clients, at_once, u64::from(at_once)).await?;
     let data = Some(world.data());
+    Census::quiet(world.pid()).await?;
     let before = Census::of(world.pid(), data)?;
     let many = audited::many(&clients, at_once, arguments.audited_runs).await?;
+    Census::quiet(world.pid()).await?;
     let after = Census::settled(&before, data).await?;
     let audited_concurrent = Phase::new(arguments, many, before, after);
     drop(clients);
@@ -229,6 +241,7 @@ async fn cold(arguments: &Arguments) -> anyhow::Result<Histogram<u64>> {
     for _ in 0..arguments.single {
         record(&mut latencies, engine.single().await?)?;
     }
+    engine.layers().check(arguments)?;
     Ok(latencies)
 }
 

@@ -1,4 +1,5 @@
-//! Hours without a stream: a backlog of 100,000 events is published while executions go on recording.
+//! Hours without a stream: a backlog is published while executions go on recording, 100,000 events to an embedded stream whose
+//! acknowledgements are held back, 20,000 to a nats-server that was away.
 //!
 //! Left out: time. Invariant: what is asserted is counts and order, so a slow machine is only slower.
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -20,8 +21,9 @@ use exchequer_event::{
 use exchequer_stream::{
     Ack, AppendError, Durability, EventStream, Lease, LeaseError, LeaseOutcome, LocalStream,
     Message as StreamMessage, ReadError, Record, RecordStream, ValueStream,
+    jetstream::{JetStream, Options},
 };
-use exchequer_testkit::eventually;
+use exchequer_testkit::{NatsServer, eventually};
 use futures::{FutureExt as _, StreamExt as _};
 use prost::{Message as _, bytes::Bytes};
 use sandbox_agent::{
@@ -139,6 +141,57 @@ impl EventStream for Watched {
     }
 }
 
+/// Reads events up to `last`, each once and linked to the one before; how many batches those up to `backlog` came in.
+async fn whole_in_order(batches: &mut RecordStream, backlog: u64, last: u64) -> u64 {
+    let (mut next, mut count, mut prev) = (1, 0, None);
+    while next <= last {
+        let record = tokio::time::timeout(PATIENCE, batches.next()).await.unwrap().unwrap().unwrap();
+        let batch = v1::SignedBatch::decode(record.payload).unwrap();
+        for bytes in &batch.events {
+            let event = v1::Event::decode(bytes.clone()).unwrap();
+            assert_eq!(event.seq, next, "each once, in order");
+            assert!(
+                prev.is_none_or(|prev: exchequer_event::digest::Digest| event.prev_hash == prev.0.as_slice())
+            );
+            prev = Some(event_digest(bytes));
+            next += 1;
+        }
+        count += u64::from(next <= backlog);
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_reaches_a_nats_server_that_was_away_while_executions_record() {
+    const BACKLOG: u64 = 20_000;
+    let mut server = NatsServer::start();
+    let stream = Arc::new(JetStream::connect(Options::new(server.url())).await.unwrap());
+    server.kill9();
+    let dir = exchequer_testkit::temp_dir();
+    let spool = spool(&dir.path().join("spool"), BACKLOG).await;
+    let (report, _) = watch::channel(Progress::default());
+    let publishing = tokio::spawn(publisher(&spool, Arc::clone(&stream) as Arc<dyn EventStream>).run(report));
+    for _ in 0..500 {
+        spool.record(event("while nothing is published")).await.unwrap();
+    }
+    assert_eq!(spool.first(), 1, "nothing goes that nobody has confirmed");
+    server.restart();
+    let recording = Arc::clone(&spool);
+    let recorder = tokio::spawn(async move {
+        for _ in 0..500 {
+            recording.record(event("while it is published")).await.unwrap();
+        }
+    });
+    // What was in flight when the server came back may have been sent twice: the broker keeps one of each.
+    let back = || async { stream.tip().await.is_ok() };
+    eventually(PATIENCE, back).await;
+    let mut batches = stream.read(1, &["events.a"]).await.unwrap();
+    let count = whole_in_order(&mut batches, BACKLOG, BACKLOG + 1000).await;
+    assert!(count < BACKLOG / 2, "{count} batches for {BACKLOG} events");
+    recorder.await.unwrap();
+    publishing.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_is_published_whole_in_order_and_in_full_batches_while_executions_record() {
     let dir = exchequer_testkit::temp_dir();
@@ -165,21 +218,7 @@ async fn a_backlog_is_published_whole_in_order_and_in_full_batches_while_executi
             recording.record(event("while it is published")).await.unwrap();
         }
     });
-    let (mut next, mut count, mut prev) = (1, 0_u64, None);
-    while next <= BACKLOG + 1000 {
-        let record = tokio::time::timeout(PATIENCE, batches.next()).await.unwrap().unwrap().unwrap();
-        let batch = v1::SignedBatch::decode(record.payload).unwrap();
-        for bytes in &batch.events {
-            let event = v1::Event::decode(bytes.clone()).unwrap();
-            assert_eq!(event.seq, next, "each once, in order");
-            assert!(
-                prev.is_none_or(|prev: exchequer_event::digest::Digest| event.prev_hash == prev.0.as_slice())
-            );
-            prev = Some(event_digest(bytes));
-            next += 1;
-        }
-        count += u64::from(next <= BACKLOG);
-    }
+    let count = whole_in_order(&mut batches, BACKLOG, BACKLOG + 1000).await;
     recorder.await.unwrap();
     let least = BACKLOG.div_ceil(name::MAX_BATCH_EVENTS as u64);
     assert!(count <= least + 1, "{count} batches for the backlog, {least} would do");

@@ -43,12 +43,8 @@ pub(super) struct Census {
     directories: usize,
 }
 
-/// Surroundings that the engine makes ahead.
-const AHEAD: usize = 2;
-/// Processes of each.
-const PROCESSES: usize = 3;
-/// Directories of cgroups that are ready, in up to five hierarchies.
-const AHEAD_CGROUPS: usize = 5 * (8 + AHEAD);
+/// Directories of cgroups that are kept ready, in up to five hierarchies.
+const READY_CGROUPS: usize = 5 * 8;
 
 impl Census {
     /// Counts now.
@@ -105,13 +101,13 @@ impl Census {
         Ok(())
     }
 
-    /// Whether there is no more than before. What is made ahead and removed afterwards comes and goes by itself, and is bounded, however
-    /// many executions there were: so many of each are no remains.
+    /// Whether there is no more than before, at a moment when as many sandboxes are built ahead. Cgroups are made ready and removed by a
+    /// process of their own, a bounded number of them however many executions there were: so many are no remains.
     fn has_no_more_than(&self, before: &Self) -> bool {
         (self.agent, self.helper) == (before.agent, before.helper)
-            && self.processes <= before.processes + AHEAD * PROCESSES
-            && self.network_namespaces <= before.network_namespaces + AHEAD
-            && self.cgroups <= before.cgroups + AHEAD_CGROUPS
+            && self.processes <= before.processes
+            && self.network_namespaces <= before.network_namespaces
+            && self.cgroups <= before.cgroups + READY_CGROUPS
             && self.zombies <= before.zombies
             && self.agent_descriptors <= before.agent_descriptors
             && self.helper_descriptors <= before.helper_descriptors

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use sandbox_agent::{
     record::Outputs,
-    sandbox::{ControlStatus, ExitCause, Sandbox, Spec, StartOptions},
+    sandbox::{ControlStatus, ExitCause, Layer, Sandbox, Spec, StartOptions},
 };
 use tokio::sync::mpsc;
 
@@ -63,6 +63,7 @@ impl Engine {
         let bundle = self.sealer.seal(&admission, &outcome, &outputs)?;
         let time = started.elapsed();
         ensure!(outcome.cause == ExitCause::Exited { code: 0 }, "{PROGRAM} ended with {:?}", outcome.cause);
+        ensure!(controls.len() == Layer::ALL.len(), "{} controls were read back", controls.len());
         self.sealer.check(&bundle, controls.len())?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for control in controls {

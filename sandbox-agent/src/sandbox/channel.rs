@@ -27,13 +27,13 @@ pub(super) const MAX_FDS: usize = MAX_FILES + WANTED_FDS;
 
 /// A pair of connected ends, both close-on-exec.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
-/// Asks for room for the largest packet beside another, where a system's default has less. What the kernel refuses shows when a packet
-/// does not fit.
-pub(super) fn make_room(end: &OwnedFd) {
-    let _ = sockopt::set_socket_send_buffer_size(end, 2 * MAX_PACKET_BYTES);
+    let ends = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // Room for the largest packet beside another, where a system's default has less. What the kernel refuses shows when a
+    // packet does not fit.
+    for end in [&ends.0, &ends.1] {
+        let _ = sockopt::set_socket_send_buffer_size(end, 2 * MAX_PACKET_BYTES);
+    }
+    Ok(ends)
 }
 
 /// Asks the kernel to attach the sender's process id to what `end` receives.
@@ -88,7 +88,11 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Packet> {
 fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
     loop {
         match recv(socket, &mut [0_u8; 0][..], RecvFlags::PEEK | RecvFlags::TRUNC) {
-            Ok((_, length)) if length > MAX_PACKET_BYTES => return Err(io::Error::from(Errno::MSGSIZE)),
+            Ok((_, length)) if length > MAX_PACKET_BYTES => {
+                // Taken off the queue: it would be found there again for ever.
+                recv(socket, &mut [0_u8; 0][..], RecvFlags::empty())?;
+                return Err(io::Error::from(Errno::MSGSIZE));
+            }
             Ok((_, length)) => return Ok(length),
             // The other end closed without having read everything, which is told once: what it sent before is still to be read, then its end.
             Err(Errno::INTR | Errno::CONNRESET) => {}
@@ -107,7 +111,8 @@ pub(super) fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<
     loop {
         match sendmsg(socket, &[IoSlice::new(bytes)], &mut attached, SendFlags::NOSIGNAL) {
             Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
+            // The other end closed without having read everything is told once, to whoever calls first; after that it is a broken pipe.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             Err(other) => return Err(other.into()),
         }
     }

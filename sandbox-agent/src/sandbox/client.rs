@@ -8,8 +8,8 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -92,6 +92,9 @@ pub enum SandboxError {
     /// The supervisor of this execution died; its processes died with it.
     #[error("the execution's supervisor was lost")]
     SupervisorLost,
+    /// It was released and its end not seen, by this cause; its processes are gone.
+    #[error("the execution was lost: {0}")]
+    Lost(String),
     /// Helper, sockets or pipes failed.
     #[error("sandbox: {0}")]
     Io(#[from] io::Error),
@@ -165,7 +168,6 @@ struct HelperProcess {
 impl HelperProcess {
     fn start(options: &StartOptions) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
-        channel::make_room(&ours);
         let process = Command::new(&options.helper)
             .arg(helper::ARGUMENT)
             .args([options.uid, options.gid].map(|id| id.to_string()))
@@ -220,8 +222,29 @@ impl Sandbox {
         given: impl Into<Given>,
         output: mpsc::Sender<Chunk>,
     ) -> Result<Prepared, SandboxError> {
+        // Surroundings with a layer left off are not for anybody else.
+        let kind = if spec.omit.is_empty() { EXECUTE } else { EXECUTE_ONCE };
+        self.prepare_as(kind, spec, given.into(), output).await
+    }
+
+    /// As [`Self::prepare`], in surroundings of which nothing was built or read before.
+    pub(super) async fn prepare_afresh(
+        &self,
+        spec: &Spec,
+        output: mpsc::Sender<Chunk>,
+    ) -> Result<Prepared, SandboxError> {
+        self.prepare_as(EXECUTE_ONCE, spec, Given::default(), output).await
+    }
+
+    async fn prepare_as(
+        &self,
+        kind: u8,
+        spec: &Spec,
+        given: Given,
+        output: mpsc::Sender<Chunk>,
+    ) -> Result<Prepared, SandboxError> {
         spec.check()?;
-        let Given { stdin, files } = given.into();
+        let Given { stdin, files } = given;
         if files.len() != spec.inputs.len() {
             let problem = format!("has {} paths, {} contents were given", spec.inputs.len(), files.len());
             return Err(SpecFault { field: "inputs".to_owned(), problem }.into());
@@ -235,7 +258,7 @@ impl Sandbox {
         let until = Instant::now() + ANSWER_LIMIT;
         let late =
             || SandboxError::Launch { stage: "waiting for the sandbox".to_owned(), errno: libc::ETIMEDOUT };
-        timeout_at(until, self.ask_helper(&ask(spec)?, &fds)).await.map_err(|_| late())??;
+        timeout_at(until, self.ask_helper(&ask(kind, spec)?, &fds)).await.map_err(|_| late())??;
         drop(fds);
         let control = link(control)?;
         let (stdin, stdout, stderr) = (
@@ -259,6 +282,7 @@ impl Sandbox {
             Report::Finished(Ended { cause: ExitCause::LaunchFailed { stage, errno }, .. }) => {
                 Err(SandboxError::Launch { stage, errno })
             }
+            Report::Lost(why) => Err(SandboxError::Lost(why)),
             Report::Finished(_) => Err(SandboxError::SupervisorLost),
         }
     }
@@ -305,7 +329,7 @@ impl Prepared {
 
     /// What can end it from elsewhere.
     pub fn killer(&self) -> Killer {
-        Killer(Arc::clone(&self.control))
+        Killer(Arc::downgrade(&self.control))
     }
 
     /// Lets the program run.
@@ -320,7 +344,7 @@ impl Prepared {
         Ok(Running { control, task: tokio::spawn(self.follow()) })
     }
 
-    /// Ends it unexecuted, and waits until its processes are gone.
+    /// Ends it unexecuted, and waits until its payload is gone; the engine's own processes go by themselves.
     pub async fn abort(self) -> Result<(), SandboxError> {
         kill(&self.control, KillReason::Cancelled);
         receive(&self.control).await.map(drop)
@@ -339,8 +363,10 @@ impl Prepared {
             output.pump(Stream::Stdout, stdout, &control),
             output.pump(Stream::Stderr, stderr, &control),
         );
-        let (Report::Finished(ended), fds) = report? else {
-            return Err(SandboxError::SupervisorLost);
+        let (ended, fds) = match report? {
+            (Report::Finished(ended), fds) => (ended, fds),
+            (Report::Lost(why), _) => return Err(SandboxError::Lost(why)),
+            (Report::Prepared { .. }, _) => return Err(SandboxError::SupervisorLost),
         };
         let mut outcome = outcome(ended, fds);
         out?;
@@ -354,9 +380,8 @@ impl Prepared {
     }
 }
 
-/// What the helper is asked. Surroundings with a layer left off are not for anybody else.
-fn ask(spec: &Spec) -> io::Result<Vec<u8>> {
-    let kind = if spec.omit.is_empty() { EXECUTE } else { EXECUTE_ONCE };
+/// What the helper is asked.
+fn ask(kind: u8, spec: &Spec) -> io::Result<Vec<u8>> {
     let surroundings = serde_json::to_vec(&Surroundings::of(spec))?;
     let wanted = serde_json::to_vec(&Wanted::new(spec, environment_for(spec)))?;
     let packet = join_request(kind, &surroundings, &wanted);
@@ -427,12 +452,14 @@ impl Output {
 
 /// Ends an execution from elsewhere; keeps nothing alive.
 #[derive(Clone)]
-pub struct Killer(Arc<Link>);
+pub struct Killer(Weak<Link>);
 
 impl Killer {
     /// Kills the whole tree; the outcome will name the reason unless it ended before.
     pub fn kill(&self, reason: KillReason) {
-        kill(&self.0, reason);
+        if let Some(link) = self.0.upgrade() {
+            kill(&link, reason);
+        }
     }
 }
 
@@ -450,7 +477,7 @@ impl Running {
 
     /// What can end it from elsewhere.
     pub fn killer(&self) -> Killer {
-        Killer(Arc::clone(&self.control))
+        Killer(Arc::downgrade(&self.control))
     }
 
     /// Waits until the last process of the execution is gone and all its output handed on. May be dropped and called again

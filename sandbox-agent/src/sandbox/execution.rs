@@ -67,8 +67,15 @@ enum Source {
 
 /// How the execution ends, from the moment that is known until its last process is gone.
 struct Ending {
-    cause: ExitCause,
+    cause: Cause,
     since: Instant,
+}
+
+/// Why it ends.
+enum Cause {
+    Known(ExitCause),
+    /// Released, and nobody saw the program's end.
+    Lost(String),
 }
 
 pub(super) struct Execution<'a> {
@@ -186,7 +193,7 @@ impl<'a> Execution<'a> {
         match channel::send_files(&self.init_link, &order, &fds) {
             // Ended already: what it said before is about to be heard.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                self.stop(launch_failed("giving init its order", &error));
+                self.fail("giving init its order", &error);
                 // Without one it waits for ever.
                 let _ = sys::send_signal(self.init, libc::SIGKILL);
             }
@@ -205,7 +212,7 @@ impl<'a> Execution<'a> {
                     Source::Init => init_lives = self.hear_init(),
                     Source::Payload => self.hear_payload(),
                     Source::Agent => self.hear_agent(),
-                    Source::Helper => self.stop(ExitCause::Cancelled),
+                    Source::Helper => self.lose("the sandbox's helper ended"),
                 }
             }
             self.check_clocks();
@@ -221,10 +228,18 @@ impl<'a> Execution<'a> {
                 let _ = sys::wait(None, true);
             }
         }
-        let (ended, files) = self.outcome(ended.map(|ended| ended.usage.into()));
+        let (report, files) = self.outcome(ended.map(|ended| ended.usage.into()));
         let fds = files.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-        // An agent that is gone needs no outcome.
-        let _ = channel::send_files(self.control, &Report::Finished(ended), &fds);
+        match (channel::send_files(self.control, &report, &fds), report) {
+            // The kernel takes no more descriptors on their way: the outcome comes without the files.
+            (Err(error), Report::Finished(mut ended)) if error.kind() != io::ErrorKind::BrokenPipe => {
+                let problem = FileProblem(format!("its descriptor can't be handed out: {error}"));
+                ended.files.iter_mut().for_each(|file| *file = Some(file.take().unwrap_or(problem.clone())));
+                let _ = channel::send(self.control, &Report::Finished(ended));
+            }
+            // An agent that is gone needs no outcome.
+            _ => {}
+        }
     }
 
     /// Which of the other ends have something to say, or hung up.
@@ -268,6 +283,29 @@ impl<'a> Execution<'a> {
 
     /// The first cause stands: what comes later is its consequence.
     fn stop(&mut self, cause: ExitCause) {
+        self.end(Cause::Known(cause));
+    }
+
+    /// What kept the end from being seen. Before the release there is nothing to be lost.
+    fn lose(&mut self, why: impl Into<String>) {
+        let why = why.into();
+        if self.released.is_some() {
+            self.end(Cause::Lost(why));
+        } else {
+            self.stop(launch_failed(why, &io::Error::from_raw_os_error(libc::ECHILD)));
+        }
+    }
+
+    /// A step of the engine's failed.
+    fn fail(&mut self, stage: &str, error: &io::Error) {
+        if self.released.is_some() {
+            self.end(Cause::Lost(format!("{stage}: {error}")));
+        } else {
+            self.stop(launch_failed(stage, error));
+        }
+    }
+
+    fn end(&mut self, cause: Cause) {
         if self.ending.is_none() {
             self.ending = Some(Ending { cause, since: Instant::now() });
             // Without one it does not get as far as killing and reaping.
@@ -345,7 +383,7 @@ impl<'a> Execution<'a> {
         let packet = match channel::receive(self.init_link.as_fd()) {
             Ok(packet) => packet,
             Err(error) => {
-                self.stop(launch_failed("reading init's report", &error));
+                self.fail("reading init's report", &error);
                 return false;
             }
         };
@@ -354,16 +392,18 @@ impl<'a> Execution<'a> {
         }
         match channel::parse(&packet) {
             Ok(InitReport::Placed) => self.send_program(),
-            Ok(InitReport::Failed { stage, errno }) => self.stop(ExitCause::LaunchFailed { stage, errno }),
+            Ok(InitReport::Failed { stage, errno }) => {
+                self.fail(&stage, &io::Error::from_raw_os_error(errno));
+            }
             Ok(InitReport::MainEnded { status }) => self.main_ended(status),
             Ok(InitReport::Done { status, usage, files }) => {
                 self.main_ended(status);
                 self.done = Some(Done { usage, files, fds: packet.fds, at: Instant::now() });
             }
             Ok(InitReport::Built(_)) => {
-                self.stop(launch_failed("reading init's report", &io::ErrorKind::InvalidData.into()));
+                self.fail("reading init's report", &io::ErrorKind::InvalidData.into());
             }
-            Err(error) => self.stop(launch_failed("reading init's report", &error)),
+            Err(error) => self.fail("reading init's report", &error),
         }
         true
     }
@@ -470,8 +510,10 @@ impl<'a> Execution<'a> {
             Ok(Request::Release) if self.prepared && self.released.is_none() => self.release(),
             Ok(Request::Kill(KillReason::OutputLimit)) => self.stop(ExitCause::OutputLimit),
             Ok(Request::Kill(KillReason::EgressLimit)) => self.stop(ExitCause::EgressLimit),
-            // Asked for, gone, or no longer making sense: all end the execution.
-            _ => self.stop(ExitCause::Cancelled),
+            Ok(Request::Kill(KillReason::Cancelled)) => self.stop(ExitCause::Cancelled),
+            // Gone: nobody wants it any more.
+            _ if packet.bytes.is_empty() => self.stop(ExitCause::Cancelled),
+            _ => self.fail("reading the agent's request", &io::ErrorKind::InvalidData.into()),
         }
     }
 
@@ -493,11 +535,17 @@ impl<'a> Execution<'a> {
         self.give_order();
     }
 
-    fn outcome(&mut self, init_usage: Option<CpuAndFaults>) -> (Ended, Vec<OwnedFd>) {
+    fn outcome(&mut self, init_usage: Option<CpuAndFaults>) -> (Report, Vec<OwnedFd>) {
         const BLOCK_BYTES: u64 = 512;
-        let lost = || launch_failed("init was lost", &io::Error::from_raw_os_error(libc::ECHILD));
+        // If nothing else is known it is because init, which would know, is gone.
+        self.lose("its init ended");
+        let cause = match self.ending.take().map(|ending| ending.cause) {
+            Some(Cause::Known(cause)) => cause,
+            Some(Cause::Lost(why)) => return (Report::Lost(why), vec![]),
+            None => return (Report::Lost(String::new()), vec![]),
+        };
         let counted = self.leaf.as_ref().map(Leaf::counted).unwrap_or_default();
-        let cause = match self.ending.take().map_or_else(lost, |ending| ending.cause) {
+        let cause = match cause {
             // What memory ran out for may be another of its processes than the one that ended it.
             ExitCause::Exited { .. } | ExitCause::Signaled { .. } if counted.out_of_memory => {
                 ExitCause::OutOfMemory
@@ -507,7 +555,8 @@ impl<'a> Execution<'a> {
         let end = self.done.as_ref().map_or_else(Instant::now, |done| done.at);
         let used = self.done.as_ref().map(|done| done.usage).or(init_usage).unwrap_or_default();
         let Some(from) = self.released else {
-            return (Ended { cause, usage: Usage::default(), files: no_files(self.spec, NOT_RUN) }, vec![]);
+            let files = no_files(self.spec, NOT_RUN);
+            return (Report::Finished(Ended { cause, usage: Usage::default(), files }), vec![]);
         };
         let own = self.before;
         let usage = Usage {
@@ -527,7 +576,7 @@ impl<'a> Execution<'a> {
             Some(done) => (done.files, done.fds),
             None => (no_files(self.spec, INIT_LOST), vec![]),
         };
-        (Ended { cause, usage, files }, fds)
+        (Report::Finished(Ended { cause, usage, files }), fds)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The helper process: one thread, forks a supervisor for each execution, reaps them, and dies with the agent.
 //!
-//! Leaves out what an execution is: it never reads a specification. Invariant: it has one thread and no state but its
-//! children; when it ends, each supervisor sees its hang-up and kills its tree.
+//! Leaves out what an execution is: it never reads a specification. Invariant: it has one thread, and knows nothing but its
+//! children and their cgroups; when it ends, each supervisor sees its hang-up and kills its tree.
 
 use std::collections::{HashMap, VecDeque};
 use std::env;
@@ -107,6 +107,10 @@ fn serve(user: (u32, u32), ready: usize, ready_age: Duration, scratch: &Path) ->
             Err(error) => return Err(error.into()),
         }
         let [of_agent, of_children] = fds.map(|fd| !fd.revents().is_empty());
+        // First: somebody waits for it.
+        if of_agent && !supervisors.hear(&host, &agent)? {
+            return Ok(());
+        }
         supervisors.renew(&host);
         if of_children {
             let mut drained = [0; 1024];
@@ -117,31 +121,12 @@ fn serve(user: (u32, u32), ready: usize, ready_age: Duration, scratch: &Path) ->
         } else if supervisors.is_refill_late() {
             supervisors.refill(&host, ready);
         }
-        if of_agent {
-            let packet = match channel::receive(agent.as_fd()) {
-                // More descriptors than this process may have: its control socket is closed with the others.
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => continue,
-                other => other?,
-            };
-            if packet.bytes.is_empty() && packet.fds.is_empty() {
-                return Ok(());
-            }
-            let Some((kind, surroundings, wanted)) = split_request(&packet.bytes) else { continue };
-            let fds = packet.fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-            if let Err(error) = supervisors.execute(&host, surroundings, wanted, &fds) {
-                refuse(&fds, &error);
-            }
-            drop(packet.fds);
-            if kind == EXECUTE {
-                supervisors.used = Some((surroundings.to_vec(), Instant::now()));
-            }
-        }
     }
 }
 
 /// Says on its control socket, the first of a request's descriptors, that an execution has no supervisor.
-fn refuse(fds: &[BorrowedFd<'_>], error: &io::Error) {
-    let cause = launch_failed("starting a supervisor", error);
+fn refuse(fds: &[BorrowedFd<'_>], stage: &str, error: &io::Error) {
+    let cause = launch_failed(stage, error);
     let ended = Ended { cause, usage: Usage::default(), files: vec![] };
     // An agent that is gone needs no answer; one that gets none sees the socket close.
     let _ = fds.first().map(|control| channel::send(control, &Report::Finished(ended)));
@@ -175,27 +160,54 @@ struct Ready {
 }
 
 impl Supervisors {
-    /// Hands the execution to a supervisor that waits in such surroundings, or else to a new one.
+    /// Takes a request; false if the agent is gone.
+    fn hear(&mut self, host: &Host, agent: &OwnedFd) -> io::Result<bool> {
+        let packet = match channel::receive(agent.as_fd()) {
+            // More descriptors than this process may have: its control socket is closed with the others.
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => return Ok(true),
+            other => other?,
+        };
+        if packet.bytes.is_empty() && packet.fds.is_empty() {
+            return Ok(false);
+        }
+        let Some(request @ (kind, surroundings, _)) = split_request(&packet.bytes) else { return Ok(true) };
+        let fds = packet.fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+        if let Err((stage, error)) = self.execute(host, request, &fds) {
+            refuse(&fds, stage, &error);
+        }
+        if kind == EXECUTE {
+            self.used = Some((surroundings.to_vec(), Instant::now()));
+        }
+        Ok(true)
+    }
+
+    /// Hands the execution to a supervisor that waits in such surroundings, if it may be such a one, or else to a new one.
     fn execute(
         &mut self,
         host: &Host,
-        surroundings: &[u8],
-        wanted: &[u8],
+        (kind, surroundings, wanted): (u8, &[u8], &[u8]),
         fds: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
-        while let Some(place) = self.ready.iter().position(|ready| ready.surroundings == surroundings) {
+    ) -> Result<(), (&'static str, io::Error)> {
+        let hand_over = |ready: &Ready| channel::send_with(ready.order.as_fd(), wanted, fds);
+        let fits = |ready: &Ready| kind == EXECUTE && ready.surroundings == surroundings;
+        while let Some(place) = self.ready.iter().position(fits) {
             let Some(ready) = self.ready.remove(place) else { break };
-            // One that ended meanwhile hears nothing.
-            if channel::send_with(ready.order.as_fd(), wanted, fds).is_ok() {
-                return Ok(());
+            match hand_over(&ready) {
+                // It ended meanwhile.
+                Err(gone) if gone.kind() == io::ErrorKind::BrokenPipe => {}
+                Err(error) => {
+                    self.ready.insert(place, ready);
+                    return Err(("handing the execution over", error));
+                }
+                Ok(()) => return Ok(()),
             }
         }
-        let new = self.start(host, surroundings, false)?;
-        channel::send_with(new.order.as_fd(), wanted, fds)
+        let new = self.start(host, surroundings, false).map_err(|error| ("starting a supervisor", error))?;
+        hand_over(&new).map_err(|error| ("handing the execution over", error))
     }
 
-    /// Builds surroundings like those used last ahead, in the place of those asked for longest ago. Not on the way of the execution that
-    /// used them: entering a cgroup keeps every process of the host from forking, executing and ending for milliseconds.
+    /// Builds surroundings like those used last ahead, in the place of those asked for longest ago. When an execution has ended, or after a
+    /// pause: entering a cgroup keeps every process of the host from forking, executing and ending for milliseconds.
     fn refill(&mut self, host: &Host, wanted: usize) {
         let Some((surroundings, _)) = self.used.take() else { return };
         let surroundings = surroundings.as_slice();
@@ -238,7 +250,6 @@ impl Supervisors {
 
     fn start(&mut self, host: &Host, surroundings: &[u8], is_ahead: bool) -> io::Result<Ready> {
         let (order, theirs) = channel::pair()?;
-        channel::make_room(&order);
         let links = Links { order: theirs, helper: self.life.try_clone()? };
         let work = self.next_work_directory();
         let taken = self.cgroups.take();

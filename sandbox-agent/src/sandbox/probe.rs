@@ -11,7 +11,7 @@ use super::spec::Spec;
 /// The controls of a strict execution built just now and ended right before `execve`.
 pub async fn probe(sandbox: &Sandbox) -> Result<Vec<Control>, SandboxError> {
     let (output, _unused) = mpsc::channel(1);
-    let prepared = sandbox.prepare(&Spec::new("/bin/true", [""; 0]), None, output).await?;
+    let prepared = sandbox.prepare_afresh(&Spec::new("/bin/true", [""; 0]), output).await?;
     let controls = prepared.controls().to_vec();
     prepared.abort().await?;
     Ok(controls)

@@ -3,7 +3,8 @@
 //! back); and when nothing but `execve` remains, what comes with the program ([`controls`]).
 //!
 //! Leaves out applying anything. Invariant: a status is `Enforced` only if something that the kernel says of that very process, in
-//! `/proc`, in its cgroup's files or by `prlimit`, or an attempt it made itself under the layer, says so; what can't be read is not enforced.
+//! `/proc`, in its cgroup's files or by `prlimit`, or an attempt it made itself under the layer, says so; what can't be read is not
+//! enforced. One word of the payload's own is believed: which variables it is about to pass to `execve`.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;

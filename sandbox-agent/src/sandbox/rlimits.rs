@@ -1,7 +1,7 @@
 //! The resource limits of a payload: which values, set from outside and read back.
 //!
 //! Leaves out wall clock, the tree's processor time and output (the supervisor's and the agent's). Invariant: a limit is
-//! never above what the engine itself is allowed, and never silently above what was asked.
+//! never above what the engine itself is allowed, nor above what was asked but for a second of processor time and the engine's own two processes.
 
 use std::fs;
 use std::io;

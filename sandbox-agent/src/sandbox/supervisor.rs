@@ -2,7 +2,8 @@
 //! waits until they are needed, and sees one execution through ([`super::execution`]).
 //!
 //! Leaves out the output, which goes from payload to agent directly. Invariant: surroundings serve one execution or none; it
-//! ends only after their last process has; the agent's or the helper's death makes it kill them.
+//! ends only after their init has, which without a pid namespace may leave a dying payload to the helper; the agent's or the helper's death
+//! makes it kill them.
 
 use std::fs;
 use std::io;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_child_subreaper, set_dumpable_behavior};
 
 use super::cgroup::{self, Leaf};
@@ -115,8 +117,10 @@ fn wait_for_request(order: &OwnedFd, helper: &OwnedFd, tree: Option<&Tree>) -> O
         let mut fds = vec![PollFd::new(order, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
         // The payload of surroundings built ahead says nothing more, unless it ended.
         fds.extend(tree.map(|tree| PollFd::new(&tree.payload_link, PollFlags::IN)));
-        if poll(&mut fds, None).is_err() {
-            continue;
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return last_request(order),
         }
         let ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>();
         if ready[0] {
@@ -329,7 +333,8 @@ impl Heard {
                     return Err(at("building the surroundings")(late));
                 }
                 Ok(_) => {}
-                Err(_) => continue,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(at("building the surroundings")(error.into())),
             }
             let [init_says, payload_says, helper_is_gone] = fds.map(|fd| !fd.revents().is_empty());
             if helper_is_gone {

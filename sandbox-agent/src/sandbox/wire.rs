@@ -65,7 +65,7 @@ pub(super) const WANTED_FDS: usize = 4;
 
 /// First byte of the agent's packet to the helper ([`join_request`]), which carries the descriptors of [`Wanted`].
 pub(super) const EXECUTE: u8 = b'X';
-/// Likewise, for surroundings that nobody is going to ask for again.
+/// Likewise, in surroundings that are built for this execution alone and not built ahead for another.
 pub(super) const EXECUTE_ONCE: u8 = b'O';
 
 /// What an agent asks the helper for, of which the helper looks at nothing: it compares the surroundings and passes on the rest.
@@ -107,6 +107,8 @@ pub(super) enum Report {
     Prepared { controls: Vec<Control> },
     /// With a descriptor per output file that has no problem.
     Finished(Ended),
+    /// It was released, and nobody saw its end: why. What it used is unknown.
+    Lost(String),
 }
 
 /// The end of an execution, as sent to the agent.

@@ -44,7 +44,8 @@ async fn a_killed_helper_takes_its_executions_along_and_is_replaced() {
         let helper = sandbox.helper_pid().await.unwrap();
         kill_hard(&[helper]);
         all_end(&marker, host).await;
-        assert_eq!(running.outcome().await.unwrap().cause, ExitCause::Cancelled, "{host:?}");
+        let error = running.outcome().await.unwrap_err();
+        assert!(matches!(&error, SandboxError::Lost(why) if why.contains("helper")), "{host:?}: {error}");
         let ran = run_in(&sandbox, &shell("echo again"), None).await.unwrap();
         assert_eq!(ran.stdout, "again\n", "{host:?}");
         assert_ne!(sandbox.helper_pid().await.unwrap(), helper, "{host:?}");
@@ -73,12 +74,12 @@ async fn a_killed_init_ends_its_execution() {
     for host in HOSTS {
         let sandbox = host.sandbox();
         let marker = marker(3, host);
-        let (running, output) = start_sleepers(&sandbox, &marker).await;
+        let (mut running, _output) = start_sleepers(&sandbox, &marker).await;
         let supervisor = children_of(sandbox.helper_pid().await.unwrap())[0];
         kill_hard(&[children_of(supervisor)[0]]);
         all_end(&marker, host).await;
-        let cause = finish(running, output).await.outcome.cause;
-        assert!(matches!(cause, ExitCause::LaunchFailed { .. }), "{host:?}: {cause:?}");
+        let error = running.outcome().await.unwrap_err();
+        assert!(matches!(&error, SandboxError::Lost(why) if why.contains("init")), "{host:?}: {error}");
     }
 }
 
