@@ -33,6 +33,7 @@ use super::outcome::{MemorySource, Usage};
 use super::sys;
 use super::wire::Refusal;
 
+use files::Seen;
 pub(super) use keeper::Stock;
 pub(super) use leaf::{Held, Leaf};
 
@@ -161,8 +162,6 @@ struct Hierarchy {
 pub(super) struct Parent {
     name: String,
     hierarchies: Vec<Hierarchy>,
-    /// The block devices that input and output can be limited of, as they were when it was made.
-    devices: Vec<String>,
     /// What could not be had, and why.
     problems: Vec<Refusal>,
 }
@@ -180,7 +179,6 @@ impl Parent {
         let mut parent = Self {
             name: format!("{PREFIX}{}-{born}", std::process::id()),
             hierarchies: vec![],
-            devices: devices::whole(Path::new(devices::LIST)),
             problems: vec![],
         };
         match places::discover() {
@@ -264,9 +262,11 @@ impl Parent {
         removed.fold(Ok(()), Result::and)
     }
 
-    fn kill_leaf(&self, number: u64) {
+    /// Kills what nobody else will; `again`: it was called for this leaf before. Where the supervisor has ended, nobody lifted
+    /// the limits that what is killed would have to wait for.
+    fn kill_leaf(&self, number: u64, again: bool) {
         for hierarchy in &self.hierarchies {
-            kill_members(&hierarchy.leaf(number));
+            end_members(&hierarchy.leaf(number), again);
         }
     }
 
@@ -349,11 +349,13 @@ fn sweep(place: &Path) {
         else {
             continue;
         };
+        let mut again = false;
         loop {
             for leaf in children(&dir).into_iter().map(|number| dir.join(number.to_string())) {
-                kill_members(&leaf);
+                end_members(&leaf, again);
                 let _ = remove(&leaf);
             }
+            again = true;
             if remove(&dir).is_ok() || Instant::now() > until {
                 break;
             }
@@ -370,10 +372,10 @@ fn members(dir: &Path) -> Vec<i32> {
 }
 
 /// Kills what is in a leaf: at once where the kernel can (version 2, Linux 5.14), else stopped first, so that a fork bomb
-/// holds still; forks that race it are found by the next call.
-fn kill_members(leaf: &Path) {
+/// holds still; forks that race it are found by the next call. Whether it was at once.
+fn kill_members(leaf: &Path) -> bool {
     if write(&leaf.join(KILL), "1").is_ok() {
-        return;
+        return true;
     }
     let members = members(leaf);
     for signal in [libc::SIGSTOP, libc::SIGKILL] {
@@ -381,6 +383,22 @@ fn kill_members(leaf: &Path) {
             // Already gone, or not ours to kill: then it keeps the leaf from being removed, which shows.
             let _ = sys::send_signal(*pid, signal);
         }
+    }
+    false
+}
+
+/// As [`kill_members`], and as [`Leaf::lift`] by path: after a kill one by one only `again`, when forks that raced the first
+/// are killed too.
+fn end_members(leaf: &Path, again: bool) {
+    if !(kill_members(leaf) || again) {
+        return;
+    }
+    // Each file exists in one version and one hierarchy.
+    let v1 = v1::lifts(&Seen::below(leaf, v1::DELAYING));
+    let v2 = v2::lifts(&Seen::below(leaf, v2::DELAYING));
+    for (file, value) in v1.into_iter().chain(v2) {
+        // Refused or gone: the end comes as late as the limit makes it.
+        let _ = write(&leaf.join(file), &value);
     }
 }
 

@@ -222,6 +222,11 @@ impl<'a> Execution<'a> {
         if self.done.is_none() {
             // It may have reported and wait for a hang-up, its report unreadable.
             let _ = sys::send_signal(self.init, libc::SIGKILL);
+            // Its end is that of its namespaces, which wait for every process in them.
+            if let Some(leaf) = &mut self.leaf {
+                leaf.kill();
+                leaf.lift();
+            }
             ended = sys::wait(Some(self.init), true).ok().flatten();
             // What it would have reaped was handed to this process.
             while tree::kill_below(i32::try_from(std::process::id()).unwrap_or(0)) > 0 {
@@ -366,7 +371,7 @@ impl<'a> Execution<'a> {
             return;
         };
         // Beside what follows, and where there is a cgroup at once: init remains to account for the tree.
-        if let Some(leaf) = &self.leaf {
+        if let Some(leaf) = &mut self.leaf {
             leaf.kill();
         }
         // Errors: init is gone, which its link says too.

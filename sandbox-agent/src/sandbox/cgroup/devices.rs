@@ -1,20 +1,36 @@
-//! Which block devices this host has, as limits name them.
+//! Which block devices this host has at the moment, as limits name them.
 //!
 //! Leaves out partitions: the kernel limits whole devices only, a partition with the device it is on. Invariant: what is left out
-//! can hold no request (a size of 0, as of a loop device that nothing backs) or is memory.
+//! can hold no request (a size of 0, as of a loop device that nothing backs) or is memory (`ram<N>`); what is told is never a
+//! part of a list that was too long or could not be read.
 
 use std::fs;
 use std::path::Path;
 
 /// Where the kernel lists them.
-pub(super) const LIST: &str = "/sys/block";
+const LIST: &str = "/sys/block";
+/// More than this are not limited: each is a write for every execution.
+pub(super) const MAX: usize = 64;
 
-/// `major:minor` of each whole device that a directory such as [`LIST`] has, in order.
-pub(super) fn whole(list: &Path) -> Vec<String> {
-    let entries = fs::read_dir(list).into_iter().flatten().filter_map(Result::ok);
-    let mut devices = entries.filter_map(|entry| number(&entry.path())).collect::<Vec<_>>();
+/// The devices' `major:minor`, in order, or why there is none to limit.
+pub(super) type Known = Result<Vec<String>, String>;
+
+/// The devices that a limit concerns: those that this host has now, none without a limit.
+pub(super) fn concerned(io_bytes_per_s: u64) -> Known {
+    if io_bytes_per_s == 0 { Ok(vec![]) } else { whole(Path::new(LIST)) }
+}
+
+/// Each whole device that a directory such as [`LIST`] has.
+pub(super) fn whole(list: &Path) -> Known {
+    let entries = fs::read_dir(list).map_err(|error| format!("{}: {error}", list.display()))?;
+    let numbers = entries.filter_map(|entry| number(&entry.ok()?.path()));
+    let mut devices = numbers.take(MAX + 1).collect::<Vec<_>>();
     devices.sort_unstable();
-    devices
+    match devices.len() {
+        0 => Err("no block device is known".to_owned()),
+        count if count > MAX => Err(format!("more than {MAX} block devices")),
+        _ => Ok(devices),
+    }
 }
 
 fn number(device: &Path) -> Option<String> {

@@ -4,7 +4,7 @@
 //! call. Leaves out what they mean ([`super::v1`], [`super::v2`]). Invariant: a file that the kernel does not have, or that
 //! could not be opened, has no content, and nothing is claimed of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -55,6 +55,14 @@ impl Files {
 pub(super) struct Seen(Vec<(&'static str, String)>);
 
 impl Seen {
+    /// What is in those files of a directory that there are, by path.
+    pub(super) fn below(dir: &Path, names: &[&'static str]) -> Self {
+        let read = |name: &&'static str| {
+            Some((*name, fs::read_to_string(dir.join(name)).ok()?.trim_end().to_owned()))
+        };
+        Self(names.iter().filter_map(read).collect())
+    }
+
     /// `None`: there is no such file.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(own, _)| *own == name).map(|(_, text)| text.as_str())

@@ -120,11 +120,20 @@ impl Stock {
         if told {
             self.ordered += usize::from(more);
         } else {
-            self.parent.kill_leaf(number);
+            for again in [false, true] {
+                self.parent.kill_leaf(number, again);
+            }
             // Still busy: goes with the parent, when that is removed.
             let _ = self.parent.remove_leaf(number);
         }
     }
+}
+
+/// A leaf whose execution is over.
+struct Over {
+    number: u64,
+    /// Whether what was left in it was killed before.
+    killed: bool,
 }
 
 /// The keeper's life.
@@ -133,7 +142,7 @@ fn keep(parent: &Parent, link: &OwnedFd, first: u64) -> i32 {
     let _ = rustix::thread::set_name(NAME);
     let mut next = first;
     let mut make = READY;
-    let mut over = vec![];
+    let mut over: Vec<Over> = vec![];
     loop {
         while make > 0 {
             make -= 1;
@@ -144,10 +153,11 @@ fn keep(parent: &Parent, link: &OwnedFd, first: u64) -> i32 {
                 break;
             }
         }
-        over.retain(|number| {
+        over.retain_mut(|Over { number, killed }| {
             // Its supervisor has ended: whatever still runs in it has nobody who would end it.
             parent.remove_leaf(*number).is_err() && {
-                parent.kill_leaf(*number);
+                parent.kill_leaf(*number, *killed);
+                *killed = true;
                 parent.remove_leaf(*number).is_err()
             }
         });
@@ -158,7 +168,8 @@ fn keep(parent: &Parent, link: &OwnedFd, first: u64) -> i32 {
         }
         match channel::receive(link.as_fd()).unwrap_or_default().bytes[..] {
             [word @ (OVER | OVER_AND_MORE), ref number @ ..] => {
-                over.extend(number.try_into().map(u64::from_le_bytes));
+                let number = number.try_into().map(u64::from_le_bytes);
+                over.extend(number.map(|number| Over { number, killed: false }));
                 make += usize::from(word == OVER_AND_MORE);
             }
             _ => return end(parent),
@@ -169,15 +180,17 @@ fn keep(parent: &Parent, link: &OwnedFd, first: u64) -> i32 {
 /// The helper is gone: everything goes, each execution's leaf as soon as its supervisor has ended it.
 fn end(parent: &Parent) -> i32 {
     let since = Instant::now();
+    let mut killed = false;
     loop {
-        let leaves = parent.leaves();
-        for leaf in &leaves {
-            if since.elapsed() > ORPHANS_GRACE {
-                parent.kill_leaf(*leaf);
+        let kill = since.elapsed() > ORPHANS_GRACE;
+        for leaf in parent.leaves() {
+            if kill {
+                parent.kill_leaf(leaf, killed);
             }
             // Busy ones are tried again.
-            let _ = parent.remove_leaf(*leaf);
+            let _ = parent.remove_leaf(leaf);
         }
+        killed = kill;
         if parent.remove().is_ok() {
             return 0;
         }

@@ -11,10 +11,11 @@ use super::super::control::{ControlStatus, Layer};
 use super::super::spec::Limits;
 use super::super::sys;
 use super::super::wire::Refusal;
+use super::devices::{self, Known};
 use super::files::{Files, Seen};
 use super::{
     Bounds, Controller, Counted, CpuTime, KILL, PIDS_MAX, PIDS_PEAK, PROCS, Parent, Version, kill_members,
-    places, v1, v2,
+    members, places, v1, v2,
 };
 
 /// One hierarchy's part of a leaf.
@@ -31,10 +32,10 @@ pub(in super::super) struct Leaf {
     /// What a member's `/proc/<pid>/cgroup` ends with.
     tail: String,
     bounds: Bounds,
-    /// The block devices that [`Bounds::io_bytes_per_s`] holds for.
-    devices: Vec<String>,
     parts: Vec<Part>,
     kill: Option<File>,
+    /// Whether its members were killed before.
+    killed: bool,
     before: CpuTime,
 }
 
@@ -76,9 +77,9 @@ impl Leaf {
         let mut leaf = Self {
             tail: format!("/{}/{number}", parent.name),
             bounds: Bounds::default(),
-            devices: parent.devices.clone(),
             parts: vec![],
             kill: None,
+            killed: false,
             before: CpuTime::default(),
         };
         for hierarchy in &parent.hierarchies {
@@ -104,10 +105,16 @@ impl Leaf {
 
     /// Sets its limits. What is refused is told in `refusals` and shows when read back.
     pub(in super::super) fn limit(&mut self, limits: &Limits, refusals: &mut Vec<Refusal>) {
+        self.limit_with(limits, &devices::concerned(limits.io_bytes_per_s), refusals);
+    }
+
+    /// Where no device is known nothing is written for any; why, the read-back tells.
+    pub(super) fn limit_with(&mut self, limits: &Limits, devices: &Known, refusals: &mut Vec<Refusal>) {
+        let devices = devices.as_deref().unwrap_or_default();
         let &Limits { memory_bytes, pids, cpus_milli, io_bytes_per_s, .. } = limits;
         self.bounds = Bounds { memory_bytes, pids, cpus_milli, io_bytes_per_s };
         for part in &self.parts {
-            for (file, error) in part.limit(self.bounds, &self.devices) {
+            for (file, error) in part.limit(self.bounds, devices) {
                 refusals.push(Refusal::new(Layer::Cgroup, format!("writing {file}"), &error));
             }
         }
@@ -157,23 +164,32 @@ impl Leaf {
             .is_some_and(|kills| kills > 0)
     }
 
-    /// Kills every member.
-    pub(in super::super) fn kill(&self) {
+    /// Kills every member; to be repeated until none is left. At a normal end there is none, and nothing to lift.
+    pub(in super::super) fn kill(&mut self) {
+        let Some(first) = self.parts.first() else { return };
         let killed = self.kill.as_ref().is_some_and(|mut kill| kill.write_all(b"1").is_ok());
-        if !killed && let Some(part) = self.parts.first() {
-            kill_members(&part.dir);
+        let at_once = killed || kill_members(&first.dir);
+        // Forks that raced a kill one by one live until the next, and are not to be without limits. What is left then may be on
+        // its way out, and not listed any more.
+        if self.killed || (at_once && !members(&first.dir).is_empty()) {
+            self.lift();
         }
-        self.lift_io();
+        self.killed = true;
     }
 
-    /// What waits for a device can't be killed before its request is done, and at a limited rate that can take minutes. So the
-    /// killed wait for the device alone. Where this fails the end comes later, which is all.
-    fn lift_io(&self) {
-        if self.bounds.io_bytes_per_s == 0 {
+    /// What waits for a device can't be killed before its request is done, and before Linux 6.18 what has used up its part of the
+    /// processors does not run at all, not even to end: at a low limit either can take minutes. So the killed wait for device
+    /// and processor alone. Where this fails, init is killed before they have ended, and with it usage and output files are lost.
+    pub(in super::super) fn lift(&self) {
+        if self.bounds.io_bytes_per_s == 0 && self.bounds.cpus_milli == 0 {
             return;
         }
-        if let Some(part) = self.part(Controller::Io) {
-            let _ = part.write(part.io_limits(&self.devices, 0));
+        for part in &self.parts {
+            let lifts = match part.version {
+                Version::V1 => v1::lifts(&part.files.look(v1::DELAYING)),
+                Version::V2 => v2::lifts(&part.files.look(v2::DELAYING)),
+            };
+            let _ = part.write(lifts);
         }
     }
 
@@ -204,10 +220,11 @@ impl Leaf {
         let list = format!("/proc/{pid}/cgroup");
         let list = sys::read_whole(&list)
             .map_err(|error| io::Error::new(error.kind(), format!("{list}: {error}")))?;
-        Ok(self.judge(&list))
+        // Those of now: one that is gone is not missed, one that came since is.
+        Ok(self.judge(&list, &devices::concerned(self.bounds.io_bytes_per_s)))
     }
 
-    pub(super) fn judge(&self, list: &str) -> Held {
+    pub(super) fn judge(&self, list: &str, devices: &Known) -> Held {
         let (mut evidence, mut missing) = (vec![], vec![]);
         let mut held = vec![];
         let cpu = (self.bounds.cpus_milli > 0).then_some(Controller::Cpu);
@@ -220,13 +237,17 @@ impl Leaf {
             let path = places::member_path(list, part.version, controller.name(part.version));
             let inside = path.is_some_and(|path| path.ends_with(&self.tail));
             let limits = part.files.look(part.limit_files(controller));
-            evidence.push(part.describe(controller, path.unwrap_or("not listed"), &limits));
-            if inside && part.is_limited(controller, &limits, self.bounds, &self.devices) {
-                held.push(controller);
-            } else if inside {
-                missing.push(format!("{} is not limited as asked", controller.name(part.version)));
-            } else {
-                missing.push(format!("not in its {} cgroup", controller.name(part.version)));
+            let name = controller.name(part.version);
+            let (values, unmet) = match controller {
+                Controller::Io => part.judge_io(&limits, devices, self.bounds.io_bytes_per_s),
+                _ => (show(&limits), part.judge_other(controller, &limits, self.bounds)),
+            };
+            let path = path.unwrap_or("not listed");
+            evidence.push(format!("{name} by {} in {path}: {values}", part.version.name()));
+            match unmet {
+                _ if !inside => missing.push(format!("not in its {name} cgroup")),
+                Err(why) => missing.push(format!("{name} is not limited as asked{why}")),
+                Ok(()) => held.push(controller),
             }
         }
         let mut counts = vec![];
@@ -275,24 +296,25 @@ impl Part {
             });
         }
         if self.holds.contains(&Controller::Io) && bounds.io_bytes_per_s > 0 {
-            writes.extend(self.io_limits(devices, bounds.io_bytes_per_s));
+            writes.extend(match self.version {
+                Version::V1 => v1::io_limits(devices, bounds.io_bytes_per_s),
+                Version::V2 => v2::io_limits(devices, bounds.io_bytes_per_s),
+            });
         }
         self.write(writes)
     }
 
-    /// What to write for each device; 0 lifts the limit.
-    fn io_limits(&self, devices: &[String], bytes_per_s: u64) -> Vec<(&'static str, String)> {
-        match self.version {
-            Version::V1 => v1::io_limits(devices, bytes_per_s),
-            Version::V2 => v2::io_limits(devices, bytes_per_s),
-        }
-    }
-
-    /// Writes to those of the files that there are; what was refused, by file.
+    /// Writes to those of the files that there are; the first refusal of each file.
     fn write(&self, writes: Vec<(&'static str, String)>) -> Vec<(&'static str, io::Error)> {
-        let refused =
-            |(file, value): (&'static str, String)| Some((file, self.files.write(file, &value)?.err()?));
-        writes.into_iter().filter_map(refused).collect()
+        let mut refused: Vec<(&'static str, io::Error)> = vec![];
+        for (file, value) in writes {
+            if let Some(Err(error)) = self.files.write(file, &value)
+                && refused.iter().all(|(known, _)| *known != file)
+            {
+                refused.push((file, error));
+            }
+        }
+        refused
     }
 
     fn limit_files(&self, controller: Controller) -> &'static [&'static str] {
@@ -302,27 +324,52 @@ impl Part {
         }
     }
 
-    fn describe(&self, controller: Controller, path: &str, limits: &Seen) -> String {
-        let shown = |(file, value): &(&str, String)| format!("{file}={}", value.replace('\n', ", "));
-        let values = limits.iter().map(shown).collect::<Vec<_>>().join(", ");
-        format!("{} by {} in {path}: {values}", controller.name(self.version), self.version.name())
-    }
-
-    fn is_limited(&self, controller: Controller, limits: &Seen, bounds: Bounds, devices: &[String]) -> bool {
-        // Of a host whose devices are not known nothing can be claimed.
-        let known = !devices.is_empty();
-        match (controller, self.version) {
+    /// Whether it is limited as asked; io is [`Self::judge_io`]'s.
+    fn judge_other(&self, controller: Controller, limits: &Seen, bounds: Bounds) -> Result<(), String> {
+        let is_limited = match (controller, self.version) {
             (Controller::Memory, Version::V1) => v1::memory_is_limited(limits, bounds.memory_bytes),
             (Controller::Memory, Version::V2) => v2::memory_is_limited(limits, bounds.memory_bytes),
             (Controller::Cpu, Version::V1) => v1::cpu_is_limited(limits, bounds.cpus_milli),
             (Controller::Cpu, Version::V2) => v2::cpu_is_limited(limits, bounds.cpus_milli),
-            (Controller::Io, Version::V1) => {
-                known && v1::io_is_limited(limits, devices, bounds.io_bytes_per_s)
-            }
-            (Controller::Io, Version::V2) => {
-                known && v2::io_is_limited(limits, devices, bounds.io_bytes_per_s)
-            }
             _ => limits.number(PIDS_MAX) == Some(bounds.pids),
-        }
+        };
+        // The values say the rest.
+        if is_limited { Ok(()) } else { Err(String::new()) }
+    }
+
+    /// Which of the devices read back with their limit, and why it is not all of them.
+    fn judge_io(&self, limits: &Seen, devices: &Known, bytes_per_s: u64) -> (String, Result<(), String>) {
+        let is_limited = |device: &&String| match self.version {
+            Version::V1 => v1::io_is_limited(limits, device, bytes_per_s),
+            Version::V2 => v2::io_is_limited(limits, device, bytes_per_s),
+        };
+        let known = devices.as_deref().unwrap_or_default();
+        let (limited, unlimited): (Vec<_>, Vec<_>) = known.iter().partition(is_limited);
+        let values = format!("{bytes_per_s} bytes/s each way, block devices: {}", name_some(&limited));
+        let unmet = match devices {
+            Err(why) => Err(format!(": {why}")),
+            Ok(_) if unlimited.is_empty() => Ok(()),
+            Ok(_) => Err(format!(", block devices: {}", name_some(&unlimited))),
+        };
+        (values, unmet)
+    }
+}
+
+/// What the files say.
+fn show(limits: &Seen) -> String {
+    let one = |(file, value): &(&str, String)| format!("{file}={}", value.replace('\n', ", "));
+    limits.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// How many devices evidence names: it goes into a record, whose size is bounded.
+const MAX_NAMED: usize = 16;
+
+/// How many there are, and which are the first.
+fn name_some(devices: &[&String]) -> String {
+    let names = devices.iter().take(MAX_NAMED).map(|device| device.as_str()).collect::<Vec<_>>().join(", ");
+    match devices.len() {
+        0 => "0".to_owned(),
+        count @ 1..=MAX_NAMED => format!("{count} ({names})"),
+        count => format!("{count} ({names}, and {} more)", count - MAX_NAMED),
     }
 }

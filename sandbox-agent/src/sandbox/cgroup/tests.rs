@@ -80,9 +80,12 @@ fn limits() -> Limits {
     Limits { memory_bytes: 64 << 20, pids: 17, ..Limits::default() }
 }
 
-fn parent_of(hierarchy: Hierarchy, devices: &[&str]) -> Parent {
-    let devices = devices.iter().map(|device| (*device).to_owned()).collect();
-    Parent { name: "exchequer-1-2".to_owned(), hierarchies: vec![hierarchy], devices, problems: vec![] }
+fn parent_of(hierarchy: Hierarchy) -> Parent {
+    Parent { name: "exchequer-1-2".to_owned(), hierarchies: vec![hierarchy], problems: vec![] }
+}
+
+fn owned(devices: &[&str]) -> Vec<String> {
+    devices.iter().map(|device| (*device).to_owned()).collect()
 }
 
 /// A leaf over directories of plain files, as a kernel of version 2 would make them.
@@ -98,10 +101,10 @@ fn version_2_leaf(dir: &Path, swap: bool) -> Leaf {
         dir: dir.parent().unwrap().to_owned(),
         lock: open_dir(dir).unwrap(),
     };
-    let parent = parent_of(hierarchy, &["8:0"]);
     let mut refusals = vec![];
-    let mut leaf = Leaf::open(&parent, 7).unwrap();
-    leaf.limit(&Limits { cpus_milli: 1500, io_bytes_per_s: 1 << 20, ..limits() }, &mut refusals);
+    let mut leaf = Leaf::open(&parent_of(hierarchy), 7).unwrap();
+    let limits = Limits { cpus_milli: 1500, io_bytes_per_s: 1 << 20, ..limits() };
+    leaf.limit_with(&limits, &Ok(owned(&["8:0"])), &mut refusals);
     assert!(refusals.is_empty(), "{refusals:?}");
     leaf
 }
@@ -113,23 +116,24 @@ fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
     fs::create_dir(&dir).unwrap();
     let leaf = version_2_leaf(&dir, true);
     let inside = "0::/slice/exchequer-1-2/7\n";
-    let Held { status, evidence, .. } = leaf.judge(inside);
+    let devices = Ok(owned(&["8:0"]));
+    let Held { status, evidence, .. } = leaf.judge(inside, &devices);
     assert_eq!(status, ControlStatus::Enforced, "{evidence}");
     for held in [
         "memory.max=67108864, memory.swap.max=0, memory.oom.group=1",
         "pids.max=17",
         "cpu.max=150000 100000",
-        "io.max=8:0 rbps=1048576 wbps=1048576",
+        ": 1048576 bytes/s each way, block devices: 1 (8:0)",
     ] {
         assert!(evidence.contains(held), "{held} is not in {evidence}");
     }
     // Another leaf's member.
-    assert_eq!(leaf.judge("0::/slice/exchequer-1-2/77\n").status, ControlStatus::Unavailable);
+    assert_eq!(leaf.judge("0::/slice/exchequer-1-2/77\n", &devices).status, ControlStatus::Unavailable);
     assert_eq!(leaf.cpu_used(), Some(CpuTime { user_us: 2000, system_us: 3000 }));
     // As the kernel prints it.
     fs::write(dir.join("io.max"), "7:0 rbps=5 wbps=5\n8:0 rbps=1048576 wbps=1048576 riops=max wiops=max\n")
         .unwrap();
-    assert_eq!(leaf.judge(inside).status, ControlStatus::Enforced);
+    assert_eq!(leaf.judge(inside, &devices).status, ControlStatus::Enforced);
     for (file, value) in [
         ("memory.swap.max", "max"),
         ("pids.max", "max"),
@@ -141,58 +145,118 @@ fn version_2_gets_its_limits_and_is_judged_by_what_its_files_say() {
     ] {
         let before = fs::read_to_string(dir.join(file)).unwrap();
         fs::write(dir.join(file), value).unwrap();
-        let Held { status, evidence, .. } = leaf.judge(inside);
+        let Held { status, evidence, .. } = leaf.judge(inside, &devices);
         assert_eq!(status, ControlStatus::Degraded, "{file}: {evidence}");
         assert!(evidence.contains("not limited as asked"), "{file}: {evidence}");
         fs::write(dir.join(file), before).unwrap();
     }
 }
 
-/// A leaf over plain files of version 1's controller of input and output alone, with its limits set.
-fn version_1_io_leaf(dir: &Path, devices: &[&str]) -> Leaf {
-    for file in ["blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device", PROCS] {
+const V1_READS: &str = "blkio.throttle.read_bps_device";
+const V1_WRITES: &str = "blkio.throttle.write_bps_device";
+const V1_PERIOD: &str = "cpu.cfs_period_us";
+const V1_QUOTA: &str = "cpu.cfs_quota_us";
+
+/// A leaf over plain files of version 1's controllers of input and output and of processors, with its limits set.
+fn version_1_leaf(dir: &Path, devices: &devices::Known) -> Leaf {
+    for file in [V1_READS, V1_WRITES, V1_PERIOD, V1_QUOTA, PROCS] {
         fs::write(dir.join(file), "").unwrap();
     }
+    let (leaf, refusals) = open_version_1(dir, devices);
+    assert!(refusals.is_empty(), "{refusals:?}");
+    leaf
+}
+
+fn open_version_1(dir: &Path, devices: &devices::Known) -> (Leaf, Vec<Refusal>) {
     let hierarchy = Hierarchy {
         version: Version::V1,
-        holds: vec![Controller::Io],
+        holds: vec![Controller::Io, Controller::Cpu],
         dir: dir.parent().unwrap().to_owned(),
         lock: open_dir(dir).unwrap(),
     };
     let mut refusals = vec![];
-    let mut leaf = Leaf::open(&parent_of(hierarchy, devices), 7).unwrap();
-    leaf.limit(&Limits { io_bytes_per_s: 5000, ..limits() }, &mut refusals);
-    assert!(refusals.is_empty(), "{refusals:?}");
-    leaf
+    let mut leaf = Leaf::open(&parent_of(hierarchy), 7).unwrap();
+    let limits = Limits { cpus_milli: 10, io_bytes_per_s: 5000, ..limits() };
+    leaf.limit_with(&limits, devices, &mut refusals);
+    (leaf, refusals)
 }
+
+const V1_INSIDE: &str = "7:blkio:/exchequer-1-2/7\n4:cpu:/exchequer-1-2/7\n";
+const V1_UNLIMITED: &str = "blkio is not limited as asked";
 
 #[test]
 fn version_1_limits_each_device_in_two_files_and_all_of_them_have_to_be_there() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("7");
     fs::create_dir(&dir).unwrap();
-    let inside = "7:blkio:/exchequer-1-2/7\n";
-    let (reads, writes) = ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device");
-    let unlimited = "blkio is not limited as asked";
-    let leaf = version_1_io_leaf(&dir, &["8:0"]);
-    let evidence = leaf.judge(inside).evidence;
-    assert!(!evidence.contains(unlimited), "{evidence}");
-    assert!(evidence.contains(&format!("{reads}=8:0 5000, {writes}=8:0 5000")), "{evidence}");
-
-    let leaf = version_1_io_leaf(&dir, &["254:0", "8:0"]);
-    for (read, written, is_limited) in [
-        ("8:0 5000\n254:0 5000\n", "254:0 5000\n8:0 5000\n", true),
-        ("8:0 5000\n254:0 5000\n", "254:0 5000\n", false),
-        ("8:0 5000\n254:0 50000\n", "254:0 5000\n8:0 5000\n", false),
-        ("", "", false),
-    ] {
-        fs::write(dir.join(reads), read).unwrap();
-        fs::write(dir.join(writes), written).unwrap();
-        let evidence = leaf.judge(inside).evidence;
-        assert_eq!(!evidence.contains(unlimited), is_limited, "{read:?}, {written:?}: {evidence}");
+    let one = Ok(owned(&["8:0"]));
+    let leaf = version_1_leaf(&dir, &one);
+    for file in [V1_READS, V1_WRITES] {
+        assert_eq!(fs::read_to_string(dir.join(file)).unwrap(), "8:0 5000");
     }
+    let evidence = leaf.judge(V1_INSIDE, &one).evidence;
+    assert!(!evidence.contains(V1_UNLIMITED), "{evidence}");
+    assert!(evidence.contains(": 5000 bytes/s each way, block devices: 1 (8:0)"), "{evidence}");
+
+    let two = Ok(owned(&["254:0", "8:0"]));
+    for (read, written, unlimited) in [
+        ("8:0 5000\n254:0 5000\n", "254:0 5000\n8:0 5000\n", None),
+        ("8:0 5000\n254:0 5000\n", "254:0 5000\n", Some("1 (8:0)")),
+        ("8:0 5000\n254:0 50000\n", "254:0 5000\n8:0 5000\n", Some("1 (254:0)")),
+        ("", "", Some("2 (254:0, 8:0)")),
+    ] {
+        fs::write(dir.join(V1_READS), read).unwrap();
+        fs::write(dir.join(V1_WRITES), written).unwrap();
+        let evidence = leaf.judge(V1_INSIDE, &two).evidence;
+        let missing = unlimited.map(|devices| format!("{V1_UNLIMITED}, block devices: {devices};"));
+        let told = missing.as_ref().is_none_or(|missing| evidence.contains(missing));
+        assert!(told, "{read:?}, {written:?}: {evidence}");
+        assert_eq!(evidence.contains(V1_UNLIMITED), missing.is_some(), "{evidence}");
+    }
+}
+
+#[test]
+fn devices_are_judged_as_they_are_when_the_limits_are_read_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    let leaf = version_1_leaf(&dir, &Ok(owned(&["8:0"])));
+    let unlimited = |devices: devices::Known| leaf.judge(V1_INSIDE, &devices).evidence.contains(V1_UNLIMITED);
+    assert!(!unlimited(Ok(owned(&["8:0"]))));
+    assert!(unlimited(Ok(owned(&["8:0", "8:16"]))), "one that came");
+    fs::write(dir.join(V1_READS), "8:0 5000\n8:16 5000\n").unwrap();
+    fs::write(dir.join(V1_WRITES), "8:0 5000\n8:16 5000\n").unwrap();
+    assert!(!unlimited(Ok(owned(&["8:16"]))), "one that went");
+
     // Nothing is known to be limited.
-    assert!(version_1_io_leaf(&dir, &[]).judge(inside).evidence.contains(unlimited));
+    let none = Err("more than 64 block devices".to_owned());
+    let evidence = version_1_leaf(&dir, &none).judge(V1_INSIDE, &none).evidence;
+    assert!(evidence.contains(&format!("{V1_UNLIMITED}: more than 64 block devices")), "{evidence}");
+    assert_eq!(fs::read_to_string(dir.join(V1_READS)).unwrap(), "");
+}
+
+#[test]
+fn of_many_devices_the_evidence_names_a_few_and_each_file_is_refused_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("7");
+    fs::create_dir(&dir).unwrap();
+    let names = (0..60).map(|minor| format!("259:{minor}")).collect::<Vec<_>>();
+    let limits = names.iter().map(|device| format!("{device} 5000\n")).collect::<Vec<_>>().concat();
+    let devices = Ok(names.clone());
+    let leaf = version_1_leaf(&dir, &devices);
+    for file in [V1_READS, V1_WRITES] {
+        fs::write(dir.join(file), &limits).unwrap();
+    }
+    let evidence = leaf.judge(V1_INSIDE, &devices).evidence;
+    let few = format!("block devices: 60 ({}, and 44 more)", names[..16].join(", "));
+    assert!(evidence.contains(&few) && !evidence.contains(V1_UNLIMITED), "{evidence}");
+
+    // A file that takes nothing.
+    fs::remove_file(dir.join(V1_READS)).unwrap();
+    std::os::unix::fs::symlink("/dev/full", dir.join(V1_READS)).unwrap();
+    let (_, refusals) = open_version_1(&dir, &devices);
+    let steps = refusals.iter().map(|refusal| refusal.step.as_str()).collect::<Vec<_>>();
+    assert_eq!(steps, [format!("writing {V1_READS}")]);
 }
 
 #[test]
@@ -209,36 +273,94 @@ fn limits_without_a_controller_are_missing_only_if_they_were_asked_for() {
         dir: temp.path().to_owned(),
         lock: open_dir(&dir).unwrap(),
     };
-    let parent = parent_of(hierarchy, &["8:0"]);
+    let parent = parent_of(hierarchy);
+    let devices = Ok(owned(&["8:0"]));
     for (cpus_milli, io_bytes_per_s, missing) in
         [(0, 0, None), (500, 0, Some("no cpu controller")), (0, 1 << 20, Some("no io controller"))]
     {
         let mut leaf = Leaf::open(&parent, 7).unwrap();
         let mut refusals = vec![];
-        leaf.limit(&Limits { cpus_milli, io_bytes_per_s, ..limits() }, &mut refusals);
+        leaf.limit_with(&Limits { cpus_milli, io_bytes_per_s, ..limits() }, &devices, &mut refusals);
         assert!(refusals.is_empty(), "{refusals:?}");
-        let Held { status, evidence, .. } = leaf.judge("0::/slice/exchequer-1-2/7\n");
+        let Held { status, evidence, .. } = leaf.judge("0::/slice/exchequer-1-2/7\n", &devices);
         let expected = if missing.is_some() { ControlStatus::Degraded } else { ControlStatus::Enforced };
         assert_eq!(status, expected, "{evidence}");
         assert!(missing.is_none_or(|missing| evidence.contains(missing)), "{evidence}");
     }
 }
 
+/// A process number that no kernel gives.
+const NOBODY: &str = "2147483647\n";
+
+/// Whether a leaf's directory of plain files has no limit that delays an end. A plain file keeps what a shorter write leaves.
+fn is_lifted(dir: &Path) -> bool {
+    let lifted = [
+        (V1_READS, "8:0 0"),
+        (V1_WRITES, "8:0 0"),
+        (V1_QUOTA, "-1"),
+        ("cpu.max", "max 100000"),
+        ("io.max", "8:0 rbps=max wbps=max"),
+    ];
+    let files =
+        lifted.iter().filter_map(|(file, value)| Some((fs::read_to_string(dir.join(file)).ok()?, *value)));
+    let states = files.map(|(text, value)| text.starts_with(value)).collect::<Vec<_>>();
+    assert!(states.iter().all(|state| *state == states[0]), "some are and some are not");
+    states[0]
+}
+
 #[test]
-fn what_is_killed_does_not_wait_at_a_limited_rate() {
+fn what_is_killed_does_not_wait_for_its_part_of_a_device_or_of_the_processors() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = |version: &str| {
+        let dir = temp.path().join(version).join("7");
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    };
+    // One by one: what raced the first kill is not to be without limits.
+    let one = dir("1");
+    let mut leaf = version_1_leaf(&one, &Ok(owned(&["8:0"])));
+    assert!(!is_lifted(&one));
+    leaf.kill();
+    assert!(!is_lifted(&one));
+    leaf.kill();
+    assert!(is_lifted(&one));
+    // At once, if anything is left; if not, and it takes longer all the same, then.
+    for (left, at_once) in [(NOBODY, true), ("", false)] {
+        let two = dir(if at_once { "2" } else { "2-empty" });
+        fs::write(two.join(KILL), "").unwrap();
+        let mut leaf = version_2_leaf(&two, true);
+        fs::write(two.join(PROCS), left).unwrap();
+        leaf.kill();
+        assert_eq!(is_lifted(&two), at_once);
+        leaf.kill();
+        assert!(is_lifted(&two));
+    }
+}
+
+#[test]
+fn what_lost_its_supervisor_is_killed_with_its_limits_lifted_too() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("7");
     fs::create_dir(&dir).unwrap();
-    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
-    let leaf = version_1_io_leaf(&dir, &["8:0"]);
-    assert_eq!(read("blkio.throttle.read_bps_device"), "8:0 5000");
-    leaf.kill();
-    // A plain file keeps what a shorter write leaves of it.
-    assert_eq!(read("blkio.throttle.read_bps_device"), "8:0 0000");
-    assert_eq!(read("blkio.throttle.write_bps_device"), "8:0 0000");
-    let leaf = version_2_leaf(&dir, true);
-    leaf.kill();
-    assert!(read("io.max").starts_with("8:0 rbps=max wbps=max"), "{}", read("io.max"));
+    drop(version_1_leaf(&dir, &Ok(owned(&["8:0"]))));
+    end_members(&dir, false);
+    assert!(!is_lifted(&dir));
+    end_members(&dir, true);
+    assert!(is_lifted(&dir));
+    let two = temp.path().join("two").join("7");
+    fs::create_dir_all(&two).unwrap();
+    fs::write(two.join(KILL), "").unwrap();
+    drop(version_2_leaf(&two, true));
+    end_members(&two, false);
+    assert!(is_lifted(&two));
+    assert_eq!(fs::read_to_string(two.join(KILL)).unwrap(), "1");
+}
+
+fn make_device(list: &Path, name: &str, dev: &str, size: &str) {
+    let dir = list.join(name);
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("size"), size).unwrap();
+    fs::write(dir.join("dev"), dev).unwrap();
 }
 
 #[test]
@@ -252,17 +374,33 @@ fn the_devices_are_whole_ones_that_can_hold_a_request() {
         ("ram0", "1:0\n", "8192\n"),
         ("ramdisk", "250:0\n", "8192\n"),
         ("zram0", "253:0\n", "0\n"),
+        ("zram1", "253:1\n", "8192\n"),
         ("odd", "x:0\n", "8\n"),
         ("hidden", "", "8\n"),
     ] {
-        let dir = temp.path().join(name);
-        fs::create_dir(&dir).unwrap();
-        fs::write(dir.join("size"), size).unwrap();
-        fs::write(dir.join("dev"), dev).unwrap();
+        make_device(temp.path(), name, dev, size);
     }
     fs::remove_file(temp.path().join("hidden/dev")).unwrap();
-    assert_eq!(devices::whole(temp.path()), ["250:0", "259:1", "7:1", "8:0"]);
-    assert_eq!(devices::whole(&temp.path().join("absent")), [""; 0]);
+    assert_eq!(devices::whole(temp.path()), Ok(owned(&["250:0", "253:1", "259:1", "7:1", "8:0"])));
+    let absent = temp.path().join("absent");
+    let reason = devices::whole(&absent).unwrap_err();
+    assert!(reason.starts_with(&format!("{}: ", absent.display())), "{reason}");
+    fs::create_dir(&absent).unwrap();
+    assert_eq!(devices::whole(&absent), Err("no block device is known".to_owned()));
+}
+
+#[test]
+fn more_devices_than_are_limited_are_none() {
+    let temp = tempfile::tempdir().unwrap();
+    for minor in 0..64 {
+        make_device(temp.path(), &format!("loop{minor}"), &format!("7:{minor}\n"), "8\n");
+    }
+    assert_eq!(devices::whole(temp.path()).map(|devices| devices.len()), Ok(64));
+    // One without content is none.
+    make_device(temp.path(), "loop64", "7:64\n", "0\n");
+    assert_eq!(devices::whole(temp.path()).map(|devices| devices.len()), Ok(64));
+    make_device(temp.path(), "loop65", "7:65\n", "8\n");
+    assert_eq!(devices::whole(temp.path()), Err("more than 64 block devices".to_owned()));
 }
 
 #[test]
@@ -272,9 +410,10 @@ fn a_kernel_that_does_not_count_swap_limits_memory_only_where_there_is_no_swap()
     fs::create_dir(&dir).unwrap();
     let leaf = version_2_leaf(&dir, false);
     let inside = "0::/slice/exchequer-1-2/7\n";
-    assert_eq!(leaf.judge(inside).limits_memory, swap_is_limited(None));
+    let devices = Ok(owned(&["8:0"]));
+    assert_eq!(leaf.judge(inside, &devices).limits_memory, swap_is_limited(None));
     fs::write(dir.join("memory.max"), "max").unwrap();
-    assert!(!leaf.judge(inside).limits_memory);
+    assert!(!leaf.judge(inside, &devices).limits_memory);
 }
 
 /// This host's own parent. Where it gives none, the reason is named, and there is nothing more to test.

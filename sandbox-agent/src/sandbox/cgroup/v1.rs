@@ -22,6 +22,7 @@ const IO: &str = "blkio.throttle.io_service_bytes_recursive";
 
 /// The kernel's own default.
 const PERIOD_US: u64 = 100_000;
+const NO_QUOTA: &str = "-1";
 
 /// The files with a controller's limits, in the order of writing.
 pub(super) fn limits(controller: Controller) -> &'static [&'static str] {
@@ -70,11 +71,23 @@ pub(super) fn io_limits(devices: &[String], bytes_per_s: u64) -> Vec<(&'static s
     devices.iter().flat_map(both).collect()
 }
 
-pub(super) fn io_is_limited(limits: &Seen, devices: &[String], bytes_per_s: u64) -> bool {
-    [IO_READ_LIMIT, IO_WRITE_LIMIT].iter().all(|file| {
-        let text = limits.text(file).unwrap_or_default();
-        devices.iter().all(|device| keyed(text, device) == Some(bytes_per_s))
-    })
+pub(super) fn io_is_limited(limits: &Seen, device: &str, bytes_per_s: u64) -> bool {
+    [IO_READ_LIMIT, IO_WRITE_LIMIT]
+        .iter()
+        .all(|file| keyed(limits.text(file).unwrap_or_default(), device) == Some(bytes_per_s))
+}
+
+/// The files with the limits that can keep a killed process from ending.
+pub(super) const DELAYING: &[&str] = &[QUOTA, IO_READ_LIMIT, IO_WRITE_LIMIT];
+
+/// What to write so that those of [`DELAYING`] that are set are no longer.
+pub(super) fn lifts(limits: &Seen) -> Vec<(&'static str, String)> {
+    let quota = limits.number(QUOTA).map(|_| (QUOTA, NO_QUOTA.to_owned()));
+    let io = [IO_READ_LIMIT, IO_WRITE_LIMIT].into_iter().flat_map(|file| {
+        let lines = limits.text(file).unwrap_or_default().lines();
+        lines.filter_map(move |line| Some((file, format!("{} 0", line.split_once(' ')?.0))))
+    });
+    quota.into_iter().chain(io).collect()
 }
 
 pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {

@@ -93,18 +93,32 @@ pub(super) fn cpu_is_limited(limits: &Seen, milli: u64) -> bool {
     limits.text(CPU_LIMIT) == Some(&*quota(milli))
 }
 
-pub(super) fn io_limits(devices: &[String], bytes_per_s: u64) -> Vec<(&'static str, String)> {
-    let rate = if bytes_per_s == 0 { "max".to_owned() } else { bytes_per_s.to_string() };
-    devices.iter().map(|device| (IO_LIMIT, format!("{device} rbps={rate} wbps={rate}"))).collect()
+fn io_limit(device: &str, rate: &str) -> (&'static str, String) {
+    (IO_LIMIT, format!("{device} rbps={rate} wbps={rate}"))
 }
 
-pub(super) fn io_is_limited(limits: &Seen, devices: &[String], bytes_per_s: u64) -> bool {
+pub(super) fn io_limits(devices: &[String], bytes_per_s: u64) -> Vec<(&'static str, String)> {
+    let rate = bytes_per_s.to_string();
+    devices.iter().map(|device| io_limit(device, &rate)).collect()
+}
+
+pub(super) fn io_is_limited(limits: &Seen, device: &str, bytes_per_s: u64) -> bool {
     let text = limits.text(IO_LIMIT).unwrap_or_default();
     let wanted = [format!("rbps={bytes_per_s}"), format!("wbps={bytes_per_s}")];
-    devices.iter().all(|device| {
-        let line = text.lines().find_map(|line| line.strip_prefix(device.as_str())?.strip_prefix(' '));
-        line.is_some_and(|line| wanted.iter().all(|pair| line.split(' ').any(|own| own == pair)))
-    })
+    let line = text.lines().find_map(|line| line.strip_prefix(device)?.strip_prefix(' '));
+    line.is_some_and(|line| wanted.iter().all(|pair| line.split(' ').any(|own| own == pair)))
+}
+
+/// The files with the limits that can keep a killed process from ending.
+pub(super) const DELAYING: &[&str] = &[CPU_LIMIT, IO_LIMIT];
+
+/// What to write so that those of [`DELAYING`] that are set are no longer.
+pub(super) fn lifts(limits: &Seen) -> Vec<(&'static str, String)> {
+    let cpu = limits.text(CPU_LIMIT).filter(|text| !text.starts_with("max"));
+    let cpu = cpu.map(|_| (CPU_LIMIT, format!("max {PERIOD_US}")));
+    let lines = limits.text(IO_LIMIT).unwrap_or_default().lines();
+    let io = lines.filter_map(|line| Some(io_limit(line.split_once(' ')?.0, "max")));
+    cpu.into_iter().chain(io).collect()
 }
 
 pub(super) fn cpu_time(files: &Files) -> Option<CpuTime> {
