@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -40,6 +41,8 @@ const CHUNK_BYTES: usize = 16 << 10;
 const READY: usize = 2;
 /// How old they get, unless told otherwise.
 const READY_AGE: Duration = Duration::from_secs(60);
+/// How old they may get: below, the helper would do little but renew them; above, they show a host that is long gone.
+const READY_AGES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 60 * 60);
 
 /// How a sandbox is started.
 #[derive(Clone, Debug)]
@@ -55,8 +58,8 @@ pub struct StartOptions {
     /// How many executions' surroundings are built ahead, for the profile asked for last; each serves one execution. Each
     /// takes three sleeping processes and a few MiB.
     pub ready: usize,
-    /// How old they get before newer ones take their place, in whole milliseconds, at least one: files that were replaced on the host since
-    /// are seen as they were.
+    /// How old they get before newer ones take their place, in whole milliseconds, from 100 ms to a day: files that were replaced on the
+    /// host since are seen as they were.
     pub ready_age: Duration,
 }
 
@@ -196,9 +199,9 @@ impl Sandbox {
         if options.uid == 0 || options.gid == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "payloads must not be the host's root"));
         }
-        if options.ready_age < Duration::from_millis(1) {
-            // The helper would do nothing but renew them.
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "what is built ahead needs an age"));
+        if !READY_AGES.contains(&options.ready_age) {
+            let problem = "what is built ahead gets 100 ms to a day old";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let helper = HelperProcess::start(&options)?;
         Ok(Self { options: Arc::new(options), helper: Arc::new(Mutex::new(helper)) })

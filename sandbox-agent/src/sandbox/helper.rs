@@ -235,16 +235,17 @@ impl Supervisors {
         self.used.as_ref().is_some_and(|(_, since)| since.elapsed() >= REFILL_PAUSE)
     }
 
-    /// Old ones end when their link is dropped. The new one is the youngest: at the back. Each once at a time: on a host so busy that
-    /// the new ones are old already, requests come first.
+    /// Old ones end when their link is dropped, which is once the new one is there: where none can be started, old ones that serve are
+    /// better than none, and are young again until the next try. The new one is the youngest: at the back. Each once at a time: on a host
+    /// so busy that the new ones are old already, requests come first.
     fn renew(&mut self, host: &Host) {
         for _ in 0..self.ready.len() {
             if self.ready.front().is_none_or(|oldest| oldest.since.elapsed() < self.ready_age) {
                 return;
             }
             let Some(old) = self.ready.pop_front() else { return };
-            let Ok(new) = self.start(host, &old.surroundings, true) else { return };
-            self.ready.push_back(new);
+            let renewed = self.start(host, &old.surroundings, true);
+            self.ready.push_back(renewed.unwrap_or_else(|_| Ready { since: Instant::now(), ..old }));
         }
     }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use sandbox_agent::sandbox::{Chunk, ExitCause, Running, Sandbox, SandboxError};
 use tokio::sync::mpsc;
 
+use crate::ready::{waiting, warm};
 use crate::rig::{
     HOSTS, Host, RIG_MADE, cgroups_of, children_of, finish, processes_with_argument, rig, run_in, shell,
     until,
@@ -87,12 +88,18 @@ async fn a_killed_init_ends_its_execution() {
 async fn a_payload_killed_before_its_release_is_a_failed_launch_and_no_program() {
     for host in HOSTS {
         for ready in [0, 2] {
-            let sandbox = host.sandbox_with_ready(ready);
+            // Nothing is built ahead until something was asked for.
+            let sandbox = if ready == 0 { host.sandbox_with_ready(0) } else { warm(host, ready).await.0 };
+            let helper = sandbox.helper_pid().await.unwrap();
+            let ahead = waiting(helper);
+            assert_eq!(ahead.len(), ready, "{host:?}");
             let (sender, output) = mpsc::channel(16);
             let mut spec = shell("echo ran");
             spec.outputs = vec![PathBuf::from("none")];
             let prepared = sandbox.prepare(&spec, None, sender).await.unwrap();
-            let supervisor = children_of(sandbox.helper_pid().await.unwrap())[0];
+            // The oldest of those that waited serves.
+            let supervisor = children_of(helper)[0];
+            assert_eq!(ahead.contains(&supervisor), ready > 0, "{host:?}: {ahead:?}");
             let payload = children_of(children_of(supervisor)[0])[0];
             kill_hard(&[payload]);
             until("it is gone or dead", || is_over(payload)).await;

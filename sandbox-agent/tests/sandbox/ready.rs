@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use sandbox_agent::sandbox::{Control, ControlStatus, ExitCause, Layer, Sandbox, StartOptions};
+use sandbox_agent::sandbox::{Control, ControlStatus, ExitCause, Layer, Sandbox, SandboxError, StartOptions};
 use tokio::sync::mpsc;
 
 use crate::rig::{HOSTS, Host, children_of, finish, processes_with_argument, run_in, shell, until};
@@ -18,7 +18,7 @@ fn below(pid: u32) -> Vec<u32> {
 }
 
 /// One execution, and then as many as `ready` that wait.
-async fn warm(host: Host, ready: usize) -> (Sandbox, u32) {
+pub async fn warm(host: Host, ready: usize) -> (Sandbox, u32) {
     let sandbox = host.sandbox_with_ready(ready);
     run_in(&sandbox, &shell("true"), None).await.unwrap();
     let helper = sandbox.helper_pid().await.unwrap();
@@ -27,7 +27,7 @@ async fn warm(host: Host, ready: usize) -> (Sandbox, u32) {
 }
 
 /// The supervisors below the helper, if each of them waits with its init and a payload.
-fn waiting(helper: u32) -> Vec<u32> {
+pub fn waiting(helper: u32) -> Vec<u32> {
     let children = children_of(helper);
     let waits = |child: &u32| below(*child).len() == 2;
     if children.iter().all(waits) { children } else { vec![] }
@@ -107,10 +107,21 @@ async fn those_that_have_waited_too_long_are_replaced_though_nobody_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sandboxes_built_ahead_have_an_age() {
-    let options = StartOptions { ready_age: Duration::from_micros(999), ..StartOptions::default() };
-    let refused = Sandbox::start(options).err().unwrap();
-    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput, "{refused}");
+async fn sandboxes_built_ahead_get_a_tenth_of_a_second_to_a_day_old() {
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(86_400));
+    let (below, above) = (least - Duration::from_nanos(1), most + Duration::from_nanos(1));
+    for ready_age in [Duration::ZERO, below, above, Duration::MAX] {
+        let refused = Sandbox::start(StartOptions { ready_age, ..StartOptions::default() }).err().unwrap();
+        assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput, "{ready_age:?}: {refused}");
+    }
+    for ready_age in [least, most] {
+        let sandbox = Host::AsIs.sandbox_with_ready_until(1, ready_age);
+        assert_eq!(
+            run_in(&sandbox, &shell("echo fine"), None).await.unwrap().stdout,
+            "fine\n",
+            "{ready_age:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +178,34 @@ async fn broken_surroundings_are_not_used() {
             until("the rest of it is gone", || below(helper).is_empty()).await;
             let ran = run_in(&sandbox, &shell("echo fine"), None).await.unwrap();
             assert_eq!(ran.stdout, "fine\n", "{host:?}: {depth}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_comes_while_its_surroundings_break_is_answered() {
+    for host in HOSTS {
+        for depth in 0..3 {
+            let (sandbox, helper) = warm(host, 1).await;
+            kill_hard(below(helper)[depth]);
+            // Nobody may have noticed yet: it runs in others, or is refused, as soon as anybody does.
+            match run_in(&sandbox, &shell("echo fine"), None).await {
+                Ok(ran) => {
+                    let expected = match ran.outcome.cause {
+                        ExitCause::LaunchFailed { errno, .. } if errno != libc::ETIMEDOUT => "",
+                        _ => "fine\n",
+                    };
+                    assert_eq!(ran.stdout, expected, "{host:?}: {depth}: {:?}", ran.outcome.cause);
+                }
+                Err(SandboxError::Launch { errno, .. }) => {
+                    assert_ne!(errno, libc::ETIMEDOUT, "{host:?}: {depth}");
+                }
+                Err(SandboxError::SupervisorLost) => {}
+                Err(error) => panic!("{host:?}: {depth}: {error}"),
+            }
+            let ran = run_in(&sandbox, &shell("echo again"), None).await.unwrap();
+            assert_eq!(ran.stdout, "again\n", "{host:?}: {depth}");
+            assert_eq!(sandbox.helper_pid().await, Some(helper), "{host:?}: {depth}");
         }
     }
 }
