@@ -136,7 +136,13 @@ impl Profiles {
 }
 
 impl Offered {
-    fn new(profile: &Definition, ceiling: &Ceiling, read_only: &[PathBuf], file: Option<PathBuf>) -> Self {
+    /// As an agent offers it whose ceiling it is within: with the limits that only the ceiling has, and these paths.
+    pub fn new(
+        profile: &Definition,
+        ceiling: &Ceiling,
+        read_only: &[PathBuf],
+        file: Option<PathBuf>,
+    ) -> Self {
         let mut profile = profile.clone();
         ceiling.narrow(&mut profile.limits);
         profile.sandbox.read_only.extend_from_slice(read_only);

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use exchequer_config::Reader;
 use sandbox_agent::{
-    profiles::{Ceiling, Definition, Profiles, load},
+    profiles::{Ceiling, Definition, Offered, Profiles, load},
     sandbox::{
         Network, Profile as Sandbox,
         syscalls::{Answer, Arch, Call, Group, hostile},
@@ -29,7 +29,8 @@ pub enum Profile {
     #[command(after_help = "\
 Examples:
   exchequer profile check pip.toml
-  exchequer profile check pip.toml --config exchequer.toml      also against its [agent.ceiling]
+  exchequer profile check pip.toml --config exchequer.toml      also against its [agent.ceiling],
+                                                                with the digest under that
 
 docs/profiles.md has the format. Exit status: 0 no faults, 1 faults, 2 it could not be read.")]
     Check(Check),
@@ -89,26 +90,33 @@ impl Profile {
 fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
     // Not to be read is another answer than to be faulty.
     fs::File::open(&check.file).with_context(|| check.file.display().to_string())?;
-    let ceiling =
-        check.common.config.as_deref().map(|config| configured(config, Ceiling::read)).transpose()?;
-    let loaded = load(&check.file).and_then(|profile| {
-        let excess = ceiling.iter().flat_map(|ceiling| ceiling.excess(&profile));
+    let read =
+        |reader: &mut Reader, read_only: &[PathBuf]| (Ceiling::read(reader, read_only), read_only.to_vec());
+    let config = check.common.config.as_deref().map(|config| configured(config, read)).transpose()?;
+    let checked = load(&check.file).and_then(|profile| {
+        let name = profile.sandbox.name.clone();
+        let Some((ceiling, read_only)) = &config else { return Ok((name, profile.digest())) };
+        let excess = ceiling.excess(&profile).into_iter();
         let excess = excess.map(|excess| format!("{}: {excess}", check.file.display())).collect::<Vec<_>>();
-        if excess.is_empty() { Ok(profile) } else { Err(excess) }
+        // The one that this agent records.
+        let offered = || Offered::new(&profile, ceiling, read_only, None);
+        if excess.is_empty() { Ok((name, offered().digest)) } else { Err(excess) }
     });
-    let digest = loaded.as_ref().map(|profile| profile.digest().to_string());
-    match (check.common.format, &loaded) {
+    let is_alone = config.is_none();
+    match (check.common.format, &checked) {
         (Format::Json, _) => print::json(&json!({
-            "faults": loaded.as_ref().err().map_or(&[][..], Vec::as_slice),
-            "name": loaded.as_ref().ok().map(|profile| &profile.sandbox.name),
-            "digest": digest.ok(),
+            "faults": checked.as_ref().err().map_or(&[][..], Vec::as_slice),
+            "name": checked.as_ref().ok().map(|(name, _)| name),
+            "digest": checked.as_ref().ok().map(|(_, digest)| digest.to_string()),
+            "digest_of": if is_alone { "file" } else { "agent" },
         }))?,
-        (Format::Text, Ok(profile)) => {
-            print::text(&format!("{}: no faults; digest {}", profile.sandbox.name, profile.digest()))?;
+        (Format::Text, Ok((name, digest))) => {
+            let of = if is_alone { " of the file alone" } else { "" };
+            print::text(&format!("{name}: no faults; digest{of} {digest}"))?;
         }
         (Format::Text, Err(faults)) => faults.iter().try_for_each(|fault| print::text(fault))?,
     }
-    Ok(ExitCode::from(u8::from(loaded.is_err())))
+    Ok(ExitCode::from(u8::from(checked.is_err())))
 }
 
 fn run_list(common: &Common) -> anyhow::Result<()> {

@@ -125,7 +125,9 @@ impl Definition {
     }
 
     /// Digest of the canonical form: the keys of the file format, each followed by how many values it has (u64, big-endian) and by
-    /// these, in order; integers in decimal. The description is left out, and so is a limit that is not set.
+    /// these, in order; integers in decimal. The description is left out. A limit that is not set has no value; `limits.cpus` and
+    /// `limits.io_per_second` are then left out with their keys: they are younger than digests that are signed and recorded, and
+    /// profiles that do without them keep theirs.
     pub fn digest(&self) -> Digest {
         let Self { description: _, sandbox, egress, environment, limits } = self;
         let Profile { name, hostname, read_only, devices, work, network, seccomp } = sandbox;
@@ -144,7 +146,7 @@ impl Definition {
         } = *limits;
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         let limit = |value: Option<u64>| value.map(|value| value.to_string()).into_iter().collect::<Vec<_>>();
-        let fields: [(&str, Vec<String>); 22] = [
+        let fields: [(&str, Vec<String>); 20] = [
             ("name", vec![name.clone()]),
             ("hostname", vec![hostname.clone()]),
             ("read_only", read_only.iter().map(text).collect()),
@@ -168,10 +170,11 @@ impl Definition {
             ("limits.processes", vec![processes.to_string()]),
             ("limits.open_files", vec![open_files.to_string()]),
             ("limits.file_size", vec![file_bytes.to_string()]),
-            ("limits.cpus", limit(cpus_milli)),
-            ("limits.io_per_second", limit(io_bytes_per_s)),
         ];
-        let counts = fields.each_ref().map(|(_, values)| (values.len() as u64).to_be_bytes());
+        let younger = [("limits.cpus", limit(cpus_milli)), ("limits.io_per_second", limit(io_bytes_per_s))];
+        let younger = younger.into_iter().filter(|(_, values)| !values.is_empty());
+        let fields: Vec<_> = fields.into_iter().chain(younger).collect();
+        let counts: Vec<_> = fields.iter().map(|(_, values)| (values.len() as u64).to_be_bytes()).collect();
         Purpose::Profile.digest_fields(fields.iter().zip(&counts).flat_map(|((key, values), count)| {
             [key.as_bytes(), count].into_iter().chain(values.iter().map(String::as_bytes))
         }))

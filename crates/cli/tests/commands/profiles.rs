@@ -17,7 +17,9 @@ fn a_profile_is_checked_by_itself_and_against_a_configuration() {
     let pip =
         "name = \"pip\"\nextends = \"python\"\nnetwork = \"egress\"\negress = [\"index.example.org:443\"]\n";
     let pip = file("pip.toml", pip);
-    assert!(exchequer(["profile", "check", &pip]).ok().starts_with("pip: no faults; digest "));
+    assert!(
+        exchequer(["profile", "check", &pip]).ok().starts_with("pip: no faults; digest of the file alone ")
+    );
 
     let closed = file("closed.toml", "[agent]\nid = \"a\"\n");
     let said = exchequer(["profile", "check", &pip, "--config", &closed]);
@@ -47,6 +49,38 @@ fn a_profile_is_checked_by_itself_and_against_a_configuration() {
     let odd = file("odd.toml", "[agent]\nceiling.networks = [\"all\"]\n");
     exchequer(["profile", "check", &pip, "--config", &odd])
         .fails(2, &["agent.ceiling.networks", "has to be one of"]);
+}
+
+#[test]
+fn the_digest_under_a_configuration_is_the_one_that_its_agent_offers() {
+    let dir = exchequer_testkit::temp_dir();
+    let (own, config) = (dir.path().join("own"), dir.path().join("exchequer.toml"));
+    fs::create_dir(&own).unwrap();
+    let file = own.join("slow.toml");
+    fs::write(&file, "name = \"slow\"\nextends = \"python\"\n").unwrap();
+    let (file, shown) = (file.to_str().unwrap(), config.to_str().unwrap());
+    let check = |rest: &[&str]| {
+        let mut said =
+            exchequer([&["profile", "check", file, "--format", "json"], rest].concat()).json_lines();
+        said.remove(0)
+    };
+    let alone = check(&[]);
+    assert_eq!(alone["digest_of"], "file");
+    for narrowing in ["ceiling.cpus = 0.5", "ceiling.io_per_second = \"8MiB\"", "read_only = [\"/opt\"]"] {
+        fs::write(&config, format!("[agent]\nprofiles = {own:?}\n{narrowing}\n")).unwrap();
+        let listed = exchequer(["profile", "list", "--format", "json", "--config", shown]).json_lines();
+        let offered = listed.iter().find(|line| line["name"] == "slow").unwrap();
+        let checked = check(&["--config", shown]);
+        assert_eq!(
+            (&checked["digest"], &checked["digest_of"]),
+            (&offered["digest"], &"agent".into()),
+            "{narrowing}"
+        );
+        assert_ne!(checked["digest"], alone["digest"], "{narrowing}");
+    }
+    // Nothing is narrowed.
+    fs::write(&config, format!("[agent]\nprofiles = {own:?}\n")).unwrap();
+    assert_eq!(check(&["--config", shown])["digest"], alone["digest"]);
 }
 
 #[test]

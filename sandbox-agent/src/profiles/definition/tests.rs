@@ -291,9 +291,37 @@ fn the_canonical_form_is_the_documented_one() {
         b"limits.cpus",
         &one,
         b"1500",
-        b"limits.io_per_second",
-        &none,
     ];
-    let fields = fields.iter().copied();
-    assert_eq!(base.digest(), Purpose::Profile.digest_fields(fields));
+    let digest = |fields: &[&[u8]]| Purpose::Profile.digest_fields(fields.iter().copied());
+    assert_eq!(base.digest(), digest(fields));
+    let mut both = base.clone();
+    both.limits.io_bytes_per_s = Some(1 << 20);
+    let io: [&[u8]; 3] = [b"limits.io_per_second", &one, b"1048576"];
+    assert_eq!(both.digest(), digest(&[fields, &io[..]].concat()));
+    let mut neither = base.clone();
+    neither.limits.cpus_milli = None;
+    assert_eq!(neither.digest(), digest(&fields[..fields.len() - 3]));
+}
+
+#[test]
+fn a_profile_keeps_the_digest_that_it_had_before_there_were_limits_that_it_does_not_set() {
+    let strict = "4243b0c9211a969421b78297f2bd6081695bb30e757dcda7ddbae3f419ed7eaf";
+    assert_eq!(BUILT_IN[0].digest().to_string(), strict);
+}
+
+#[test]
+fn a_profile_has_each_limit_of_what_it_extends_that_it_does_not_set_itself() {
+    let base = parsed(
+        "name = \"base\"\n[limits]\ncpu = \"1s\"\nwall = \"2s\"\nmemory = \"64MiB\"\noutput = \"1MiB\"\negress = \"1KiB\"\n\
+         processes = 3\nopen_files = 16\nfile_size = \"2MiB\"\ncpus = 0.5\nio_per_second = \"4MiB\"\n",
+    );
+    let bases = [Arc::new(base.clone())];
+    let extended = |limits: &str| {
+        let text = format!("name = \"p\"\nextends = \"base\"\n[limits]\n{limits}");
+        parse("p.toml", &text, &bases).unwrap_or_else(|faults| panic!("{faults}")).limits
+    };
+    assert_eq!(extended(""), base.limits);
+    assert_eq!(extended("cpus = 2\n"), Ceilings { cpus_milli: Some(2000), ..base.limits });
+    let most = Some(8 << 20);
+    assert_eq!(extended("io_per_second = \"8MiB\"\n"), Ceilings { io_bytes_per_s: most, ..base.limits });
 }
