@@ -1,23 +1,30 @@
 //! The head of a request to the egress proxy, as a program inside a sandbox wrote it: what is asked for, and what is passed on.
 
-use sandbox_agent::egress::{read_head, rule::Asked};
+use sandbox_agent::egress::{MAX_FIELDS, read_head, rule::Asked};
 
 const END: &[u8] = b"\r\n\r\n";
-/// Header fields that a request may have; the proxy adds `Host` and `Connection`.
-const MAX_FIELDS: usize = 64;
 
 /// A head, and maybe what follows it.
 pub(crate) fn head(data: &[u8]) -> bool {
-    let read = read_head(data);
+    let read = read_head(data, 0);
+    // However the bytes come, the same is found. As the proxy does: what was looked at before is not looked at again.
+    let in_two = |split: usize| match read_head(&data[..split], 0) {
+        Ok(None) => read_head(data, split),
+        found => found,
+    };
+    assert_eq!(in_two(somewhere(data)), read);
     let Some(end) = data.windows(END.len()).position(|four| four == END).map(|place| place + END.len())
     else {
         assert!(!matches!(read, Ok(Some(_))), "a head without an end");
         return false;
     };
-    // However the bytes come, the same is found, and not before the end has come.
-    assert_eq!(read_head(&data[..end]), read);
+    // The end itself may come in pieces, and what follows it changes nothing.
+    for split in end - END.len()..=end {
+        assert_eq!(in_two(split), read);
+    }
     let Ok(found) = read else { return false };
-    assert_eq!(read_head(&data[..end - 1]), Ok(None));
+    // Not before the end has come.
+    assert_eq!(read_head(&data[..end - 1], 0), Ok(None));
     let (asked, forwarded, length) = found.expect("a head that has ended is whole or refused");
     assert!(length <= end);
     assert_eq!(Asked::parse(&asked.to_string(), None).as_ref(), Some(&asked));
@@ -25,6 +32,12 @@ pub(crate) fn head(data: &[u8]) -> bool {
         is_one_request(&forwarded, &asked);
     }
     true
+}
+
+/// A place between two bytes, or before or after all, that depends on each of them.
+fn somewhere(data: &[u8]) -> usize {
+    let sum = data.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    sum % (data.len() + 1)
 }
 
 /// What is passed on is one head in origin form, for the host that is checked and for no other.
@@ -36,6 +49,7 @@ fn is_one_request(forwarded: &[u8], asked: &Asked) {
     assert!(target.starts_with('/') && ["HTTP/1.0", "HTTP/1.1"].contains(&version), "{text:?}");
     let fields: Vec<_> =
         lines[1..].iter().map(|line| line.split_once(": ").expect("a name and a value")).collect();
+    // The proxy adds `Host` and `Connection`.
     assert!(fields.len() <= MAX_FIELDS + 2, "{text:?}");
     let values = |name: &str| -> Vec<_> {
         let named = fields.iter().filter(|(field, _)| field.eq_ignore_ascii_case(name));

@@ -26,6 +26,8 @@ pub mod rule;
 mod tests;
 
 pub use account::{Egress, MAX_TARGETS, Target};
+#[doc(hidden)]
+pub use head::MAX_FIELDS;
 pub use rule::Rule;
 
 use self::account::Account;
@@ -72,11 +74,12 @@ impl Default for Bounds {
     }
 }
 
-/// What the head of a request asks for, what is passed on instead of it, and how long it is; `None` if its end has not come. Public for the
-/// crate `fuzz` alone: a program in a sandbox writes these bytes, and only the proxy has a use for what they mean.
+/// What the head of a request asks for, what is passed on instead of it, and how long it is; `None` if its end has not come. In the first
+/// `from` bytes, at most all, it had not. Public for the crate `fuzz` alone: a program in a sandbox writes these bytes, and only the proxy
+/// has a use for what they mean.
 #[doc(hidden)]
-pub fn read_head(bytes: &[u8]) -> Result<Option<ReadHead>, &'static str> {
-    let read = head::read(bytes, 0).map_err(|head::Malformed(reason)| reason)?;
+pub fn read_head(bytes: &[u8], from: usize) -> Result<Option<ReadHead>, &'static str> {
+    let read = head::read(bytes, from).map_err(|head::Malformed(reason)| reason)?;
     Ok(read.map(|head| (head.asked, head.forwarded, head.length)))
 }
 

@@ -5,8 +5,8 @@
 
 use super::rule::Asked;
 
-/// Most header fields.
-const MAX_FIELDS: usize = 64;
+/// Most header fields. Re-exported for the crate `fuzz` alone.
+pub const MAX_FIELDS: usize = 64;
 /// Fields that are between the program and the proxy, or that the proxy writes itself.
 const OWN_FIELDS: [&str; 9] = [
     "host",

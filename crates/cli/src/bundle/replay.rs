@@ -94,7 +94,8 @@ impl Replay {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let key = self.key.as_deref().map(read_key).transpose()?;
         let bytes = read_bundle(&self.directory)?;
-        let (statement, _) = verified(&bytes, key.as_ref()).map_err(refused)?;
+        // Without a key given, the bundle's own: each run is to be signed by whoever signed what it is compared with.
+        let (statement, signer) = verified(&bytes, key.as_ref()).map_err(refused)?;
         let said = &statement.predicate;
         let given = Given::read(&self.directory)?;
         let differences = given.differences(said);
@@ -113,7 +114,7 @@ impl Replay {
         let mut counted = BTreeSet::new();
         for _ in 0..self.runs.get() {
             let answer = agent.execute(request.clone()).await?.into_inner();
-            let run = once(answer, &statement, key.as_ref(), &self.directory).await?;
+            let run = once(answer, &statement, &signer, &self.directory).await?;
             // One execution that is answered again and again would always be equal to itself.
             if !counted.insert(run.execution_id.clone()) {
                 bail!(Refused(format!("the agent answered execution {} twice", run.execution_id)));
@@ -132,7 +133,7 @@ impl Replay {
 async fn once(
     mut answer: tonic::Streaming<v1::ExecuteResponse>,
     statement: &Statement,
-    key: Option<&VerifyingKey>,
+    key: &VerifyingKey,
     directory: &Path,
 ) -> anyhow::Result<Run> {
     let said = &statement.predicate;
@@ -163,7 +164,7 @@ async fn once(
                 if part.bundle.is_empty() {
                     bail!(Refused("the agent answered no bundle".to_owned()));
                 }
-                let (now, _) = verified(&part.bundle, key)
+                let (now, _) = verified(&part.bundle, Some(key))
                     .map_err(|error| Refused(format!("the run's bundle does not hold: {error}")))?;
                 is_of_run(said, &now.predicate, admitted.as_deref(), &part.execution_id)?;
                 let mut first = Vec::new();
@@ -225,7 +226,7 @@ fn limits(limits: &v1::Limits) -> bundle::Limits {
     }
 }
 
-/// Whether what was signed is of this run, and of the same inputs, profile and limits as the bundle.
+/// Whether what was signed is of this run, and for the same tenant and scope, of the same inputs, profile and limits as the bundle.
 fn is_of_run(said: &Execution, now: &Execution, admitted: Option<&str>, id: &str) -> anyhow::Result<()> {
     let paths =
         |result: &ExecutionResult| result.artifacts.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
@@ -234,6 +235,8 @@ fn is_of_run(said: &Execution, now: &Execution, admitted: Option<&str>, id: &str
     let rules = [
         (admitted.is_some(), "no admission came before it"),
         (is_admitted, "it is of another execution"),
+        (now.tenant == said.tenant, "it is of another tenant"),
+        (now.scope == said.scope, "it is of another scope"),
         (is_given, "it is of other inputs"),
         (now.profile == said.profile, "it is of another profile"),
         (now.limits == said.limits, "it is of other limits"),

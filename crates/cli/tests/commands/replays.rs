@@ -82,6 +82,7 @@ fn admitted() -> v1::ExecutionAdmitted {
 /// What is signed of an execution.
 struct Signed {
     number: u32,
+    tenant: &'static str,
     admitted: v1::ExecutionAdmitted,
     /// The file that was taken out, by name.
     output: &'static str,
@@ -89,7 +90,7 @@ struct Signed {
 
 impl Signed {
     fn new(number: u32) -> Self {
-        Self { number, admitted: admitted(), output: "b" }
+        Self { number, tenant: "acme", admitted: admitted(), output: "b" }
     }
 
     fn parts<T>(&self, then: impl FnOnce(&BundleParts<'_>) -> T) -> T {
@@ -111,7 +112,7 @@ impl Signed {
         };
         let seq = u64::from(2 * self.number);
         then(&BundleParts {
-            tenant: "acme",
+            tenant: self.tenant,
             execution_id: &id(self.number),
             skill: "",
             admitted: &self.admitted,
@@ -267,9 +268,13 @@ fn directory() -> tempfile::TempDir {
 /// Runs the bundle again, twice, at an agent whose key is known.
 fn replay(directory: &Path, agent: SocketAddr) -> Said {
     let key = hex::encode(agents_key().verifying_key().as_bytes());
+    replay_with(directory, agent, &["--key", key.as_str()])
+}
+
+fn replay_with(directory: &Path, agent: SocketAddr, key: &[&str]) -> Said {
     let agent = agent.to_string();
-    let rest = ["--runs", "2", "--key", key.as_str(), "--grpc", agent.as_str()];
-    exchequer([&["replay", directory.to_str().unwrap()], &rest[..]].concat())
+    let first = ["replay", directory.to_str().unwrap(), "--runs", "2", "--grpc", agent.as_str()];
+    exchequer([&first[..], key].concat())
 }
 
 /// What is changed of an honest answer, and what is said of it.
@@ -291,19 +296,28 @@ fn an_honest_agent_is_believed() {
     let (runtime, directory) = (Runtime::new().unwrap(), directory());
     let said = replay(directory.path(), serve(&runtime, |_| {})).ok();
     assert!(said.starts_with("EQUAL: 2 of 2 runs"), "{said}");
+    let said = replay_with(directory.path(), serve(&runtime, |_| {}), &[]).ok();
+    assert!(said.starts_with("EQUAL: 2 of 2 runs"), "{said}");
+}
+
+/// Signs the answer as another agent would.
+fn signed_by_a_stranger(answer: &mut Answer) {
+    let bundle = Signed::new(answer.number).by(&SigningKey::from_bytes(&[8; 32]));
+    answer.hands_out(bundle);
+}
+
+#[test]
+fn without_a_known_key_a_run_is_signed_by_the_key_of_the_bundle() {
+    let (runtime, directory) = (Runtime::new().unwrap(), directory());
+    let said = replay_with(directory.path(), serve(&runtime, signed_by_a_stranger), &[]);
+    said.fails(1, &["the run's bundle does not hold: it is signed with key"]);
+    assert_eq!(said.stdout, "");
 }
 
 #[test]
 fn a_bundle_that_the_known_key_did_not_sign_is_no_answer() {
     check(&[
-        (
-            |answer| {
-                let stranger = SigningKey::from_bytes(&[8; 32]);
-                let bundle = Signed::new(answer.number).by(&stranger);
-                answer.hands_out(bundle);
-            },
-            "the run's bundle does not hold: it is signed with key",
-        ),
+        (signed_by_a_stranger, "the run's bundle does not hold: it is signed with key"),
         (
             |answer| {
                 let key = agents_key().verifying_key();
@@ -366,6 +380,14 @@ fn a_bundle_of_anything_but_the_run_is_no_answer() {
                 });
             },
             "the run's bundle is not the run's: it is of other inputs",
+        ),
+        (
+            |answer| answer.signs(|signed| signed.tenant = "globex"),
+            "the run's bundle is not the run's: it is of another tenant",
+        ),
+        (
+            |answer| answer.signs(|signed| signed.admitted.scope = "acme/other".into()),
+            "the run's bundle is not the run's: it is of another scope",
         ),
         // The digest is of all inputs; the list has to agree with it.
         (
