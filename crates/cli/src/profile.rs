@@ -90,8 +90,12 @@ impl Profile {
 fn run_check(check: &Check) -> anyhow::Result<ExitCode> {
     // Not to be read is another answer than to be faulty.
     fs::File::open(&check.file).with_context(|| check.file.display().to_string())?;
-    let read =
-        |reader: &mut Reader, read_only: &[PathBuf]| (Ceiling::read(reader, read_only), read_only.to_vec());
+    let read = |reader: &mut Reader, read_only: &[PathBuf]| {
+        // Known keys, and about other files than this one.
+        let _ = reader.optional::<PathBuf>("agent.profiles");
+        let _ = reader.optional::<String>("agent.default_profile");
+        (Ceiling::read(reader, read_only), read_only.to_vec())
+    };
     let config = check.common.config.as_deref().map(|config| configured(config, read)).transpose()?;
     let checked = load(&check.file).and_then(|profile| {
         let name = profile.sandbox.name.clone();

@@ -282,7 +282,8 @@ impl Supervisors {
         while let Ok(Some(ended)) = sys::wait(None, false) {
             self.ready.retain(|ready| ready.pid != ended.pid);
             if self.cgroups.is_keeper(ended.pid) {
-                self.cgroups.replace_keeper(single);
+                let in_use = self.running.values().filter_map(|(_, leaf)| *leaf).collect::<Vec<_>>();
+                self.cgroups.replace_keeper(single, &in_use);
                 continue;
             }
             let Some((work, leaf)) = self.running.remove(&ended.pid) else {

@@ -51,11 +51,12 @@ impl Stock {
     /// With a keeper, if there is anything to keep.
     pub(in super::super) fn open(parent: Arc<Parent>, single: SingleThreaded) -> Self {
         let mut stock = Self { parent, keeper: None, keepers: 0, own: OWN_RANGE, ordered: 0 };
-        stock.start_keeper(single);
+        stock.start_keeper(single, &[]);
         stock
     }
 
-    fn start_keeper(&mut self, single: SingleThreaded) {
+    /// `in_use`: leaves that executions have; all others that are there were another keeper's.
+    fn start_keeper(&mut self, single: SingleThreaded, in_use: &[u64]) {
         if !self.parent.is_of_use() {
             return;
         }
@@ -63,10 +64,13 @@ impl Stock {
         self.keepers += 1;
         let first = self.keepers * RANGE;
         let parent = &self.parent;
+        // Here, before the helper makes another for itself.
+        let left = parent.leaves().into_iter().filter(|number| !in_use.contains(number));
+        let over = left.map(|number| Over { number, killed: false }).collect();
         let forked = single.fork(|| {
             // Anything else held open here would hide the helper's death from somebody.
             let kept = parent.locks().chain([theirs.as_fd()]).collect::<Vec<_>>();
-            sys::keep_only(&kept).map_or(1, |()| keep(parent, &theirs, first))
+            sys::keep_only(&kept).map_or(1, |()| keep(parent, &theirs, first, over))
         });
         // Without one the helper makes and removes leaves itself; only a crash's remains wait for the next start.
         if let Ok(pid) = forked {
@@ -80,10 +84,10 @@ impl Stock {
         self.keeper.as_ref().is_some_and(|(keeper, _)| *keeper == pid)
     }
 
-    /// Replaces a keeper that ended.
-    pub(in super::super) fn replace_keeper(&mut self, single: SingleThreaded) {
-        self.keeper = None;
-        self.start_keeper(single);
+    /// Replaces a keeper that ended by one that removes what that had made and not handed out, or was about to remove.
+    pub(in super::super) fn replace_keeper(&mut self, single: SingleThreaded, in_use: &[u64]) {
+        (self.keeper, self.ordered) = (None, 0);
+        self.start_keeper(single, in_use);
     }
 
     /// A leaf that nobody had before, if this host has any to give.
@@ -136,13 +140,12 @@ struct Over {
     killed: bool,
 }
 
-/// The keeper's life.
-fn keep(parent: &Parent, link: &OwnedFd, first: u64) -> i32 {
+/// The keeper's life. `over`: leaves to begin with that nobody has any more.
+fn keep(parent: &Parent, link: &OwnedFd, first: u64, mut over: Vec<Over>) -> i32 {
     // For people who look at process lists, and nothing else.
     let _ = rustix::thread::set_name(NAME);
     let mut next = first;
     let mut make = READY;
-    let mut over: Vec<Over> = vec![];
     loop {
         while make > 0 {
             make -= 1;
