@@ -1,7 +1,10 @@
-//! One execution in its surroundings, from the request to the outcome: read-back, clocks, kill, accounting.
+//! One execution in its surroundings, from the request to the outcome: read-back, clocks, kill.
 //!
-//! Leaves out how the surroundings are built ([`super::supervisor`]). Invariant: there is an outcome only when init says that
+//! Leaves out how the surroundings are built ([`super::supervisor`]), and which cause stands and what is accounted ([`ending`]).
+//! Invariant: there is an outcome only when init says that
 //! nothing is left, or when init is gone and what it left is killed.
+
+mod ending;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::ending::{Ending, cause_of};
 use super::cgroup::{self, Leaf};
 use super::channel;
 use super::control::Layer;
-use super::outcome::{ExitCause, FileProblem, MemorySource, Usage};
+use super::outcome::{ExitCause, FileProblem};
 use super::readback::{self, Standing};
 use super::rlimits;
 use super::spec::Spec;
@@ -22,7 +26,7 @@ use super::supervisor::Tree;
 use super::sys;
 use super::tree;
 use super::wire::{
-    CpuAndFaults, Ended, GO, InitReport, KillReason, Order, Program, Ready, Refusal, Report, Request, Said,
+    CpuAndFaults, GO, InitReport, KillReason, Order, Program, Ready, Refusal, Report, Request, Said,
 };
 
 /// How long the payload may take to be ready for its program, inputs put in their places included.
@@ -46,7 +50,6 @@ pub(super) struct Given<'a> {
 
 /// Why there are no files.
 pub(super) const NOT_RUN: &str = "the program did not run";
-const INIT_LOST: &str = "the process that hands it out was lost";
 
 pub(super) fn no_files(spec: &Spec, problem: &str) -> Vec<Option<FileProblem>> {
     spec.outputs.iter().map(|_| Some(FileProblem(problem.to_owned()))).collect()
@@ -63,19 +66,6 @@ enum Source {
     Payload,
     Agent,
     Helper,
-}
-
-/// How the execution ends, from the moment that is known until its last process is gone.
-struct Ending {
-    cause: Cause,
-    since: Instant,
-}
-
-/// Why it ends.
-enum Cause {
-    Known(ExitCause),
-    /// Released, and nobody saw the program's end.
-    Lost(String),
 }
 
 pub(super) struct Execution<'a> {
@@ -284,38 +274,6 @@ impl<'a> Execution<'a> {
 
     fn wall_deadline(&self) -> Option<Instant> {
         Some(self.released? + Duration::from_millis(self.spec.limits.wall_ms))
-    }
-
-    /// The first cause stands: what comes later is its consequence.
-    fn stop(&mut self, cause: ExitCause) {
-        self.end(Cause::Known(cause));
-    }
-
-    /// What kept the end from being seen. Before the release there is nothing to be lost.
-    fn lose(&mut self, why: impl Into<String>) {
-        let why = why.into();
-        if self.released.is_some() {
-            self.end(Cause::Lost(why));
-        } else {
-            self.stop(launch_failed(why, &io::Error::from_raw_os_error(libc::ECHILD)));
-        }
-    }
-
-    /// A step of the engine's failed.
-    fn fail(&mut self, stage: &str, error: &io::Error) {
-        if self.released.is_some() {
-            self.end(Cause::Lost(format!("{stage}: {error}")));
-        } else {
-            self.stop(launch_failed(stage, error));
-        }
-    }
-
-    fn end(&mut self, cause: Cause) {
-        if self.ending.is_none() {
-            self.ending = Some(Ending { cause, since: Instant::now() });
-            // Without one it does not get as far as killing and reaping.
-            self.give_order();
-        }
     }
 
     fn check_clocks(&mut self) {
@@ -539,50 +497,6 @@ impl<'a> Execution<'a> {
         }
         self.give_order();
     }
-
-    fn outcome(&mut self, init_usage: Option<CpuAndFaults>) -> (Report, Vec<OwnedFd>) {
-        const BLOCK_BYTES: u64 = 512;
-        // If nothing else is known it is because init, which would know, is gone.
-        self.lose("its init ended");
-        let cause = match self.ending.take().map(|ending| ending.cause) {
-            Some(Cause::Known(cause)) => cause,
-            Some(Cause::Lost(why)) => return (Report::Lost(why), vec![]),
-            None => return (Report::Lost(String::new()), vec![]),
-        };
-        let counted = self.leaf.as_ref().map(Leaf::counted).unwrap_or_default();
-        let cause = match cause {
-            // What memory ran out for may be another of its processes than the one that ended it.
-            ExitCause::Exited { .. } | ExitCause::Signaled { .. } if counted.out_of_memory => {
-                ExitCause::OutOfMemory
-            }
-            other => other,
-        };
-        let end = self.done.as_ref().map_or_else(Instant::now, |done| done.at);
-        let used = self.done.as_ref().map(|done| done.usage).or(init_usage).unwrap_or_default();
-        let Some(from) = self.released else {
-            let files = no_files(self.spec, NOT_RUN);
-            return (Report::Finished(Ended { cause, usage: Usage::default(), files }), vec![]);
-        };
-        let own = self.before;
-        let usage = Usage {
-            cpu_user_us: used.user_us.saturating_sub(own.user_us),
-            cpu_system_us: used.system_us.saturating_sub(own.system_us),
-            peak_memory_bytes: used.max_rss_kib.saturating_mul(1024),
-            memory_source: MemorySource::Wait4,
-            minor_faults: used.minor_faults.saturating_sub(own.minor_faults),
-            major_faults: used.major_faults.saturating_sub(own.major_faults),
-            read_bytes: used.blocks_in.saturating_sub(own.blocks_in).saturating_mul(BLOCK_BYTES),
-            written_bytes: used.blocks_out.saturating_sub(own.blocks_out).saturating_mul(BLOCK_BYTES),
-            wall_ns: u64::try_from(end.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX),
-            ..Usage::default()
-        };
-        let usage = counted.replace_in(usage);
-        let (files, fds) = match self.done.take() {
-            Some(done) => (done.files, done.fds),
-            None => (no_files(self.spec, INIT_LOST), vec![]),
-        };
-        (Report::Finished(Ended { cause, usage, files }), fds)
-    }
 }
 
 /// The working directory's place in the host's tree where there is no private root.
@@ -590,16 +504,5 @@ fn fallback_cwd(spec: &Spec, fallback_work: &Path) -> PathBuf {
     match spec.cwd.strip_prefix(&spec.profile.work.path) {
         Ok(below) => fallback_work.join(below),
         Err(_) => spec.cwd.clone(),
-    }
-}
-
-fn cause_of(status: i32) -> ExitCause {
-    if libc::WIFEXITED(status) {
-        return ExitCause::Exited { code: libc::WEXITSTATUS(status) };
-    }
-    match libc::WTERMSIG(status) {
-        libc::SIGSYS => ExitCause::Seccomp,
-        libc::SIGXCPU => ExitCause::CpuLimit,
-        signal => ExitCause::Signaled { signal },
     }
 }
