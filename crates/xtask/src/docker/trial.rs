@@ -103,15 +103,14 @@ impl<'engine> Stack<'engine> {
         wait_for("metering", || self.ask(&admin, &["budget", "set", "--scope", TENANT, "invocations=1"]))?;
         wait_for("the agent", || get(AGENT_HTTP, "/readyz"))?;
 
-        let controls = self.ask(&admin, &["agent", "capabilities", "--format", "json"])?;
-        let (enforced, missing) = (controls.matches("ENFORCED").count(), missing_controls(&controls));
-        if enforced == 0 || missing > 0 {
-            return Err(format!(
-                "the agent's sandbox enforces {enforced} controls and lacks {missing}:\n{controls}"
-            ));
+        let controls = self.ask(&admin, &["agent", "capabilities"])?;
+        let (enforced, missing) = (with_status(&controls, &["enforced"]), missing_controls(&controls));
+        if enforced.is_empty() || missing.iter().any(|name| !NOT_REQUIRED.contains(name)) {
+            return Err(format!("the agent's sandbox shows {enforced:?} and lacks {missing:?}:\n{controls}"));
         }
         println!(
-            "the agent's sandbox, as read back from the kernel: {enforced} controls enforced, none missing"
+            "the agent's sandbox, by attacks made just now: {} controls enforced, missing or not shown {missing:?}",
+            enforced.len()
         );
 
         let user = self.token("somebody", &["--role", "user", "--tenant", TENANT])?;
@@ -248,8 +247,18 @@ fn public_key(log: &str) -> Option<String> {
     (digits.len() == 64).then_some(digits)
 }
 
-fn missing_controls(controls: &str) -> usize {
-    controls.matches("UNAVAILABLE").count() + controls.matches("DEGRADED").count()
+/// What compose.yaml does without: cgroups, by configuration; and what would show the mount namespace, whose probe asks a
+/// /proc that can't be mounted there (it is read back all the same, or the execution below would be refused).
+const NOT_REQUIRED: [&str; 2] = ["mount_namespace", "cgroup"];
+
+fn missing_controls(shown: &str) -> Vec<&str> {
+    with_status(shown, &["unavailable", "degraded"])
+}
+
+/// The controls that are listed with one of these.
+fn with_status<'a>(shown: &'a str, wanted: &[&str]) -> Vec<&'a str> {
+    let rows = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row.get(1).is_some_and(|status| wanted.contains(status))).map(|row| row[0]).collect()
 }
 
 /// 32 hexadecimal digits from the kernel. A leading letter keeps NATS from reading a number.
@@ -274,6 +283,13 @@ mod tests {
         assert_eq!(body("HTTP/1.0 200 OK\r\na: b\r\n\r\nkey\n"), Some("key"));
         assert_eq!(body("HTTP/1.0 503 Service Unavailable\r\n\r\n{}"), None);
         assert_eq!(body("HTTP/1.0 200 OK\r\n"), None);
+    }
+
+    #[test]
+    fn controls_are_told_apart_by_their_status() {
+        let shown = "CONTROL  STATUS  ATTACK\npid_namespace  enforced  x\ncgroup  unavailable  enforced\n";
+        assert_eq!(with_status(shown, &["enforced"]), ["pid_namespace"]);
+        assert_eq!(missing_controls(shown), ["cgroup"]);
     }
 
     #[test]
