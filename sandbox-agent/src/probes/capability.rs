@@ -4,6 +4,7 @@
 //! that layer alone and succeeded without it, both just now.
 
 use super::{
+    Seen,
     stage::ProbeError,
     suite::{Report, Suite, Verdict},
     table::{self, Probe},
@@ -67,8 +68,46 @@ fn status(control: &Control, report: &Report) -> Status {
     let by_this = report.guard.and_then(super::Guard::layer) == Some(control.layer);
     match (control.status, report.verdict) {
         (ControlStatus::Unavailable, _) => Status::Unavailable,
+        // Something stopped the attack, and not as this layer does: it shows nothing of it, as where there is no /proc to ask.
+        (ControlStatus::Enforced, Verdict::Broken) if matches!(report.seen, Some(Seen::Errno(_))) => {
+            Status::Unverified
+        }
         (ControlStatus::Degraded, _) | (ControlStatus::Enforced, Verdict::Broken) => Status::Degraded,
         (ControlStatus::Enforced, Verdict::Held) if by_this => Status::Enforced,
         (ControlStatus::Enforced, _) => Status::Unverified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probes::{Guard, PROBES};
+
+    #[test]
+    fn an_attack_that_something_else_stopped_shows_nothing_and_one_that_succeeded_shows_a_hole() {
+        let control = Control {
+            layer: Layer::MountNamespace,
+            status: ControlStatus::Enforced,
+            evidence: String::new(),
+            remedy: String::new(),
+        };
+        let told = |verdict, seen| {
+            let report = Report {
+                probe: &PROBES[0][0],
+                only: None,
+                verdict,
+                guard: Some(Guard::Layer(Layer::MountNamespace)),
+                expected: String::new(),
+                observed: String::new(),
+                control: String::new(),
+                seen: Some(seen),
+            };
+            status(&control, &report)
+        };
+        assert!(matches!(told(Verdict::Held, Seen::words("another namespace")), Status::Enforced));
+        assert!(matches!(told(Verdict::Broken, Seen::Errno(libc::ENOENT)), Status::Unverified));
+        assert!(matches!(told(Verdict::Broken, Seen::Done), Status::Degraded));
+        let each = Seen::Each(vec![("1".to_owned(), Seen::Errno(libc::EPERM)), ("2".to_owned(), Seen::Done)]);
+        assert!(matches!(told(Verdict::Broken, each), Status::Degraded));
     }
 }
